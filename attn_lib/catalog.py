@@ -1,0 +1,245 @@
+"""The one table of modules: everything that tests, measurements and pages know about a module.
+
+A module enters the table by decorating its class with `register`; nothing else keeps a list.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import import_module, util
+from pkgutil import iter_modules
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FAMILIES = {
+    "channel": "Channel",
+    "spatial": "Spatial",
+    "channel_spatial": "Channel and spatial",
+    "branch": "Branch",
+    "temporal": "Temporal",
+    "self_attention": "Self-attention",
+    "mlp": "MLP",
+    "conv": "Convolution",
+    "fusion": "Fusion",
+}
+
+SYMMETRIES = {
+    "channel_permutation": "permuting the channels of the input permutes those of the output",
+    "spatial_permutation": "permuting the positions in any way permutes the output alike",
+    "row_column_permutation": "permuting whole rows and whole columns permutes the output alike",
+    "translation": "shifting an object on an empty canvas shifts the output, away from the border",
+    "flip_h": "turning the image upside down does so to the output",
+    "flip_w": "mirroring the image left to right mirrors the output",
+    "transpose": "exchanging rows and columns does so in the output",
+    "scaling": "multiplying the input by a > 0 multiplies the output by a",
+}
+
+CONTRACT = {
+    "odd_sizes": "odd and non-square sizes",
+    "batch_one": "a batch of one, in training mode",
+    "half": "bfloat16 and float16",
+    "compile": "torch.compile(fullgraph=True)",
+    "export": "torch.export",
+}
+
+DEFAULT_SIZE = {"H": 12, "W": 16, "N": 20, "T": 10}
+
+_ENTRIES: dict[str, "Entry"] = {}
+_discovered = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+        id: short name, also the file's and the chapter's ("se").
+        cls: the class.
+        family: one of `FAMILIES`.
+        name: the mechanism's name in running text ("Squeeze-and-Excitation").
+        summary: one sentence: what it does that the previous idea could not.
+        paper: key of the paper in `book/references.bib`.
+        title, venue, year, arxiv: the paper; `arxiv` is its number or None.
+        code: address of the authors' released code, or None.
+        layout: axes of the inputs, separated by commas for several inputs ("B C H W").
+        output: axes of the output; primed letters where a size may differ from the input's.
+        example: options of a small runnable instance.
+        variants: further named sets of options, tested like the example.
+        inputs: makes the inputs where random normal tensors of `layout` would not do;
+            called as `inputs(shapes, generator)` with one shape tuple an input.
+        identity_at_init: whether a fresh module returns its (first) input exactly.
+        commutes_with: names from `SYMMETRIES` that hold for any weights; those not named are broken.
+        forbids: property of `CONTRACT` that the paper itself rules out -> the reason.
+        builds_on: ids of the modules it grew out of.
+    """
+
+    id: str
+    cls: type[nn.Module]
+    family: str
+    name: str
+    summary: str
+    paper: str
+    title: str
+    venue: str
+    year: int
+    layout: str
+    example: Mapping[str, Any]
+    output: str = ""
+    arxiv: str | None = None
+    code: str | None = None
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    inputs: Callable[[list[tuple[int, ...]], torch.Generator], tuple[Tensor, ...]] | None = None
+    identity_at_init: bool = False
+    commutes_with: frozenset[str] = frozenset()
+    forbids: Mapping[str, str] = field(default_factory=dict)
+    builds_on: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _member("family", self.family, FAMILIES)
+        for symmetry in self.commutes_with:
+            _member("commutes_with", symmetry, SYMMETRIES)
+        for rule in self.forbids:
+            _member("forbids", rule, CONTRACT)
+        frozen = {name: MappingProxyType(dict(options)) for name, options in self.variants.items()}
+        object.__setattr__(self, "variants", MappingProxyType(frozen))
+        object.__setattr__(self, "example", MappingProxyType(dict(self.example)))
+        object.__setattr__(self, "forbids", MappingProxyType(dict(self.forbids)))
+        object.__setattr__(self, "commutes_with", frozenset(self.commutes_with))
+        object.__setattr__(self, "output", self.output or self.layout.split(",")[0].strip())
+
+    @property
+    def chapter(self) -> str:
+        """Path of the chapter from the book's root, without its ending."""
+        return f"chapters/{self.family}/{self.id}"
+
+    def options(self, variant: str | None = None) -> dict[str, Any]:
+        """The example's options, or those of a variant."""
+        if variant is None:
+            return dict(self.example)
+        _member("variant", variant, self.variants)
+        return dict(self.variants[variant])
+
+    def shapes(self, batch: int = 2, size: tuple[int, ...] | None = None, variant: str | None = None):
+        """Shapes of the inputs: one tuple an input.
+
+        Args:
+            batch: size of axis B.
+            size: sizes of the axes other than B and C, in the order in which `layout` names them
+                ((H, W), (N,), (T, N), (T, H, W)); small and non-square when None.
+        """
+        options = self.options(variant)
+        axes = [part.split() for part in self.layout.split(",")]
+        free = list(dict.fromkeys(a for part in axes for a in part if a not in "BC" and not a.isdigit()))
+        if size is None:
+            size = tuple(DEFAULT_SIZE[a] for a in free)
+        if len(size) != len(free):
+            raise ValueError(f"size={size} must hold {len(free)} numbers ({', '.join(free)}) for module {self.id!r}")
+        known = {"B": batch, "C": options.get("channels", options.get("dim")), **dict(zip(free, size, strict=True))}
+        return [tuple(int(a) if a.isdigit() else known[a] for a in part) for part in axes]
+
+    def make_inputs(self, batch: int = 2, size: tuple[int, ...] | None = None, *, variant: str | None = None,
+                    seed: int = 0) -> tuple[Tensor, ...]:
+        """Seeded float32 inputs on the CPU; arguments as in `shapes`."""
+        generator = torch.Generator().manual_seed(seed)
+        shapes = self.shapes(batch, size, variant)
+        if self.inputs is not None:
+            return self.inputs(shapes, generator)
+        return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+def register(id: str, **fields: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Class decorator that enters a module into the table; `fields` are those of `Entry`."""
+
+    def enter(cls: type[nn.Module]) -> type[nn.Module]:
+        if id in _ENTRIES:
+            raise ValueError(f"id={id!r} is taken by {_ENTRIES[id].cls.__name__}; ids must be unique")
+        _ENTRIES[id] = Entry(id=id, cls=cls, **fields)
+        return cls
+
+    return enter
+
+
+def list_modules(family: str | None = None) -> list[str]:
+    """Ids of all modules, sorted; of one family if named.
+
+    Raises:
+        ValueError: if there is no such family.
+    """
+    _discover()
+    if family is not None:
+        _member("family", family, FAMILIES)
+    return sorted(id for id, e in _ENTRIES.items() if family in (None, e.family))
+
+
+def entry(id: str) -> Entry:
+    """The row of the table for one module.
+
+    Raises:
+        ValueError: if there is no module of that id; names the nearest.
+    """
+    _discover()
+    _member("id", id, _ENTRIES)
+    return _ENTRIES[id]
+
+
+def create(id: str, **options: Any) -> nn.Module:
+    """A new module: `create("se", channels=64)` is `SEAttention(64)`.
+
+    Raises:
+        ValueError: if there is no module of that id, or an option is unknown or missing.
+    """
+    cls = entry(id).cls
+    try:
+        return cls(**options)
+    except TypeError as error:
+        # Python's own sentence names the argument; a TypeError from deeper down is a bug and stays one.
+        if "__init__()" in str(error):
+            raise ValueError(f"create({id!r}): {str(error).replace('.__init__()', '')}") from None
+        raise
+
+
+def example(id: str, variant: str | None = None, *, batch: int = 2, size: tuple[int, ...] | None = None,
+            seed: int = 0, generic: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A small runnable instance and its inputs; the global random state is left as it was.
+
+    Args:
+        id: the module.
+        variant: one of `entry(id).variants`, or None for the plain example.
+        batch, size: see `Entry.shapes`.
+        seed: of the weights and the inputs.
+        generic: draw every parameter anew at random, so that no zero initialisation hides anything.
+    """
+    e = entry(id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = e.cls(**e.options(variant))
+        if generic:
+            with torch.no_grad():
+                for p in module.parameters():
+                    p.copy_(torch.randn_like(p) * (0.5 if p.ndim < 2 else p[0].numel() ** -0.5))
+    return module, e.make_inputs(batch, size, variant=variant, seed=seed)
+
+
+def _discover() -> None:
+    """Import every module file of every family once; importing a file registers its class."""
+    global _discovered
+    if _discovered:
+        return
+    _discovered = True  # first: a family's file may ask the catalog while it is being imported
+    package = __name__.rpartition(".")[0]
+    for family in FAMILIES:
+        if util.find_spec(f"{package}.{family}") is None:
+            continue
+        folder = import_module(f"{package}.{family}")
+        for file in iter_modules(folder.__path__):
+            import_module(f"{package}.{family}.{file.name}")
+
+
+def _member(what: str, value: str, choices) -> None:
+    if value not in choices:
+        near = get_close_matches(str(value), list(choices), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{what}={value!r} must be one of {', '.join(choices) or '(none)'}{hint}")

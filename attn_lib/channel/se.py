@@ -1,0 +1,65 @@
+"""Squeeze-and-Excitation: a gate for every channel, computed from all of them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..catalog import register
+from ..checks import check_at_most, check_feature_map, check_int
+from ..tap import tap
+
+
+@register(
+    "se",
+    family="channel",
+    name="Squeeze-and-Excitation",
+    summary="It looks at the whole image before it decides how much each channel may say.",
+    paper="hu2018squeeze",
+    title="Squeeze-and-Excitation Networks",
+    venue="CVPR",
+    year=2018,
+    arxiv="1709.01507",
+    code="https://github.com/hujie-frank/SENet",
+    layout="B C H W",
+    example=dict(channels=64),
+    variants={"no bias": dict(channels=16, reduction=4, bias=False), "narrow": dict(channels=6, reduction=6)},
+    commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+)
+class SEAttention(nn.Module):
+    """Squeeze-and-Excitation: y = s · x with s = σ(W₂ δ(W₁ z)), z = mean of x over H and W, δ = ReLU.
+
+    W₁ is C/r × C and W₂ is C × C/r, both with a bias as in the authors' release; most copies drop it. C/r is
+    rounded down where r does not divide C.
+
+    Args:
+        channels: C, at least 1.
+        reduction: r, from 1 to C; the paper's default is 16.
+        bias: whether W₁ and W₂ carry a bias.
+
+    Shape:
+        x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
+
+    Raises:
+        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+
+    Paper:
+        Hu, Shen and Sun, Squeeze-and-Excitation Networks, CVPR 2018, arXiv 1709.01507.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        self.reduction = check_int("reduction", reduction)
+        check_at_most("reduction", reduction, "channels", channels)
+        hidden = channels // reduction
+        self.W1 = nn.Linear(channels, hidden, bias=bias)
+        self.W2 = nn.Linear(hidden, channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels)
+        z = tap("z", x.mean((2, 3)), "B C")                              # squeeze, eq. 2
+        s = tap("s", torch.sigmoid(self.W2(F.relu(self.W1(z)))), "B C")  # excite,  eq. 3
+        return tap("y", x * s[:, :, None, None], "B C H W")              # scale,   eq. 4
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, reduction={self.reduction}"

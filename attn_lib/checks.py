@@ -1,0 +1,71 @@
+"""Checks of arguments and shapes that end in a `ValueError` a person can act on.
+
+Each message names the argument, what it was, and what it must be. Under `torch.compile` and `torch.export` the
+checks are ordinary guards on shapes: they cost nothing at run time.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor
+
+
+def check_int(name: str, value: Any, at_least: int = 1) -> int:
+    """`value` as an int that is at least `at_least`; bools and floats are refused."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {at_least}")
+    return value
+
+
+def check_odd(name: str, value: Any) -> int:
+    """`value` as a positive odd integer (a kernel that has a centre)."""
+    if check_int(name, value) % 2 == 0:
+        raise ValueError(f"{name}={value} must be odd, so that the kernel has a centre")
+    return value
+
+
+def check_divisible(name: str, value: int, by_name: str, by: int) -> int:
+    """The quotient `value // by`, which must be exact."""
+    if value % by:
+        raise ValueError(f"{name}={value} must be divisible by {by_name}={by}")
+    return value // by
+
+
+def check_at_most(name: str, value: float, limit_name: str, limit: float) -> None:
+    """`value` must not exceed another argument."""
+    if value > limit:
+        raise ValueError(f"{name}={value} must be at most {limit_name}={limit}")
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """`value` must be one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+
+
+def check_tensor(x: Any, dims: str, sizes: dict[str, int] | None = None, name: str = "x") -> Tensor:
+    """`x` must be a non-empty floating-point tensor with the axes `dims`.
+
+    Args:
+        dims: axes in symbols, such as "B C H W".
+        sizes: axes whose size is fixed, such as {"C": 64}.
+    """
+    axes = dims.split()
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor of shape ({', '.join(axes)}), not {type(x).__name__}")
+    shape = tuple(x.shape)
+    if len(shape) != len(axes):
+        raise ValueError(f"{name} has shape {shape}; it must have {len(axes)} axes ({', '.join(axes)})")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} has dtype {x.dtype}; it must be a floating-point tensor")
+    for axis, size in zip(axes, shape, strict=True):
+        if size == 0:
+            raise ValueError(f"{name} has shape {shape}; axis {axis} must not be empty")
+        if sizes and axis in sizes and size != sizes[axis]:
+            raise ValueError(f"{name} has shape {shape}; axis {axis} must be {sizes[axis]}, not {size}")
+    return x
+
+
+def check_feature_map(x: Any, channels: int, name: str = "x") -> Tensor:
+    """`x` must be a feature map (B, C, H, W) with C = `channels`."""
+    return check_tensor(x, "B C H W", {"C": channels}, name)

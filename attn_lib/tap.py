@@ -1,0 +1,170 @@
+"""Naming intermediate tensors, and recording them.
+
+A module passes each tensor that its paper names through `tap`, which returns it unchanged:
+
+    z = tap("z", x.mean((2, 3)), "B C")
+
+Inside `with trace() as t:` it is also recorded. Outside, `tap` costs one look at an empty list; it leaves no
+mark on `torch.compile(fullgraph=True)` or `torch.export`, which see a plain Python `if` on that list.
+"""
+
+import ast
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_ACTIVE: list["trace"] = []
+
+
+def tap(name: str, tensor: Tensor, dims: str = "") -> Tensor:
+    """Return `tensor`; inside a trace, record it under `name`.
+
+    Args:
+        name: the paper's symbol.
+        dims: the axes in symbols, separated by spaces ("B C H W"); arithmetic such as "H+W-1" is allowed.
+            Tests hold that one letter means one size throughout a forward pass.
+    """
+    if tracing():
+        _ACTIVE[-1]._record(name, tensor, dims)
+    return tensor
+
+
+def tracing() -> bool:
+    """Whether a trace is recording: the only case in which a module should materialise what it can fuse."""
+    return bool(_ACTIVE) and not torch.compiler.is_compiling()
+
+
+class trace:
+    """Context manager that records what passes through `tap`.
+
+    Args:
+        model: with a model given, names carry the path of the sub-module they come from: "layer1.0.se.s".
+
+    A name that occurs again is numbered: "A", "A:2", "A:3". Tensors are kept as they are, with their autograd
+    history, until the trace itself is let go.
+
+    >>> with attn_lib.trace() as t:
+    ...     y = se(x)
+    >>> t["s"], t.shapes(), t.dims("s")
+    """
+
+    def __init__(self, model: nn.Module | None = None):
+        self._model = model
+        self._tensors: dict[str, Tensor] = {}
+        self._dims: dict[str, str] = {}
+        self._path: list[str] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> "trace":
+        if self._model is not None:
+            for path, module in self._model.named_modules():
+                if path:
+                    self._hooks += [
+                        module.register_forward_pre_hook(lambda *_, path=path: self._path.append(path)),
+                        module.register_forward_hook(lambda *_: self._leave(), always_call=True),
+                    ]
+        _ACTIVE.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _ACTIVE.remove(self)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._path.clear()
+
+    def _leave(self) -> None:
+        self._path.pop()
+
+    def _record(self, name: str, tensor: Tensor, dims: str) -> None:
+        name = ".".join([*self._path[-1:], name])
+        count, base = 1, name
+        while name in self._tensors:
+            count += 1
+            name = f"{base}:{count}"
+        self._tensors[name] = tensor
+        self._dims[name] = dims
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise KeyError(f"{name!r} was not recorded; the trace holds: {', '.join(self._tensors) or 'nothing'}")
+        return self._tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def names(self) -> list[str]:
+        """Recorded names, in the order of the forward pass."""
+        return list(self._tensors)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape."""
+        return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+
+    def dims(self, name: str) -> str:
+        """The axes in symbols ("B C H W"), or "" where the module does not say."""
+        self[name]
+        return self._dims[name]
+
+    def sizes(self) -> dict[str, int]:
+        """Letter -> size, read from all shapes and dims together.
+
+        Raises:
+            ValueError: if a letter stands for two sizes, or a shape has not the axes it claims.
+        """
+        sizes: dict[str, int] = {}
+        claims = [(name, self._dims[name].split(), shape) for name, shape in self.shapes().items() if self._dims[name]]
+        for name, axes, shape in claims:
+            if len(axes) != len(shape):
+                raise ValueError(f"{name!r} has shape {shape} but claims axes {' '.join(axes)!r}")
+            for axis, size in zip(axes, shape, strict=True):
+                if axis.isidentifier() and sizes.setdefault(axis, size) != size:
+                    raise ValueError(f"axis {axis} is {sizes[axis]} elsewhere but {size} in {name!r} {shape}")
+        for name, axes, shape in claims:
+            for axis, size in zip(axes, shape, strict=True):
+                if not axis.isidentifier() and (value := _evaluate(axis, sizes)) != size:
+                    raise ValueError(f"axis {axis} is {value} by its formula but {size} in {name!r} {shape}")
+        return sizes
+
+    def check(self, name: str, mine: Tensor) -> None:
+        """Print that `mine` equals what the library computed under `name`.
+
+        Equal means: same shape, and no entry further off than rounding allows (1e-5 of the largest entry in
+        float32, 1e-10 in float64, 1e-2 in half precision).
+
+        Raises:
+            AssertionError: with the largest deviation, if it does not.
+        """
+        theirs = self[name]
+        shape = tuple(theirs.shape)
+        if tuple(mine.shape) != shape:
+            raise AssertionError(f"{name}: your shape is {tuple(mine.shape)}, the library's is {shape}")
+        largest = theirs.detach().abs().max().item() if theirs.numel() else 0.0
+        off = (mine.detach().double() - theirs.detach().double()).abs().max().item() if theirs.numel() else 0.0
+        allowed = {torch.float64: 1e-10, torch.float32: 1e-5}.get(theirs.dtype, 1e-2) * max(largest, 1e-6)
+        if not off <= allowed:  # also catches NaN
+            raise AssertionError(f"{name} {shape}: differs from the library's by up to {off:.3g} (largest entry {largest:.3g})")
+        print(f"{name}  {shape}  equals the library's")
+
+
+_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+
+
+def _evaluate(formula: str, sizes: dict[str, int]) -> int:
+    """Value of an axis formula such as "H+W-1" or "2*k"; names are axes already known."""
+
+    def value(node: ast.AST) -> int:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        if isinstance(node, ast.Name) and node.id in sizes:
+            return sizes[node.id]
+        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            return _ARITHMETIC[type(node.op)](value(node.left), value(node.right))
+        raise ValueError(f"axis {formula!r} must be made of known axes ({', '.join(sizes)}), integers and + - * //")
+
+    return value(ast.parse(formula, mode="eval").body)

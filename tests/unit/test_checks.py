@@ -1,0 +1,36 @@
+"""Every check passes what it should and names argument, value and rule for what it should not."""
+
+import pytest
+import torch
+
+from attn_lib import checks
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: checks.check_int("r", 0), "r=0 must be an integer of at least 1"),
+    (lambda: checks.check_int("r", 2.0), "r=2.0 must be an integer"),
+    (lambda: checks.check_int("r", True), "r=True must be an integer"),
+    (lambda: checks.check_odd("k", 4), "k=4 must be odd"),
+    (lambda: checks.check_divisible("channels", 30, "groups", 8), "channels=30 must be divisible by groups=8"),
+    (lambda: checks.check_at_most("reduction", 9, "channels", 8), "reduction=9 must be at most channels=8"),
+    (lambda: checks.check_choice("mode", "a", ("b", "c")), "mode='a' must be one of 'b', 'c'"),
+    (lambda: checks.check_feature_map([1], 3), r"x must be a tensor of shape \(B, C, H, W\), not list"),
+    (lambda: checks.check_feature_map(torch.ones(3, 4, 4), 3), "it must have 4 axes"),
+    (lambda: checks.check_feature_map(torch.ones(1, 4, 4, 4), 3), "axis C must be 3, not 4"),
+    (lambda: checks.check_feature_map(torch.ones(1, 3, 0, 4), 3), "axis H must not be empty"),
+    (lambda: checks.check_feature_map(torch.ones(1, 3, 4, 4, dtype=torch.int64), 3), "dtype torch.int64"),
+    (lambda: checks.check_tensor(torch.ones(2), "B N", name="q"), "q has shape"),
+])
+def test_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_passes():
+    x = torch.ones(1, 3, 4, 5)
+    assert checks.check_feature_map(x, 3) is x
+    assert checks.check_int("r", 0, at_least=0) == 0
+    assert checks.check_odd("k", 3) == 3
+    assert checks.check_divisible("channels", 32, "groups", 8) == 4
+    checks.check_at_most("r", 8, "channels", 8)
+    checks.check_choice("mode", "b", ("b", "c"))
