@@ -148,7 +148,8 @@ class trace:
         off = (mine.detach().double() - theirs.detach().double()).abs().max().item() if theirs.numel() else 0.0
         allowed = {torch.float64: 1e-10, torch.float32: 1e-5}.get(theirs.dtype, 1e-2) * max(largest, 1e-6)
         if not off <= allowed:  # also catches NaN
-            raise AssertionError(f"{name} {shape}: differs from the library's by up to {off:.3g} (largest entry {largest:.3g})")
+            by = f"by up to {off:.3g} (largest entry {largest:.3g})"
+            raise AssertionError(f"{name} {shape}: differs from the library's {by}")
         print(f"{name}  {shape}  equals the library's")
 
 

@@ -19,7 +19,8 @@ def test_attend_is_softmax_attention_traced_or_not(scale, biased):
     for b in range(2):
         for h in range(3):
             for i in range(5):
-                logits = torch.stack([(q[b, h, i] * k[b, h, j]).sum() for j in range(7)]) * (0.5 if scale is None else scale)
+                logits = torch.stack([(q[b, h, i] * k[b, h, j]).sum() for j in range(7)])
+                logits = logits * (0.5 if scale is None else scale)  # 0.5 = 1/√D
                 weights = torch.exp(logits if bias is None else logits + bias[i])
                 expected[b, h, i] = sum(w * v[b, h, j] for j, w in enumerate(weights)) / weights.sum()
     fused = ops.attend(q, k, v, scale=scale, bias=bias)

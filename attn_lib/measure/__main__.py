@@ -1,0 +1,63 @@
+"""Measure the catalog on this machine and record it: `python -m attn_lib.measure`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .. import catalog
+from . import suite
+from .records import RECORDED, Row, file_name, load_text, merge, stamp, write
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 where a module could not be measured, or 130 where it was interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m attn_lib.measure",
+        description="Time every module of the catalog, forward and backward, and record it in one JSON file.",
+    )
+    parser.add_argument("--ids", nargs="+", metavar="ID", help="only these modules; a file keeps the others")
+    parser.add_argument("--out", type=Path, metavar="FILE",
+                        help="where to write; by default into the package, named after the device and torch")
+    parser.add_argument("--quick", action="store_true",
+                        help="the smallest size only, eager, in float32, little repeated")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cuda or cpu")
+    options = parser.parse_args(arguments)
+    try:
+        device = torch.device(options.device)
+        ids = [catalog.entry(id).id for id in options.ids or catalog.list_modules()]
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error).splitlines()[0])
+    if device.type not in suite.SIDES or (device.type == "cuda" and not torch.cuda.is_available()):
+        parser.error(f"--device {options.device}: there is no such device here")
+
+    out = options.out or RECORDED / file_name(stamp(device))
+    # Read first: a file that cannot be merged should not cost an hour of measuring.
+    old = load_text(out.read_text(encoding="utf-8")) if out.exists() else None
+    try:
+        run = suite.run(ids, device, quick=options.quick)
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was written", file=sys.stderr)
+        return 130
+    write(merge(old, run), out)
+    print(summary(run["rows"]))
+    print(f"{len(run['rows'])} rows in {out}")
+    return int(any(row["error"] for row in run["rows"]))
+
+
+def summary(rows: list[Row]) -> str:
+    """A line a row."""
+    lines = []
+    for row in rows:
+        what = f"{row['id']:<20} {'×'.join(map(str, row['size'])):<9} {row['dtype']:<9} {row['mode']:<9}"
+        what += "forward+backward " if row["backward"] else "forward          "
+        result = row["error"] or f"{row['median'] * 1e3:10.4f} ms  {row['roofline']:7.1%} of the roofline"
+        lines.append(what + result)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Calling a module for a measurement without leaving a trace on it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, (tuple, list)):
+        return []
+    return [t for branch in tree for t in tensors(branch)]
+
+
+def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The same nest with `fn` applied to each tensor."""
+    if isinstance(tree, Tensor):
+        return fn(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(fn, branch) for key, branch in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        branches = [map_tensors(fn, branch) for branch in tree]
+        return type(tree)(*branches) if hasattr(tree, "_fields") else type(tree)(branches)
+    return tree
+
+
+def as_inputs(inputs: Any) -> tuple:
+    """A lone tensor counts as a tuple of one."""
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+
+
+def state(fn: Callable) -> list[Tensor]:
+    """Parameters and buffers of a module; nothing for a plain function."""
+    return [*fn.parameters(), *fn.buffers()] if isinstance(fn, nn.Module) else []
+
+
+def device_of(fn: Callable, inputs: tuple) -> torch.device:
+    """Where the call runs: the device of the first input, else of the first parameter, else the CPU."""
+    return next((t.device for t in [*tensors(inputs), *state(fn)]), torch.device("cpu"))
+
+
+def with_grad(inputs: tuple) -> tuple:
+    """The inputs as they are inside a network: floating-point ones ask for a gradient. Memory is shared."""
+    return map_tensors(lambda t: t.detach().requires_grad_(t.is_floating_point()), inputs)
+
+
+@contextmanager
+def unchanged(*fns: Callable) -> Iterator[None]:
+    """Put buffers (running statistics) and the random state back afterwards."""
+    kept = [(b, b.clone()) for fn in fns if isinstance(fn, nn.Module) for b in fn.buffers()]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in kept:
+                    buffer.copy_(value)
+
+
+def one_step(fn: Callable, inputs: tuple, backward: bool) -> Callable[[], Any]:
+    """A function of no arguments that calls `fn` once, and its backward pass if asked for.
+
+    The backward pass leaves `.grad` alone. Its incoming gradient is the output itself (the gradient of |y|²/2):
+    real values, made beforehand.
+    """
+    if not backward:
+        return lambda: fn(*inputs)
+    inputs = with_grad(inputs)
+    incoming = [y.detach().clone() for y in outputs_with_grad(fn, inputs)]
+    return lambda: gradients(fn, inputs, outputs_with_grad(fn, inputs), incoming)
+
+
+def outputs_with_grad(fn: Callable, inputs: tuple) -> list[Tensor]:
+    """The outputs of a call from which a backward pass can start."""
+    outputs = [y for y in tensors(fn(*inputs)) if y.requires_grad]
+    if not outputs:
+        raise ValueError("backward=True needs an output that depends on an input or a parameter")
+    return outputs
+
+
+def gradients(fn: Callable, inputs: tuple, outputs: list[Tensor], incoming: list[Tensor]) -> tuple:
+    """The backward pass, to the inputs and to every parameter that asks for a gradient."""
+    leaves = [t for t in [*tensors(inputs), *state(fn)] if t.requires_grad]
+    return torch.autograd.grad(outputs, leaves, incoming, allow_unused=True)

@@ -1,0 +1,204 @@
+"""What a call costs, counted rather than timed: the same on every machine, but for the peak memory."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from .call import (
+    as_inputs,
+    device_of,
+    gradients,
+    one_step,
+    outputs_with_grad,
+    state,
+    tensors,
+    unchanged,
+    with_grad,
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call costs.
+
+    Attributes:
+        params: entries of all parameters, shared ones once.
+        flops: of the forward pass, see `flops`.
+        saved_bytes: what autograd keeps for the backward pass, see `saved_bytes`.
+        peak_bytes: most memory in use during a forward and a backward pass, above what was in use before;
+            None where there is no GPU.
+        min_bytes: inputs, outputs and parameters, each moved once: no implementation moves less.
+    """
+
+    params: int
+    flops: int
+    saved_bytes: int
+    peak_bytes: int | None
+    min_bytes: int
+
+    def __str__(self) -> str:
+        rows = [
+            ("parameters", f"{self.params:,}"),
+            ("FLOPs, forward", f"{self.flops:,}"),
+            ("bytes kept for backward", f"{self.saved_bytes:,}"),
+            ("least bytes moved, forward", f"{self.min_bytes:,}"),
+        ]
+        if self.peak_bytes is not None:
+            rows.append(("peak bytes, forward and backward", f"{self.peak_bytes:,}"))
+        left, right = (max(len(row[i]) for row in rows) for i in (0, 1))
+        return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in rows)
+
+
+def cost(module: Callable, inputs: Tensor | Sequence[Any]) -> Cost:
+    """Everything that can be counted about `module(*inputs)`.
+
+    Args:
+        module: a module, or any function of tensors. It is called in the mode (train or eval) it is in; its
+            buffers, its gradients and the random state are left as they were.
+        inputs: the arguments; a lone tensor counts as one argument.
+    """
+    inputs = as_inputs(inputs)
+    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+    return Cost(
+        params=sum(p.numel() for p in parameters),
+        flops=flops(module, inputs),
+        saved_bytes=saved_bytes(module, inputs),
+        peak_bytes=peak_bytes(module, inputs),
+        min_bytes=min_bytes(module, inputs),
+    )
+
+
+def flops(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = False) -> int:
+    """Floating-point operations of one call: 2 for every multiply-add of a matrix product or convolution.
+
+    Counted by `torch.utils.flop_counter`. Element-wise work (activations, softmax, gating, interpolation,
+    pooling, normalisation) and custom operators count nothing. Fused attention is counted as its two matrix
+    products, whichever kernel the device would choose.
+
+    Args:
+        backward: count the backward pass too.
+    """
+    inputs = as_inputs(inputs)
+    # The fused CPU attention kernels have no FLOP formula; the plain route counts alike on every device.
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with unchanged(module), sdpa_kernel(SDPBackend.MATH):
+            with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+                module(*inputs)
+            total = counter.get_total_flops()
+            if backward:
+                # The counter's own module hooks forbid torch.autograd.grad, so the graph is made outside it.
+                inputs = with_grad(inputs)
+                with torch.enable_grad():
+                    outputs = outputs_with_grad(module, inputs)
+                with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
+                    gradients(module, inputs, outputs, [y.detach() for y in outputs])
+                total += counter.get_total_flops()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    return int(total)
+
+
+def saved_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int:
+    """Bytes that autograd keeps from the forward pass for the backward pass.
+
+    Each storage counts once and whole, however many views of it are kept. Parameters, buffers and inputs are
+    excluded: they exist anyway. The inputs are taken to ask for a gradient, as they would inside a network.
+    """
+    inputs = with_grad(as_inputs(inputs))
+    known = {t.untyped_storage().data_ptr() for t in [*tensors(inputs), *state(module)]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(t: Tensor) -> None:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # held on to, so that no address is used a second time
+
+    def unpack(_: None) -> Tensor:
+        raise RuntimeError("saved_bytes does not keep what a backward pass needs")
+
+    with unchanged(module), torch.enable_grad(), saved_tensors_hooks(pack, unpack):
+        module(*inputs)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def min_bytes(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = False) -> int:
+    """Bytes that must move at least: inputs, outputs and parameters once.
+
+    Args:
+        backward: add a backward pass, which reads the inputs, the parameters and the output's gradient, and
+            writes the gradients of inputs and parameters.
+    """
+    inputs = as_inputs(inputs)
+    with unchanged(module), torch.no_grad():
+        outputs = _bytes(tensors(module(*inputs)))
+    entering = _bytes(tensors(inputs)) + _bytes(module.parameters() if isinstance(module, nn.Module) else [])
+    return 3 * entering + 2 * outputs if backward else entering + outputs
+
+
+def peak_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int | None:
+    """Most memory in use during a forward and a backward pass, above that before; None without a GPU."""
+    inputs = as_inputs(inputs)
+    device = device_of(module, inputs)
+    if device.type != "cuda":
+        return None
+    with unchanged(module), torch.enable_grad():
+        step = one_step(module, inputs, backward=True)
+        step()  # libraries take their workspaces on first use
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+
+
+def fit_exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """The power p of the law y ∝ x^p that fits best: the least-squares slope of log y over log x.
+
+    Raises:
+        ValueError: if the lengths differ, a value is not positive, or there are not two different x.
+    """
+    xs, ys = [float(x) for x in xs], [float(y) for y in ys]
+    if len(xs) != len(ys):
+        raise ValueError(f"xs has {len(xs)} values and ys has {len(ys)}; they must have the same length")
+    for name, values in (("xs", xs), ("ys", ys)):
+        if not all(0 < v < math.inf for v in values):
+            raise ValueError(f"{name}={values} must hold positive, finite numbers")
+    if len(set(xs)) < 2:
+        raise ValueError(f"xs={xs} must hold at least two different numbers")
+    u, v = [math.log(x) for x in xs], [math.log(y) for y in ys]
+    mean_u, mean_v = sum(u) / len(u), sum(v) / len(v)
+    across = sum((a - mean_u) * (b - mean_v) for a, b in zip(u, v, strict=True))
+    return across / sum((a - mean_u) ** 2 for a in u)
+
+
+def _bytes(items) -> int:
+    return sum(t.numel() * t.element_size() for t in items)
+
+
+def _mv_flops(matrix, vector, *_, out_shape=None, **__) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _conv_backward_flops(grad, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding,
+                         _groups, mask, out_shape=None, **__) -> int:
+    # Each of the two gradients costs what the forward pass does; torch's own formula is too high with groups.
+    positions = (x if transposed else grad)[2:]
+    return (mask[0] + mask[1]) * 2 * x[0] * math.prod(positions) * math.prod(weight)
+
+
+_FORMULAS = {
+    torch.ops.aten.mv: _mv_flops,
+    torch.ops.aten.addmv: lambda _, matrix, vector, **k: _mv_flops(matrix, vector),
+    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.convolution_backward: _conv_backward_flops,
+}

@@ -1,0 +1,75 @@
+"""What a device can do at most, measured, and how near a call comes to it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from .timing import device_name, timing
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Measured limits of a device.
+
+    Attributes:
+        device: its name.
+        bandwidth: bytes per second of a large copy, read and written bytes both counted.
+        flop_rate: dtype name ("float32") -> FLOP per second of a large square matrix product.
+    """
+
+    device: str
+    bandwidth: float
+    flop_rate: Mapping[str, float]
+
+    def least_seconds(self, flops: int, bytes: int, dtype: str = "float32") -> float:
+        """The roofline: no call of so many FLOPs and bytes takes less."""
+        return max(flops / self.flop_rate[dtype], bytes / self.bandwidth)
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in self.flop_rate.items())
+        return f"{self.device}: {self.bandwidth / 1e9:.3g} GB/s, {rates}"
+
+
+@cache
+def ceilings(device: str = "cpu") -> Ceilings:
+    """Measure the ceilings of a device: once in a process, a few seconds.
+
+    float32 products are true float32 (no TF32), whatever torch's global settings say; so are those of
+    `python -m attn_lib.measure`.
+    """
+    where = torch.device(device)
+    gpu = where.type == "cuda"
+    # Entries of the copy (far more than a cache holds) and side of the product (enough for the full rate).
+    count, side = (1 << 28, 8192) if gpu else (1 << 26, 1024)
+    generator = torch.Generator(where).manual_seed(0)
+    source = torch.empty(count, device=where).normal_(generator=generator)
+    target = torch.empty_like(source)
+    copy = timing(target.copy_, source)
+    bandwidth = 2 * source.numel() * source.element_size() / copy.median
+    del source, target
+
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        # Random values: a product of zeros draws less power and runs faster than any real one.
+        a, b = torch.empty(2, side, side, device=where).normal_(generator=generator).to(dtype)
+        with true_float32():
+            rates[str(dtype).removeprefix("torch.")] = 2 * side**3 / timing(torch.mm, (a, b)).median
+    return Ceilings(device_name(where), bandwidth, rates)
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Within it, float32 products and convolutions on a GPU are not rounded to TF32.
+
+    By default torch rounds convolutions but not matrix products, so that no single ceiling would be theirs.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -1,0 +1,118 @@
+"""Measuring the catalog: which cases, and what is written down of each."""
+
+import contextlib
+import gc
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import catalog
+from .call import map_tensors
+from .cost import cost, flops, min_bytes
+from .progress import progress
+from .records import Row, stamp
+from .roofline import Ceilings, ceilings, true_float32
+from .timing import timing
+
+BATCH = {"cuda": 32, "cpu": 2}
+SIDES = {"cuda": (14, 28, 56, 112), "cpu": (14, 28, 56)}
+FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One module at one size, in one number type, eager or compiled."""
+
+    id: str
+    size: tuple[int, ...]
+    batch: int
+    dtype: torch.dtype
+    compiled: bool
+
+
+def cases(ids: Iterable[str], kind: str, *, quick: bool = False) -> list[Case]:
+    """All cases for "cuda" or "cpu"; `quick` keeps the smallest size, eager, in float32."""
+    gpu = kind == "cuda" and not quick
+    return [
+        Case(id, size, BATCH[kind], dtype, compiled)
+        for id in ids
+        for size in sizes(catalog.entry(id).layout, SIDES[kind][:1] if quick else SIDES[kind])
+        for dtype in ((torch.float32, torch.bfloat16) if gpu else (torch.float32,))
+        for compiled in ((False, True) if gpu else (False,))
+    ]
+
+
+def sizes(layout: str, sides: Iterable[int]) -> list[tuple[int, ...]]:
+    """Sizes of the axes that vary, one tuple a side s: s × s positions, whether a map or as many tokens."""
+    axes = [axis for part in layout.split(",") for axis in part.split()]
+    free = [axis for axis in dict.fromkeys(axes) if axis not in "BC" and not axis.isdigit()]
+    result = []
+    for side in sides:
+        tokens, steps = side if "T" in free else side**2, FRAMES if "H" in free else side
+        length = {"H": side, "W": side, "N": tokens, "T": steps}
+        result.append(tuple(length[axis] for axis in free))
+    return result
+
+
+def measure(case: Case, device: torch.device, limits: Ceilings, seconds: float = 0.3) -> list[Row]:
+    """Two rows: the forward pass, and the forward and backward pass. A failure is a row too."""
+    return [_row(case, device, limits, backward, seconds) for backward in (False, True)]
+
+
+def run(ids: list[str], device: torch.device, *, quick: bool = False) -> dict[str, Any]:
+    """Measure modules, with a progress bar; returns one run as `records` stores it."""
+    when = stamp(device)
+    limits = ceilings(str(device))
+    rows: list[Row] = []
+    for case in progress(cases(ids, device.type, quick=quick), "measuring"):
+        rows += measure(case, device, limits, seconds=0.05 if quick else 0.3)
+    rates = {"bandwidth": limits.bandwidth, "flop_rate": dict(limits.flop_rate)}
+    return {"stamp": when, "ceilings": rates, "rows": rows}
+
+
+def _row(case: Case, device: torch.device, limits: Ceilings, backward: bool, seconds: float) -> Row:
+    dtype = str(case.dtype).removeprefix("torch.")
+    row: Row = {
+        "id": case.id, "shapes": None, "size": list(case.size), "dtype": dtype,
+        "mode": "compiled" if case.compiled else "eager", "backward": backward,
+        **dict.fromkeys(("median", "iqr", "repeats", "host", "params", "flops", "min_bytes", "saved_bytes",
+                         "peak_bytes", "roofline", "error")),
+    }
+    try:
+        row["shapes"] = [list(shape) for shape in catalog.entry(case.id).shapes(case.batch, case.size)]
+        module, inputs = catalog.example(case.id, batch=case.batch, size=case.size)
+        module = module.to(device, case.dtype).train(backward)
+        inputs = map_tensors(lambda t: t.to(device, case.dtype if t.is_floating_point() else t.dtype), inputs)
+        with true_float32():
+            counted = cost(module, inputs)
+            row |= {
+                "params": counted.params,
+                "flops": flops(module, inputs, backward=backward),
+                "min_bytes": min_bytes(module, inputs, backward=backward),
+                "saved_bytes": counted.saved_bytes,
+                "peak_bytes": counted.peak_bytes,
+            }
+            # Else the second size would be compiled for sizes in general, and the ninth not at all.
+            torch.compiler.reset()
+            call = torch.compile(module) if case.compiled else module
+            took = timing(call, inputs, backward=backward, seconds=seconds)
+        row |= {"median": took.median, "iqr": took.iqr, "repeats": took.repeats, "host": took.host}
+        row["roofline"] = limits.least_seconds(row["flops"], row["min_bytes"], dtype) / took.median
+    except Exception as error:  # whatever one module does, the others are measured
+        row["error"] = _first_line(error)
+    finally:
+        module = inputs = call = None
+        if device.type == "cuda":
+            gc.collect()
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
+    return row
+
+
+def _first_line(error: Exception) -> str:
+    """Enough to know what happened; no path of the machine."""
+    lines = str(error).strip().splitlines()
+    text = " ".join(word for word in (lines[0].split() if lines else []) if "/" not in word)
+    return f"{type(error).__name__}: {text}"[:200]

@@ -1,0 +1,242 @@
+"""What a module commutes with: f(g·x) = g·f(x), computed.
+
+An action g is defined by the axes it moves, so that the same code serves feature maps, tokens, series and
+video. On an output that lacks the moved axis, g does nothing, and commuting means being invariant.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import catalog
+from .call import as_inputs, map_tensors, tensors
+
+Axes = tuple[str, ...]
+Action = Callable[[Tensor, Axes], Tensor]
+
+SCALE = 1.7
+MARGIN, CROP, MULTIPLE = 16, 8, 16
+
+_BY_RANK = {3: "B N C", 4: "B C H W", 5: "B C T H W"}
+
+
+class Undefined(Exception):
+    """The action means nothing for this layout, or this pair of sizes."""
+
+
+def symmetries(module: Callable, inputs: Tensor | Sequence[Any], *, layout: str | None = None,
+               output: str | None = None, seed: int = 0) -> dict[str, float]:
+    """How far `module` is from commuting with each action of `catalog.SYMMETRIES`.
+
+    Computed in float64 on a copy in eval mode. With weights at their initialisation the answer is about that
+    initialisation: a zero-initialised residual branch commutes with everything. Ask about
+    `attn_lib.example(id, generic=True)` to learn about the mechanism.
+
+    Args:
+        module: a module, or any function of tensors.
+        inputs: the arguments; a lone tensor counts as one argument. Every floating-point tensor is acted on.
+        layout: axes of each input, as in `Entry.layout`. By default the catalog's for its own classes, else
+            "B C H W" for 4 axes, "B N C" for 3 and "B C T H W" for 5.
+        output: axes of the output; the input's by default. Sizes may differ.
+        seed: of the permutations.
+
+    Returns:
+        Name -> largest |f(g·x) − g·f(x)| over largest |g·f(x)|: 0, up to rounding, where it commutes.
+        NaN where the action has no meaning: the layout lacks the axis, the output has another number of
+        channels or positions to permute, or the module refuses the acted-on input.
+    """
+    inputs = as_inputs(inputs)
+    ins, outs = _layouts(module, inputs, layout, output)
+    f = copy.deepcopy(module).double().eval() if isinstance(module, nn.Module) else module
+    double = map_tensors(lambda t: t.detach().double() if t.is_floating_point() else t, inputs)
+
+    def run(xs: Sequence[Tensor]) -> list[Tensor]:
+        filled = iter(xs)
+        ys = f(*map_tensors(lambda t: next(filled) if t.is_floating_point() else t, double))
+        return tensors(ys)[:len(outs)]
+
+    xs = [t for t in tensors(double) if t.is_floating_point()]
+    deviations = {}
+    with torch.no_grad():
+        for name in catalog.SYMMETRIES:
+            try:
+                if name == "translation":
+                    deviations[name] = _translation(run, xs, ins, outs)
+                else:
+                    deviations[name] = _equivariance(run, xs, ins, outs, _action(name, xs, ins, seed))
+            except Undefined:
+                deviations[name] = math.nan
+    return deviations
+
+
+def _equivariance(run, xs, ins, outs, act: Action) -> float:
+    ys = run(xs)
+    expected = [act(y, axes) for y, axes in zip(ys, outs, strict=True)]
+    return _deviation(_attempt(run, [act(x, axes) for x, axes in zip(xs, ins, strict=True)]), expected)
+
+
+def _action(name: str, xs: list[Tensor], ins: list[Axes], seed: int) -> Action:
+    """The action `name`; it means the same on every input and on the output."""
+    sizes = _sizes(xs, ins)
+    generator = torch.Generator().manual_seed(seed)
+
+    def need(*axes: str) -> None:
+        if not set(axes) <= set(sizes):
+            raise Undefined
+
+    def shuffled(n: int, device: torch.device) -> Tensor:
+        order = torch.randperm(n, generator=generator)
+        if torch.equal(order, torch.arange(n)):
+            order = order.roll(1)  # the identity would prove nothing
+        return order.to(device)
+
+    device = xs[0].device
+    if name == "scaling":
+        return lambda t, axes: SCALE * t
+    if name in ("flip_h", "flip_w"):
+        axis = name[-1].upper()
+        need(axis)
+        return lambda t, axes: t.flip(axes.index(axis)) if axis in axes else t
+    if name == "transpose":
+        need("H", "W")
+        return lambda t, axes: t.transpose(axes.index("H"), axes.index("W")) if {"H", "W"} <= set(axes) else t
+    if name == "channel_permutation":
+        need("C")
+        orders = {"C": shuffled(sizes["C"], device)}
+    elif name == "row_column_permutation":
+        need("H", "W")
+        orders = {"H": shuffled(sizes["H"], device), "W": shuffled(sizes["W"], device)}
+    elif name == "spatial_permutation" and "H" in sizes:
+        need("H", "W")
+        return _permute_positions(shuffled(sizes["H"] * sizes["W"], device))
+    elif name == "spatial_permutation":
+        need("N")
+        orders = {"N": shuffled(sizes["N"], device)}
+    else:
+        raise Undefined
+    return lambda t, axes: _permute(t, axes, orders)
+
+
+def _permute(t: Tensor, axes: Axes, orders: dict[str, Tensor]) -> Tensor:
+    for axis, order in orders.items():
+        if axis in axes:
+            dim = axes.index(axis)
+            if t.shape[dim] != len(order):
+                raise Undefined
+            t = t.index_select(dim, order)
+    return t
+
+
+def _permute_positions(order: Tensor) -> Action:
+    def act(t: Tensor, axes: Axes) -> Tensor:
+        if not {"H", "W"} & set(axes):
+            return t
+        if not {"H", "W"} <= set(axes):
+            raise Undefined
+        h, w = axes.index("H"), axes.index("W")
+        last = t.movedim((h, w), (-2, -1))
+        if last.shape[-2] * last.shape[-1] != len(order):
+            raise Undefined
+        return last.flatten(-2)[..., order].view(last.shape).movedim((-2, -1), (h, w))
+
+    return act
+
+
+def _translation(run, xs, ins, outs) -> float:
+    """Move the input on an empty canvas by the least step that is whole in the output too."""
+    sizes = _sizes(xs, ins)
+    moved = set("HWT") & set(sizes) or {"N"} & set(sizes)
+    if not moved:
+        raise Undefined
+
+    def place(shift: dict[str, int]) -> list[Tensor]:
+        return _attempt(run, [_on_canvas(x, axes, shift) for x, axes in zip(xs, ins, strict=True)])
+
+    placed = place(dict.fromkeys(moved, 0))
+    # Input positions to one output position, such as 2 after a stride of 2, 1/2 after an upsampling by 2.
+    ratio = {axis: Fraction(_canvas_size(sizes[axis]), size) for axis, size in _sizes(placed, outs).items()
+             if axis in moved}
+    if any(max(r.numerator, r.denominator) > CROP for r in ratio.values()):
+        raise Undefined
+    shifted = place({axis: ratio.get(axis, Fraction(1)).numerator for axis in moved})
+
+    got, expected = [], []
+    for y, before, axes in zip(shifted, placed, outs, strict=True):
+        for dim, axis in enumerate(axes):
+            if axis in moved:
+                crop = math.ceil(CROP / ratio[axis])  # what the canvas's border reaches says nothing
+                before = before.roll(ratio[axis].denominator, dim)
+                before, y = (t.narrow(dim, crop, t.shape[dim] - 2 * crop) for t in (before, y))
+        got.append(y)
+        expected.append(before)
+    return _deviation(got, expected)
+
+
+def _canvas_size(size: int) -> int:
+    return -(-(size + 2 * MARGIN) // MULTIPLE) * MULTIPLE  # divisible: strided modules keep a whole ratio
+
+
+def _on_canvas(x: Tensor, axes: Axes, shift: dict[str, int]) -> Tensor:
+    padding: list[int] = []
+    for axis, size in zip(reversed(axes), reversed(x.shape), strict=True):
+        before = MARGIN + shift[axis] if axis in shift else 0
+        padding += [before, _canvas_size(size) - size - before if axis in shift else 0]
+    return F.pad(x, padding)
+
+
+def _sizes(ts: Sequence[Tensor], layouts: Sequence[Axes]) -> dict[str, int]:
+    """Axis -> size; the action has no meaning where one letter has two sizes."""
+    sizes: dict[str, int] = {}
+    for t, axes in zip(ts, layouts, strict=True):
+        if t.ndim != len(axes):
+            raise ValueError(f"output={' '.join(axes)!r} must name the axes of an output of {tuple(t.shape)}")
+        for axis, size in zip(axes, t.shape, strict=True):
+            if sizes.setdefault(axis, size) != size:
+                raise Undefined
+    return sizes
+
+
+def _attempt(run, xs: list[Tensor]) -> list[Tensor]:
+    try:
+        return run(xs)
+    except (ValueError, RuntimeError):  # the library's own refusal, or torch's where a size is built in
+        raise Undefined from None
+
+
+def _deviation(got: list[Tensor], expected: list[Tensor]) -> float:
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        raise Undefined
+    off = max((a - b).abs().max().item() for a, b in zip(got, expected, strict=True))
+    largest = max(t.abs().max().item() for t in expected)
+    return off / largest if largest else (0.0 if off == 0 else math.inf)
+
+
+def _layouts(module: Callable, inputs: tuple, layout: str | None,
+             output: str | None) -> tuple[list[Axes], list[Axes]]:
+    """Axes of each input and of each output."""
+    shapes = [tuple(t.shape) for t in tensors(inputs) if t.is_floating_point()]
+    if not shapes:
+        raise ValueError("inputs must hold at least one floating-point tensor")
+    if layout is None:
+        own = next((e for e in map(catalog.entry, catalog.list_modules()) if e.cls is type(module)), None)
+        if own is not None:
+            layout, output = own.layout, output or own.output
+        elif not all(len(shape) in _BY_RANK for shape in shapes):
+            raise ValueError(f"layout=None cannot name the axes of {shapes}; give them, such as 'B C'")
+        else:
+            layout = ", ".join(_BY_RANK[len(shape)] for shape in shapes)
+    ins = _split(layout)
+    if [len(axes) for axes in ins] != [len(shape) for shape in shapes]:
+        raise ValueError(f"layout={layout!r} must name the axes of {shapes}")
+    return ins, _split(output) if output else ins[:1]
+
+
+def _split(layout: str) -> list[Axes]:
+    """Axes of each tensor of a layout such as "B C H W, B N C"; a prime says the size may differ."""
+    return [tuple(axis.rstrip("'") for axis in part.split()) for part in layout.split(",")]

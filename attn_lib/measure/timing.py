@@ -1,0 +1,247 @@
+"""How long a call takes, measured so that the number means something.
+
+On a CPU, `torch.utils.benchmark` times blocks of calls after a warm-up. On a GPU, events on the device's own
+clock surround each call. Before each, a buffer larger than the last-level cache is overwritten: the inputs
+come from memory, as in a large network, and while the device is busy with that the host issues the call, so
+that the number is the device's time and not Python's. Python's share is reported beside it.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+from .call import as_inputs, device_of, one_step, unchanged
+
+FEWEST = 7  # samples behind every median
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time of one call.
+
+    Attributes:
+        median: in seconds.
+        iqr: distance between the quartiles, in seconds: half of all samples lie within.
+        repeats: number of samples behind the median.
+        device: what it ran on ("CPU, 2 threads", or the GPU's name).
+        host: on a GPU, seconds that Python needs to issue the call. Where this exceeds the median, the device
+            waits for Python when the call runs alone; `torch.compile` or a CUDA graph shortens the wait.
+            None on a CPU.
+    """
+
+    median: float
+    iqr: float
+    repeats: int
+    device: str
+    host: float | None = None
+
+    def __str__(self) -> str:
+        factor, unit = _unit(self.median)
+        middle, spread = self.median * factor, self.iqr / 2 * factor
+        digits = 2 if middle < 9.995 else 1 if middle < 99.95 else 0  # three figures
+        return f"{middle:.{digits}f} {unit} ± {spread:.{digits}f} ({self.device})"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times longer one call takes than another: median and distance of the quartiles."""
+
+    median: float
+    iqr: float
+
+    def __str__(self) -> str:
+        return f"× {self.median:.2f} ± {self.iqr / 2:.2f}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Calls timed in turns in one run.
+
+    Attributes:
+        baseline: label of the first call, to which the others are compared.
+        timings: label -> `Timing`.
+        ratios: label -> `Ratio` to the baseline, formed within each round.
+    """
+
+    baseline: str
+    timings: Mapping[str, Timing]
+    ratios: Mapping[str, Ratio]
+
+    def __getitem__(self, label: str) -> Ratio:
+        return self.ratios[label]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.timings))
+        rows = [f"{label:<{width}}  {self.ratios[label]}  {timing}" for label, timing in self.timings.items()]
+        return "\n".join(rows)
+
+
+def timing(fn: Callable, inputs: Tensor | Sequence[Any] = (), *, backward: bool = False,
+           seconds: float = 0.3) -> Timing:
+    """Median and spread of the time of `fn(*inputs)`.
+
+    Args:
+        fn: a module, in the mode (train or eval) it is in, or any function of tensors. Buffers, gradients and
+            the random state are put back afterwards.
+        inputs: the arguments; a lone tensor counts as one argument.
+        backward: time a forward and a backward pass (to inputs and parameters) rather than a forward pass
+            without gradients.
+        seconds: how long to measure, warm-up not counted; a few samples are taken however long they last.
+
+    Raises:
+        ValueError: if the inputs are neither on a CPU nor on a CUDA device, or nothing has a gradient.
+    """
+    if not seconds > 0:
+        raise ValueError(f"seconds={seconds!r} must be a positive number")
+    inputs = as_inputs(inputs)
+    device = device_of(fn, inputs)
+    with unchanged(fn), torch.set_grad_enabled(backward):
+        step = one_step(fn, inputs, backward)
+        if device.type == "cpu":
+            return _summary(_cpu_samples(step, seconds), device)
+        watch = _stopwatch(step, device)
+        watch()
+        samples: list[float] = []
+        start = time.perf_counter()
+        while len(samples) < FEWEST or time.perf_counter() - start < seconds:
+            samples.append(watch())
+        return _summary(samples, device, watch.host)
+
+
+def compare_timings(calls: Mapping[str, tuple[Callable, Any]], *, backward: bool = False,
+                    rounds: int = 15) -> Comparison:
+    """Time several calls in turns, so that whatever slows the machine down slows all of them.
+
+    Args:
+        calls: label -> (function or module, its inputs). The first is the baseline.
+        backward: as for `timing`.
+        rounds: how often each call has its turn; every other round goes through them backwards.
+
+    Returns:
+        Timings, and ratios to the baseline formed round by round.
+
+    Raises:
+        ValueError: if there is nothing to compare, `rounds` is below 3, or a device is not supported.
+    """
+    if not calls:
+        raise ValueError("calls={} must hold at least one call")
+    if rounds < 3:
+        raise ValueError(f"rounds={rounds} must be at least 3")
+    with ExitStack() as stack:
+        # One entry per module: the state to return to is the one before anything ran.
+        stack.enter_context(unchanged(*dict.fromkeys(fn for fn, _ in calls.values())))
+        stack.enter_context(torch.set_grad_enabled(backward))
+        devices, watches = {}, {}
+        for label, (fn, inputs) in calls.items():
+            inputs = as_inputs(inputs)
+            devices[label] = device_of(fn, inputs)
+            watches[label] = _stopwatch(one_step(fn, inputs, backward), devices[label])
+        samples: dict[str, list[float]] = {label: [] for label in calls}
+        for turn in range(rounds):
+            for label in list(calls)[:: -1 if turn % 2 else 1]:
+                samples[label].append(watches[label]())
+    baseline = next(iter(calls))
+    timings, ratios = {}, {}
+    for label, taken in samples.items():
+        timings[label] = _summary(taken, devices[label], watches[label].host)
+        ratios[label] = Ratio(*_median_iqr([a / b for a, b in zip(taken, samples[baseline], strict=True)]))
+    return Comparison(baseline, timings, ratios)
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader calls the device: "CPU, 2 threads", or the GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _cpu_samples(step: Callable, seconds: float) -> list[float]:
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    step()  # the first call allocates and picks algorithms
+    blocks = timer.blocked_autorange(min_run_time=seconds)
+    if len(blocks.raw_times) < FEWEST:  # a call that lasts long
+        blocks = timer.blocked_autorange(min_run_time=FEWEST * statistics.median(blocks.raw_times))
+    return [t / blocks.number_per_run for t in blocks.raw_times]
+
+
+def _stopwatch(step: Callable, device: torch.device) -> "_CPUStopwatch | _CUDAStopwatch":
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device} must be a CPU or a CUDA device to be timed")
+    return _CUDAStopwatch(step, device) if device.type == "cuda" else _CPUStopwatch(step)
+
+
+class _CPUStopwatch:
+    """One sample at a time: the mean over a block of calls long enough for the clock."""
+
+    host = None
+    block_seconds = 5e-3
+
+    def __init__(self, step: Callable):
+        self.timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+        once = self.timer.timeit(1).mean
+        self.block = max(1, math.ceil(self.block_seconds / once))
+
+    def __call__(self) -> float:
+        return self.timer.timeit(self.block).mean
+
+
+class _CUDAStopwatch:
+    """One sample at a time: device time of one call whose inputs are not in the cache."""
+
+    def __init__(self, step: Callable, device: torch.device):
+        self.step, self.device = step, device
+        self.stream = torch.cuda.current_stream(device)
+        cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
+        self.scratch = torch.empty(max(4 * cache, 256 << 20), dtype=torch.int8, device=device)
+        for _ in range(3):  # libraries load, algorithms are picked, clocks rise
+            step()
+        self.host = statistics.median(self._issue() for _ in range(5))
+        # Enough overwriting to keep the device busy until the host has issued the whole call.
+        self.flushes = 1
+        once = min(self._span(self.scratch.zero_) for _ in range(5))
+        self.flushes = min(200, 1 + math.ceil(2 * self.host / once))
+
+    def __call__(self) -> float:
+        return self._span(self.step)
+
+    def _issue(self) -> float:
+        torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        self.step()
+        return time.perf_counter() - start
+
+    def _span(self, call: Callable) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for _ in range(self.flushes):
+            self.scratch.zero_()
+        begin.record(self.stream)
+        call()
+        end.record(self.stream)
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e-3
+
+
+def _summary(samples: list[float], device: torch.device, host: float | None = None) -> Timing:
+    median, iqr = _median_iqr(samples)
+    return Timing(median, iqr, len(samples), device_name(device), host)
+
+
+def _median_iqr(samples: list[float]) -> tuple[float, float]:
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return middle, high - low
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
+        if seconds * factor >= 1:
+            return factor, unit
+    return 1e9, "ns"

@@ -1,0 +1,97 @@
+"""Criss-cross attention: every pixel looks along its row and column, twice, and so sees the whole image."""
+
+import torch
+from torch import Tensor, nn
+
+from ..catalog import register
+from ..checks import check_at_most, check_feature_map, check_int
+from ..tap import tap
+
+
+@register(
+    "ccnet",
+    family="spatial",
+    name="Criss-cross attention",
+    summary="It lets every pixel learn from every other at the price of its row and its column.",
+    paper="huang2019ccnet",
+    title="CCNet: Criss-Cross Attention for Semantic Segmentation",
+    venue="ICCV",
+    year=2019,
+    arxiv="1811.11721",
+    code="https://github.com/speedinghzl/CCNet",
+    layout="B C H W",
+    example=dict(channels=64),
+    variants={
+        "one loop": dict(channels=16, recurrence=1),
+        "three loops": dict(channels=6, reduction=2, recurrence=3),
+    },
+    identity_at_init=True,
+    commutes_with={"row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+)
+class CrissCrossAttention(nn.Module):
+    """Criss-cross attention: softmax attention of each position u to the H+W−1 of its row and its column.
+
+    With Q, K, V = 1×1 convolutions of the feature map 𝐇, and Ω_u, Φ_u the vectors of K and V that lie in the
+    row or the column of u, one loop computes
+
+        d_{i,u} = Q_u · Ω_{i,u},   A = softmax of D over i,   𝐇′_u = γ Σ_i A_{i,u} Φ_{i,u} + 𝐇_u,
+
+    and R loops with the same weights give 𝐇′, 𝐇″, … The logits are not scaled by 1/√C′. γ is a learned scalar
+    that starts at 0, as in the authors' release; the paper's eq. 2 has none, which is γ = 1.
+
+    The last axis of D and A holds the H positions of the column, then the W of the row. The position u itself
+    is in both: it counts in the row; in the column its d is −∞ and its A exactly 0. Memory grows as HW·(H+W).
+
+    Args:
+        channels: C, at least 1.
+        reduction: from 1 to C; Q and K have C′ = C/reduction channels, rounded down. The release has 8.
+        recurrence: R, at least 1. From R = 2 on every position depends on every other.
+
+    Shape:
+        x (B, C, H, W) → (B, C, H, W), any H, W ≥ 1.
+
+    Raises:
+        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+
+    Paper:
+        Huang, Wang, Huang, Huang, Wei and Liu, CCNet: Criss-Cross Attention for Semantic Segmentation,
+        ICCV 2019, arXiv 1811.11721.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 8, recurrence: int = 2):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        self.reduction = check_int("reduction", reduction)
+        self.recurrence = check_int("recurrence", recurrence)
+        check_at_most("reduction", reduction, "channels", channels)
+        self.WQ = nn.Conv2d(channels, channels // reduction, 1)
+        self.WK = nn.Conv2d(channels, channels // reduction, 1)
+        self.WV = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels)
+        for r in range(self.recurrence):
+            x = self.loop(x, "'" * r)
+        return x
+
+    def loop(self, x: Tensor, prime: str = "") -> Tensor:
+        """One pass over rows and columns; `prime` tells its symbols from those of other passes (A, A′, …)."""
+        Q = tap("Q" + prime, self.WQ(x), "B Cr H W")
+        K = tap("K" + prime, self.WK(x), "B Cr H W")
+        V = tap("V" + prime, self.WV(x), "B C H W")
+        H, W = x.shape[2:]
+
+        column = torch.einsum("bcyx,bczx->byxz", Q, K)  # B H W H
+        row = torch.einsum("bcyx,bcyz->byxz", Q, K)     # B H W W
+        u = torch.eye(H, dtype=torch.bool, device=x.device)[:, None]  # z = y, which the row holds as well
+        D = torch.cat([column.masked_fill(u, -torch.inf), row], -1)
+        D = tap("D" + prime, D, "B H W H+W")            # affinity, eq. 1
+        A = tap("A" + prime, D.softmax(-1), "B H W H+W")
+
+        column, row = A.split([H, W], -1)
+        context = torch.einsum("byxz,bczx->bcyx", column, V) + torch.einsum("byxz,bcyz->bcyx", row, V)
+        return tap(f"H{prime}'", self.gamma * context + x, "B C H W")  # aggregation, eq. 2
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, reduction={self.reduction}, recurrence={self.recurrence}"

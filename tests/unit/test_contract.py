@@ -1,0 +1,270 @@
+"""The contract, for every module of the catalog and every variant it names.
+
+A module added to the catalog is tested here without writing a line. There is no list of exceptions: what a paper
+rules out stands, with its reason, in the module's own entry (`forbids`).
+"""
+
+import copy
+import inspect
+
+import pytest
+import torch
+
+import attn_lib
+from attn_lib import measure
+
+CASES = [(id, variant) for id in attn_lib.list_modules() for variant in (None, *attn_lib.entry(id).variants)]
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+each_case = pytest.mark.parametrize(("id", "variant"), CASES, ids=[f"{i}-{v}" if v else i for i, v in CASES])
+each_module = pytest.mark.parametrize("id", attn_lib.list_modules())
+on_each_device = pytest.mark.parametrize("device", DEVICES)
+
+
+def make(id, variant=None, rule=None, *, device="cpu", dtype=torch.float32, **options):
+    """A module whose parameters are all drawn at random, and its inputs; skips what the paper forbids."""
+    reason = attn_lib.entry(id).forbids.get(rule)
+    if reason:
+        pytest.skip(f"{id} forbids {rule}: {reason}")
+    module, inputs = attn_lib.example(id, variant, generic=True, **options)
+    return module.to(device, dtype), tuple(x.to(device, dtype) for x in inputs)
+
+
+def outputs(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def assert_same(actual, expected, **tolerance):
+    for a, e in zip(outputs(actual), outputs(expected), strict=True):
+        torch.testing.assert_close(a, e, **tolerance)
+
+
+
+@on_each_device
+@each_case
+def test_output_has_the_shape_the_entry_states(id, variant, device):
+    e = attn_lib.entry(id)
+    module, inputs = make(id, variant, device=device)
+    y = outputs(module(*inputs))[0]
+    known = {axis: n for x, part in zip(inputs, e.layout.split(","), strict=True)
+             for axis, n in zip(part.split(), x.shape, strict=True)}
+    axes = e.output.split()
+    assert y.ndim == len(axes) and torch.isfinite(y).all() and y.device == inputs[0].device
+    for axis, size in zip(axes, y.shape, strict=True):
+        assert axis.endswith("'") or axis not in known or size == known[axis], (e.output, tuple(y.shape))
+
+
+@each_case
+@pytest.mark.parametrize("size", [(7, 9), (13, 5), (5, 32), (15, 15)], ids=str)
+def test_odd_and_non_square_sizes(id, variant, size):
+    axes = len({a for a in attn_lib.entry(id).layout.replace(",", " ").split() if a not in "BC" and not a.isdigit()})
+    module, inputs = make(id, variant, "odd_sizes", size=(*size, *size)[:axes])
+    assert all(torch.isfinite(y).all() for y in outputs(module(*inputs)))
+
+
+@each_case
+def test_batch_of_one_in_training_mode(id, variant):
+    module, inputs = make(id, variant, "batch_one", batch=1)
+    outputs(module.train()(*inputs))[0].sum().backward()
+
+
+@each_case
+def test_items_of_a_batch_do_not_see_each_other(id, variant):
+    module, inputs = make(id, variant, batch=3, dtype=torch.float64)
+    together = outputs(module.eval()(*inputs))
+    for b in range(3):
+        alone = outputs(module(*(x[b:b + 1] for x in inputs)))
+        assert_same(alone, tuple(y[b:b + 1] for y in together))
+
+
+@on_each_device
+@each_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_and_autocast(id, variant, dtype, device):
+    module, inputs = make(id, variant, "half", device=device)
+    exact = outputs(module(*inputs))
+    with torch.autocast(device, dtype):
+        cast = outputs(module(*inputs))
+    half_module, half_inputs = make(id, variant, device=device, dtype=dtype)
+    half = outputs(half_module(*half_inputs))
+    for y, a, h in zip(exact, cast, half, strict=True):
+        assert h.dtype == dtype
+        scale = y.abs().max().item()
+        assert (a.float() - y).abs().max() < 0.05 * scale, "autocast strays from float32"
+        assert (h.float() - y).abs().max() < 0.10 * scale, "half precision strays from float32"
+    sum(a.float().square().sum() for a in cast).backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+@each_case
+def test_memory_layout_of_the_input_does_not_matter(id, variant):
+    module, inputs = make(id, variant, dtype=torch.float64)
+    expected = module.eval()(*inputs)
+    strided = tuple(x.repeat_interleave(2, -1)[..., ::2] for x in inputs)
+    assert not any(x.is_contiguous() for x in strided)
+    assert_same(module(*strided), expected)
+    if all(x.ndim == 4 for x in inputs):
+        last = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        assert_same(last(*(x.contiguous(memory_format=torch.channels_last) for x in inputs)), expected)
+
+
+@each_case
+def test_copies_and_state_dict(id, variant):
+    module, inputs = make(id, variant)
+    expected = module.eval()(*inputs)
+    assert_same(copy.deepcopy(module)(*inputs), expected, rtol=0, atol=0)
+    fresh = attn_lib.example(id, variant, seed=1)[0].eval()
+    fresh.load_state_dict(module.state_dict())
+    assert_same(fresh(*inputs), expected, rtol=0, atol=0)
+
+
+@each_case
+def test_compiles_whole(id, variant):
+    module, inputs = make(id, variant, "compile")
+    expected = module.eval()(*inputs)
+    # Inductor writes and compiles C++; once a module is enough, the capture is what a variant can break.
+    backend = "inductor" if variant is None else "aot_eager"
+    torch.compiler.reset()
+    assert_same(torch.compile(module, fullgraph=True, backend=backend)(*inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+@each_case
+def test_exports(id, variant):
+    module, inputs = make(id, variant, "export")
+    expected = module.eval()(*inputs)
+    assert_same(torch.export.export(module, inputs).module()(*inputs), expected)
+
+
+@on_each_device
+@each_case
+def test_every_parameter_and_input_receives_a_gradient(id, variant, device):
+    module, inputs = make(id, variant, device=device, dtype=torch.float64)
+    reached = dict.fromkeys([name for name, _ in module.named_parameters()], False)
+    for _ in range(3):  # several draws: one ReLU may be closed, not every time
+        for p in module.parameters():
+            p.data.copy_(torch.randn_like(p) * 0.5)
+            p.grad = None
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        sum(y.square().sum() for y in outputs(module(*leaves))).backward()
+        for name, p in module.named_parameters():
+            assert p.grad is not None, f"{name} takes no part in the output"
+            reached[name] |= bool(p.grad.abs().sum() > 0)
+        assert all(x.grad is not None for x in leaves)
+    assert all(reached.values()), [name for name, ok in reached.items() if not ok]
+
+
+@each_case
+def test_gradients_are_those_of_finite_differences(id, variant):
+    module, inputs = make(id, variant, batch=1, dtype=torch.float64)
+    module.eval()
+    names, values = zip(*module.named_parameters(), strict=True)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+
+    def f(*args):
+        parameters = dict(zip(names, args[:len(names)], strict=True))
+        return torch.func.functional_call(module, parameters, args[len(names):])
+
+    assert torch.autograd.gradcheck(f, (*values, *leaves), fast_mode=True)
+
+
+@each_case
+def test_input_is_left_alone(id, variant):
+    module, inputs = make(id, variant)
+    before = [x.clone() for x in inputs]
+    versions = [x._version for x in inputs]
+    module(*inputs)
+    assert [x._version for x in inputs] == versions
+    assert all(torch.equal(x, b) for x, b in zip(inputs, before, strict=True))
+
+
+@each_case
+def test_same_input_same_output(id, variant):
+    module, inputs = make(id, variant)
+    module.eval()
+    assert_same(module(*inputs), module(*inputs), rtol=0, atol=0)
+
+
+@each_module
+def test_identity_at_initialisation_is_as_stated(id):
+    module, inputs = attn_lib.example(id)
+    y = outputs(module.eval()(*inputs))[0]
+    assert torch.equal(y, inputs[0]) == attn_lib.entry(id).identity_at_init
+
+
+@each_case
+def test_taps_name_the_output_and_every_axis(id, variant):
+    module, inputs = make(id, variant)
+    expected = module.eval()(*inputs)
+    with attn_lib.trace() as t:
+        y = module(*inputs)
+    assert_same(y, expected, rtol=1e-4, atol=1e-5)
+    assert len(t) >= 2 and t[t.names()[-1]] is outputs(y)[0], "the last tap is the output"
+    assert all(t.dims(name) for name in t.names())
+    assert t.sizes()["B"] == inputs[0].shape[0]
+
+
+@each_module
+def test_symmetries_are_as_stated(id):
+    """What the entry states holds for arbitrary weights; what it leaves out is really broken."""
+    module, inputs = make(id, dtype=torch.float64)
+    found = measure.symmetries(module.eval(), inputs)
+    assert {name for name, deviation in found.items() if deviation < 1e-10} == attn_lib.entry(id).commutes_with, found
+
+
+# ---- bad arguments and bad inputs ------------------------------------------------------------------------------------
+
+
+def integer_options(id):
+    """(option, bad value) pairs from the signature: every integer option refuses what is no count."""
+    options = attn_lib.entry(id).options()
+    for name, parameter in inspect.signature(attn_lib.entry(id).cls).parameters.items():
+        default = options.get(name, parameter.default)
+        if isinstance(default, int) and not isinstance(default, bool):
+            yield from ((name, bad) for bad in (-1, 2.5, "3", True))
+            if name in ("channels", "dim"):
+                yield name, 0
+
+
+BAD_OPTIONS = [(id, name, bad) for id in attn_lib.list_modules() for name, bad in integer_options(id)]
+
+
+@pytest.mark.parametrize(("id", "name", "bad"), BAD_OPTIONS)
+def test_bad_argument_is_named(id, name, bad):
+    with pytest.raises(ValueError, match=rf"{name}.*(must|is)"):
+        attn_lib.create(id, **{**attn_lib.entry(id).options(), name: bad})
+
+
+@each_module
+def test_bad_input_is_named(id):
+    module, inputs = make(id)
+    x, *others = inputs
+    bad = {
+        "rank": x[0],
+        "one axis more": x[None],
+        "integers": x.long(),
+        "empty batch": x[:0],
+        "empty last axis": x[..., :0],
+        "not a tensor": x.tolist(),
+        "wrong channels": torch.cat([x, x], attn_lib.entry(id).layout.split(",")[0].split().index("C")),
+    }
+    for what, value in bad.items():
+        with pytest.raises(ValueError, match=r"must"):
+            module(value, *others)
+            pytest.fail(f"{id} accepts an input with {what}")
+
+
+# ---- documentation ---------------------------------------------------------------------------------------------------
+
+
+@each_module
+def test_docstring_says_all_it_must(id):
+    e = attn_lib.entry(id)
+    doc = inspect.getdoc(e.cls)
+    for part in ("=", "Args:", "Shape:", "Raises:", "Paper:", str(e.year), "ValueError"):
+        assert part in doc, f"the docstring of {e.cls.__name__} lacks {part!r}"
+    if e.arxiv:
+        assert e.arxiv in doc
+    signature = list(inspect.signature(e.cls).parameters.values())
+    assert signature[0].name in ("channels", "dim")
+    assert all(p.kind is p.KEYWORD_ONLY for p in signature[1:] if p.name != "out_channels"), "options are keyword-only"
+    for p in signature:
+        assert f"{p.name}" in doc.split("Args:")[1], f"argument {p.name} is not documented"
