@@ -59,7 +59,7 @@ def deform_conv2d(
     if mask is not None:
         check_tensor(mask, "B G·K H′ W′", {"B": B, "G·K": G * K, "H′": Ho, "W′": Wo}, "mask")
         Δm = tap("Δm", mask.unflatten(1, (G, K)), "B G K Ho Wo")
-        x_p = x_p * Δm.repeat_interleave(C // G, 1)
+        x_p = x_p.unflatten(1, (G, C // G)) * Δm[:, :, None]
     w = weight.reshape(groups, out // groups, C_group * K)
     y = torch.einsum("gok,bgkn->bgon", w, x_p.reshape(B, groups, C_group * K, Ho * Wo))
     y = y.reshape(B, out, Ho, Wo)

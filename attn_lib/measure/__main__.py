@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="the smallest size only, eager, in float32, little repeated")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cuda or cpu")
+    parser.add_argument("--commit", metavar="HASH", help="to stamp a copy that lies in no repository with")
     options = parser.parse_args(arguments)
     try:
         device = torch.device(options.device)
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read first: a file that cannot be merged should not cost an hour of measuring.
     old = load_text(out.read_text(encoding="utf-8")) if out.exists() else None
     try:
-        run = suite.run(ids, device, quick=options.quick)
+        run = suite.run(ids, device, quick=options.quick, commit=options.commit)
     except KeyboardInterrupt:
         print("\ninterrupted: nothing was written", file=sys.stderr)
         return 130

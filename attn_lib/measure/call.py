@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -68,8 +69,8 @@ def unchanged(*fns: Callable) -> Iterator[None]:
 def one_step(fn: Callable, inputs: tuple, backward: bool) -> Callable[[], Any]:
     """A function of no arguments that calls `fn` once, and its backward pass if asked for.
 
-    The backward pass leaves `.grad` alone. Its incoming gradient is the output itself (the gradient of |y|²/2):
-    real values, made beforehand.
+    The backward pass leaves `.grad` alone. Its incoming gradient is the output itself (the gradient of
+    |y|²/2): real values, made beforehand.
     """
     if not backward:
         return lambda: fn(*inputs)
@@ -90,3 +91,21 @@ def gradients(fn: Callable, inputs: tuple, outputs: list[Tensor], incoming: list
     """The backward pass, to the inputs and to every parameter that asks for a gradient."""
     leaves = [t for t in [*tensors(inputs), *state(fn)] if t.requires_grad]
     return torch.autograd.grad(outputs, leaves, incoming, allow_unused=True)
+
+
+def kept_for_backward(fn: Callable, inputs: tuple) -> tuple[Any, dict[int, torch.UntypedStorage]]:
+    """The output of a call, and address -> storage of everything that autograd keeps of it.
+
+    The inputs ask for a gradient, as they would inside a network. No backward pass can start from the output.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(t: Tensor) -> None:
+        storage = t.untyped_storage()
+        kept[storage.data_ptr()] = storage  # held on to, so that no address is used a second time
+
+    def unpack(_: None) -> Tensor:
+        raise RuntimeError("what the backward pass needs was only counted, not kept")
+
+    with torch.enable_grad(), saved_tensors_hooks(pack, unpack):
+        return fn(*with_grad(inputs)), kept

@@ -1,4 +1,4 @@
-"""What a call costs, counted rather than timed: the same on every machine, but for the peak memory."""
+"""What a call costs, counted rather than timed."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .call import (
     as_inputs,
     device_of,
     gradients,
+    kept_for_backward,
     one_step,
     outputs_with_grad,
     state,
@@ -79,18 +78,18 @@ def flops(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = 
     """Floating-point operations of one call: 2 for every multiply-add of a matrix product or convolution.
 
     Counted by `torch.utils.flop_counter`. Element-wise work (activations, softmax, gating, interpolation,
-    pooling, normalisation) and custom operators count nothing. Fused attention is counted as its two matrix
-    products, whichever kernel the device would choose.
+    pooling, normalisation) and custom operators count nothing. Fused attention counts as its two matrix products,
+    or four in the backward pass, whichever kernel the device chooses.
 
     Args:
         backward: count the backward pass too.
     """
     inputs = as_inputs(inputs)
-    # The fused CPU attention kernels have no FLOP formula; the plain route counts alike on every device.
+    # In eval mode nn.MultiheadAttention would run as one operator that has no formula.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with unchanged(module), sdpa_kernel(SDPBackend.MATH):
+        with unchanged(module):
             with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
                 module(*inputs)
             total = counter.get_total_flops()
@@ -113,21 +112,11 @@ def saved_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int:
     Each storage counts once and whole, however many views of it are kept. Parameters, buffers and inputs are
     excluded: they exist anyway. The inputs are taken to ask for a gradient, as they would inside a network.
     """
-    inputs = with_grad(as_inputs(inputs))
+    inputs = as_inputs(inputs)
+    with unchanged(module):
+        _, kept = kept_for_backward(module, inputs)
     known = {t.untyped_storage().data_ptr() for t in [*tensors(inputs), *state(module)]}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(t: Tensor) -> None:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage  # held on to, so that no address is used a second time
-
-    def unpack(_: None) -> Tensor:
-        raise RuntimeError("saved_bytes does not keep what a backward pass needs")
-
-    with unchanged(module), torch.enable_grad(), saved_tensors_hooks(pack, unpack):
-        module(*inputs)
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in known)
 
 
 def min_bytes(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = False) -> int:
@@ -196,9 +185,22 @@ def _conv_backward_flops(grad, x, weight, _bias, _stride, _padding, _dilation, t
     return (mask[0] + mask[1]) * 2 * x[0] * math.prod(positions) * math.prod(weight)
 
 
+def _attention_flops(q, k, v, *_, out_shape=None, **__) -> int:
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])  # q kᵀ, and the weights times v
+
+
+def _attention_backward_flops(grad, q, k, v, *_, out_shape=None, **__) -> int:
+    return 2 * _attention_flops(q, k, v)  # torch's formulas add what a kernel computes a second time
+
+
+# What torch's counter lacks, or counts differently from one kernel to another.
 _FORMULAS = {
     torch.ops.aten.mv: _mv_flops,
     torch.ops.aten.addmv: lambda _, matrix, vector, **k: _mv_flops(matrix, vector),
     torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
     torch.ops.aten.convolution_backward: _conv_backward_flops,
 }
+for _kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention"):
+    for _pass, _formula in (("", _attention_flops), ("_backward", _attention_backward_flops)):
+        if _operator := getattr(torch.ops.aten, f"_scaled_dot_product_{_kernel}{_pass}", None):
+            _FORMULAS[_operator] = _formula

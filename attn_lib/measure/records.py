@@ -100,19 +100,23 @@ def write(data: dict, path: Path) -> None:
         raise
 
 
-def stamp(device: torch.device) -> dict[str, Any]:
-    """What a measurement depends on besides the module."""
+def stamp(device: torch.device, commit: str | None = None) -> dict[str, Any]:
+    """What a measurement depends on besides the module.
+
+    Args:
+        commit: what to write where this copy of the library lies in no repository, and cannot tell.
+    """
     name = device_name(device)
     if device.type == "cpu":
         name = f"{_cpu_model()}, {name.partition(', ')[2]}"
-    commit, dirty = _commit()
+    found, dirty = _commit()
     return {
         "kind": device.type,
         "device": name,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": found or commit,
         "dirty": dirty,
     }
 

@@ -18,6 +18,7 @@ from .timing import timing
 
 BATCH = {"cuda": 32, "cpu": 2}
 SIDES = {"cuda": (14, 28, 56, 112), "cpu": (14, 28, 56)}
+COMPILED_SIDE = 56  # one size: to compile takes far longer than to measure
 FRAMES = 8
 
 
@@ -40,8 +41,13 @@ def cases(ids: Iterable[str], kind: str, *, quick: bool = False) -> list[Case]:
         for id in ids
         for size in sizes(catalog.entry(id).layout, SIDES[kind][:1] if quick else SIDES[kind])
         for dtype in ((torch.float32, torch.bfloat16) if gpu else (torch.float32,))
-        for compiled in ((False, True) if gpu else (False,))
+        for compiled in ((False, True) if gpu and size in compiled_sizes(id) else (False,))
     ]
+
+
+def compiled_sizes(id: str) -> list[tuple[int, ...]]:
+    """The sizes at which a module is also measured compiled."""
+    return sizes(catalog.entry(id).layout, [COMPILED_SIDE])
 
 
 def sizes(layout: str, sides: Iterable[int]) -> list[tuple[int, ...]]:
@@ -61,14 +67,15 @@ def measure(case: Case, device: torch.device, limits: Ceilings, seconds: float =
     return [_row(case, device, limits, backward, seconds) for backward in (False, True)]
 
 
-def run(ids: list[str], device: torch.device, *, quick: bool = False) -> dict[str, Any]:
+def run(ids: list[str], device: torch.device, *, quick: bool = False, commit: str | None = None) -> dict[str, Any]:
     """Measure modules, with a progress bar; returns one run as `records` stores it."""
-    when = stamp(device)
+    when = stamp(device, commit)
     limits = ceilings(str(device))
     rows: list[Row] = []
     for case in progress(cases(ids, device.type, quick=quick), "measuring"):
         rows += measure(case, device, limits, seconds=0.05 if quick else 0.3)
-    rates = {"bandwidth": limits.bandwidth, "flop_rate": dict(limits.flop_rate)}
+    flop_rate = {dtype: _figures(rate) for dtype, rate in limits.flop_rate.items()}
+    rates = {"bandwidth": _figures(limits.bandwidth), "flop_rate": flop_rate}
     return {"stamp": when, "ceilings": rates, "rows": rows}
 
 
@@ -94,12 +101,14 @@ def _row(case: Case, device: torch.device, limits: Ceilings, backward: bool, sec
                 "saved_bytes": counted.saved_bytes,
                 "peak_bytes": counted.peak_bytes,
             }
-            # Else the second size would be compiled for sizes in general, and the ninth not at all.
-            torch.compiler.reset()
-            call = torch.compile(module) if case.compiled else module
+            call = module
+            if case.compiled:
+                torch.compiler.reset()  # else the second case would be compiled for sizes in general
+                call = torch.compile(module)
             took = timing(call, inputs, backward=backward, seconds=seconds)
-        row |= {"median": took.median, "iqr": took.iqr, "repeats": took.repeats, "host": took.host}
-        row["roofline"] = limits.least_seconds(row["flops"], row["min_bytes"], dtype) / took.median
+        fraction = limits.least_seconds(row["flops"], row["min_bytes"], dtype) / took.median
+        row |= {"median": _figures(took.median), "iqr": _figures(took.iqr), "repeats": took.repeats,
+                "host": _figures(took.host), "roofline": _figures(fraction)}
     except Exception as error:  # whatever one module does, the others are measured
         row["error"] = _first_line(error)
     finally:
@@ -109,6 +118,11 @@ def _row(case: Case, device: torch.device, limits: Ceilings, backward: bool, sec
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
     return row
+
+
+def _figures(value: float | None) -> float | None:
+    """Four figures: what a timing is worth, and a small file."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _first_line(error: Exception) -> str:

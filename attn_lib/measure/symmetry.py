@@ -64,19 +64,22 @@ def symmetries(module: Callable, inputs: Tensor | Sequence[Any], *, layout: str 
     xs = [t for t in tensors(double) if t.is_floating_point()]
     deviations = {}
     with torch.no_grad():
+        ys = run(xs)
+        if [y.ndim for y in ys] != [len(axes) for axes in outs]:
+            named = ", ".join(map(" ".join, outs))
+            raise ValueError(f"output={named!r} must name the axes of {[tuple(y.shape) for y in ys]}")
         for name in catalog.SYMMETRIES:
             try:
                 if name == "translation":
                     deviations[name] = _translation(run, xs, ins, outs)
                 else:
-                    deviations[name] = _equivariance(run, xs, ins, outs, _action(name, xs, ins, seed))
+                    deviations[name] = _equivariance(run, xs, ys, ins, outs, _action(name, xs, ins, seed))
             except Undefined:
                 deviations[name] = math.nan
     return deviations
 
 
-def _equivariance(run, xs, ins, outs, act: Action) -> float:
-    ys = run(xs)
+def _equivariance(run, xs, ys, ins, outs, act: Action) -> float:
     expected = [act(y, axes) for y, axes in zip(ys, outs, strict=True)]
     return _deviation(_attempt(run, [act(x, axes) for x, axes in zip(xs, ins, strict=True)]), expected)
 
@@ -194,8 +197,6 @@ def _sizes(ts: Sequence[Tensor], layouts: Sequence[Axes]) -> dict[str, int]:
     """Axis -> size; the action has no meaning where one letter has two sizes."""
     sizes: dict[str, int] = {}
     for t, axes in zip(ts, layouts, strict=True):
-        if t.ndim != len(axes):
-            raise ValueError(f"output={' '.join(axes)!r} must name the axes of an output of {tuple(t.shape)}")
         for axis, size in zip(axes, t.shape, strict=True):
             if sizes.setdefault(axis, size) != size:
                 raise Undefined

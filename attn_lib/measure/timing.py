@@ -167,10 +167,11 @@ def device_name(device: torch.device) -> str:
 def _cpu_samples(step: Callable, seconds: float) -> list[float]:
     timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
     step()  # the first call allocates and picks algorithms
-    blocks = timer.blocked_autorange(min_run_time=seconds)
-    if len(blocks.raw_times) < FEWEST:  # a call that lasts long
-        blocks = timer.blocked_autorange(min_run_time=FEWEST * statistics.median(blocks.raw_times))
-    return [t / blocks.number_per_run for t in blocks.raw_times]
+    while True:
+        blocks = timer.blocked_autorange(min_run_time=seconds)
+        if len(blocks.raw_times) >= FEWEST:
+            return [t / blocks.number_per_run for t in blocks.raw_times]
+        seconds = max(2 * seconds, FEWEST * statistics.median(blocks.raw_times))  # a call that lasts long
 
 
 def _stopwatch(step: Callable, device: torch.device) -> "_CPUStopwatch | _CUDAStopwatch":

@@ -331,8 +331,9 @@ def one_tap_at_a_time(x, offset, weight, bias, mask, *, stride, padding, dilatio
     return torch.cat(y, 1) + bias[:, None, None]
 
 
-@pytest.mark.parametrize("geometry", [dict(stride=1, padding=1, dilation=1), dict(stride=2, padding=3, dilation=2)], ids=str)
-def test_gradients_equal_those_of_indexing_pixels_one_tap_at_a_time(geometry):
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 1, 1), (2, 3, 2)])
+def test_gradients_equal_those_of_indexing_pixels_one_tap_at_a_time(stride, padding, dilation):
+    geometry = dict(stride=stride, padding=padding, dilation=dilation)
     a = arguments(H=9, W=8, groups=2, offset_groups=2, reach=2.0, **geometry)
     leaves = {name: value.requires_grad_() for name, value in a.items()}
     mine, theirs = deform_conv2d(**leaves, **geometry), one_tap_at_a_time(**leaves, **geometry)
@@ -373,12 +374,12 @@ def ramp(slope_down, slope_right, H=9, W=8):
 @pytest.mark.parametrize("k", range(9))
 def test_trap_swapped_axes_or_another_channel_order(k):
     """Channels 2k and 2k+1 move tap k, down and to the right; nothing else does."""
-    weight = torch.zeros(1, 1, 9, dtype=D)
-    weight[..., k] = 1
+    x, weight = ramp(3, 5), torch.zeros(1, 1, 3, 3, dtype=D)
+    weight[..., k // 3, k % 3] = 1
     for channel in range(18):
         offset = torch.zeros(1, 18, 7, 6, dtype=D)
         offset[:, channel] = 0.25
-        change = deform_conv2d(ramp(3, 5), offset, weight.view(1, 1, 3, 3)) - F.conv2d(ramp(3, 5), weight.view(1, 1, 3, 3))
+        change = deform_conv2d(x, offset, weight) - F.conv2d(x, weight)
         expected = {2 * k: 0.75, 2 * k + 1: 1.25}.get(channel, 0.0)
         torch.testing.assert_close(change[..., 1:-1, 1:-1], torch.full((1, 1, 5, 4), expected, dtype=D))
 
@@ -433,7 +434,7 @@ def test_memory_grows_with_the_number_of_positions(modulation):
     saved = [measure.saved_bytes(module, (torch.randn(1, 8, n, n),)) for n in sizes]
     assert measure.fit_exponent([n * n for n in sizes], saved) == pytest.approx(1, abs=0.02)
     samples = 4 * 8 * 9 * 64 * 64
-    assert saved[-1] < (2.6 if modulation else 1.6) * samples
+    assert saved[-1] < (2.7 if modulation else 1.5) * samples
 
 
 def test_compiles_once_for_sizes_that_change():

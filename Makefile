@@ -1,0 +1,112 @@
+# Two commands do most of it: `make book` and `make test`. Each sets itself up in .venv; nothing outside this folder changes.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+CHAPTER ?=
+PORT ?= 8000
+WORKERS ?= auto
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Jupyter, matplotlib and the browser keep their files with the environment, not in the home folder.
+export IPYTHONDIR := $(CURDIR)/$(VENV)/home/ipython
+export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/home/jupyter
+export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/home/jupyter-data
+export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/home/jupyter-runtime
+export JUPYTER_PLATFORM_DIRS := 1
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/home/matplotlib
+export PLAYWRIGHT_BROWSERS_PATH := $(CURDIR)/$(VENV)/home/browsers
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help:  ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The environment. The stamp is a copy of what was installed, written last: an interrupted install leaves none, and the
+# next run then starts from an empty environment.
+$(READY): requirements.txt pyproject.toml
+	@if cat requirements.txt pyproject.toml | cmp -s - $@; then touch $@; exit 0; fi; set -e; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "The book needs Python 3.10 or newer; \"$(PYTHON)\" is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Name another one with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
+	clear=; [ -f $@ ] || clear=--clear; rm -f $@; \
+	$(PYTHON) -m venv $$clear $(VENV) || { \
+	  echo "Python could not make a virtual environment; on Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+	echo "Installing the pinned requirements into $(VENV) (once; a few minutes)"; \
+	$(BIN)/python -m pip install --quiet --progress-bar on -r requirements.txt; \
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .; \
+	cat requirements.txt pyproject.toml > $@.tmp; mv $@.tmp $@
+
+.PHONY: book
+book: $(READY)  ## build the site, warnings as errors, and say where it is
+	@$(BIN)/python book/tools/build.py
+
+.PHONY: serve
+serve: book  ## build the site and serve it on this machine (PORT=8000)
+	@echo "http://127.0.0.1:$(PORT)/  (Ctrl-C stops it)"; \
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+.PHONY: lab
+lab: $(READY)  ## open the chapters in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir chapters
+
+.PHONY: execute
+execute: $(READY)  ## re-run the chapters that changed, or CHAPTER=se; normalise their metadata
+	$(BIN)/python book/tools/execute.py $(CHAPTER)
+
+.PHONY: assignment
+assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER=se
+	$(BIN)/python book/tools/assignment.py $(CHAPTER)
+
+.PHONY: bench
+bench: $(READY)  ## measure every module on this machine
+	$(BIN)/python -m attn_lib.measure
+
+.PHONY: address
+address: $(READY)  ## write the public address of _config.yml into everything derived from it
+	$(BIN)/python book/tools/address.py --write
+
+# Every part runs even when an earlier one fails, so that one run tells all there is to tell.
+TESTS := lint unit notebooks chapters site
+.PHONY: test
+test: $(READY)  ## everything: library, notebooks, classroom, built site in a real browser
+	@failed=; for part in $(TESTS); do \
+	  echo; echo "== $$part =="; $(MAKE) --no-print-directory test-$$part || failed="$$failed $$part"; \
+	done; echo; \
+	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi; echo "All passed: $(TESTS)"
+
+# One thread a worker: the parallelism is over tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: test-lint test-unit test-notebooks test-chapters test-site
+test-lint: $(READY)
+	$(BIN)/ruff check .
+test-unit: $(READY)
+	$(PYTEST) -n $(WORKERS) tests/unit
+test-notebooks: $(READY)
+	$(PYTEST) -p book.tools.nbval_chapters --nbval --nbval-current-env --nbval-cell-timeout 120 -n $(WORKERS) --dist loadfile chapters
+test-chapters: $(READY)
+	$(PYTEST) -n $(WORKERS) tests/chapters
+test-site: book
+	$(PYTEST) -n $(WORKERS) --dist loadfile tests/site
+
+.PHONY: lock
+lock: $(READY)  ## pin the requirements again (UPGRADE=--upgrade for newer versions)
+	$(BIN)/python -m pip install --quiet uv
+	@cp requirements.txt requirements.tmp; \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --no-annotate --no-header --quiet $(UPGRADE) -o requirements.tmp \
+	  && { sed -n '/^#/p' requirements.txt; sed '/^#/d' requirements.tmp; } > requirements.new.tmp \
+	  && mv requirements.new.tmp requirements.txt; rm -f requirements.tmp
+
+.PHONY: clean
+clean:  ## remove the built site and caches (the environment too: make clean-all)
+	rm -rf _build .pytest_cache .ruff_cache
+	find attn_lib book chapters tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: clean-all
+clean-all: clean  ## remove the environment as well
+	rm -rf $(VENV) attn_lib.egg-info

@@ -1,0 +1,135 @@
+"""What an insertion or a replacement changed."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..measure import Comparison
+
+
+class Change(Protocol):
+    """One change of a network that can be taken back."""
+
+    path: str
+
+    def intact(self) -> bool:
+        """Whether the place is still as the change left it."""
+
+    def revert(self) -> None:
+        """Take the change back."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the network.
+
+    Attributes:
+        path: dotted name of the sub-module that the new module follows or replaces.
+        channels: C there; None where a replacement did not need to know.
+        shape: of the tensor there, for the example; None without one.
+        calls: how often a forward pass comes by; None without an example.
+        params: parameters of the new module.
+    """
+
+    path: str
+    channels: int | None
+    shape: tuple[int, ...] | None
+    calls: int | None
+    params: int
+
+
+@dataclass
+class Report:
+    """What changed in a network.
+
+    Attributes:
+        kind: "insert" or "replace".
+        module: id or name of what was put in.
+        sites: where, one row a place.
+        params: parameters of the network before and after.
+        flops: FLOPs of a forward pass of the example before and after; None without an example.
+        change: largest change of an entry of the network's output in eval mode; None without an example.
+        scale: largest entry of the output before.
+        rounding: changes up to this are rounding: 100 units in the last place of the largest entry.
+        identity: whether the catalog says that a fresh module is the identity; None for others' modules.
+        time: the forward pass of "before" and "after", timed in turns, if asked for.
+    """
+
+    kind: str
+    module: str
+    sites: tuple[Site, ...]
+    params: tuple[int, int]
+    flops: tuple[int, int] | None = None
+    change: float | None = None
+    scale: float | None = None
+    rounding: float | None = None
+    identity: bool | None = None
+    time: Comparison | None = None
+    _changes: list[Change] = field(default_factory=list, repr=False)
+
+    def undo(self) -> None:
+        """Take everything out again: modules, hooks and `state_dict` keys. A second call does nothing.
+
+        After an insertion the network is as it was, weights trained in between included. After a replacement
+        the replaced modules come back as they left.
+
+        Raises:
+            ValueError: if a site was changed again since; undo that first.
+        """
+        for change in self._changes:
+            if not change.intact():
+                raise ValueError(f"site {change.path!r} was changed since; undo that first")
+        while self._changes:
+            self._changes.pop().revert()
+
+    @property
+    def output(self) -> str:
+        """One sentence on the network's output."""
+        if self.change is None:
+            return "not compared: there was no example"
+        if self.change == 0:
+            return "unchanged, bit for bit"
+        size = f"{self.change:.1e}, largest entry {self.scale:.2g}"
+        if self.change <= self.rounding:
+            return f"unchanged up to rounding (largest change {size})"
+        if self.change != self.change:
+            return "not a number somewhere, before or after"
+        return f"changed (largest change {size}): {self.module} does not start as {self._neutral}"
+
+    @property
+    def _neutral(self) -> str:
+        return "the identity" if self.kind == "insert" else "what it replaces"
+
+    def summary(self) -> str:
+        """The report without times: the same on every machine."""
+        places = f"{len(self.sites)} place" + "s" * (len(self.sites) != 1)
+        lines = [f"{self.module}: {'inserted after' if self.kind == 'insert' else 'put in for'} {places}", ""]
+        lines += ["  " + line for line in _table(
+            [("site", "channels", "shape", "calls", "parameters")]
+            + [(s.path, _or_dash(s.channels), _or_dash(s.shape), _or_dash(s.calls), f"{s.params:,}")
+               for s in self.sites]
+        )]
+        lines += ["", f"parameters  {_change(*self.params)}"]
+        lines += [f"FLOPs       {_change(*self.flops)}"] if self.flops else []
+        return "\n".join([*lines, f"output      {self.output}"])
+
+    def __str__(self) -> str:
+        if self.time is None:
+            return self.summary()
+        before, after = self.time.timings["before"], self.time.timings["after"]
+        return f"{self.summary()}\ntime        {before} → {after}, {self.time['after']}"
+
+
+def _change(before: int, after: int) -> str:
+    relative = f", {(after - before) / before:+.1%}" if before else ""
+    return f"{before:,} → {after:,} ({after - before:+,}{relative})"
+
+
+def _or_dash(value: object) -> str:
+    return "–" if value is None else str(value)
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Names to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) if i in (0, 2) else cell.rjust(w)
+                      for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]

@@ -1,0 +1,54 @@
+"""Small real data sets that come inside scikit-learn's wheel, and a seeded split."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """Handwritten digits (UCI, the set packaged with scikit-learn).
+
+    Returns:
+        Images `(1797, 1, 8, 8)`, float32 in [0, 1], and labels `(1797,)`, int64 in 0 … 9; fresh tensors at every
+        call.
+    """
+    images, labels = _digits()
+    return images.clone(), labels.clone()
+
+
+@lru_cache(maxsize=1)
+def _digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = torch.from_numpy(raw.images).float()[:, None] / 16  # the set counts ink from 0 to 16
+    return images, torch.from_numpy(raw.target).long()
+
+
+def split(
+    *tensors: Tensor, test: float = 0.25, seed: int = 0
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Shuffle rows and cut them into a training and a test part.
+
+    Args:
+        *tensors: any number of tensors with the same first dimension, for example images and labels.
+        test: fraction of rows in the test part, in (0, 1).
+        seed: of the shuffle; the same seed gives the same split.
+
+    Returns:
+        `(train, test)`: two tuples with one tensor for each given one.
+
+    Raises:
+        ValueError: if the tensors differ in length or `test` is outside (0, 1).
+    """
+    lengths = sorted({len(t) for t in tensors})
+    if len(lengths) != 1:
+        raise ValueError(f"tensors must share their first dimension, got lengths {lengths}")
+    if not 0 < test < 1:
+        raise ValueError(f"test={test} must lie strictly between 0 and 1")
+    order = torch.randperm(lengths[0], generator=torch.Generator().manual_seed(seed))
+    held_out = round(lengths[0] * test)
+    return tuple(t[order[held_out:]] for t in tensors), tuple(t[order[:held_out]] for t in tensors)

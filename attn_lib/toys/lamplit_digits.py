@@ -1,0 +1,106 @@
+"""Read one of two digits; the light in the scene decides which.
+
+A photograph stands under a warm or a cold lamp. In front of it hangs a small black display that glows by itself: one
+handwritten digit in red, another in blue, on the same pixels. Under warm light the red one counts, under cold light
+the blue one. So every channel is worth reading in half of the images and misleading in the other half, and nothing
+on the display says which half this is: the answer lies in the colour of the photograph around it, on average only,
+since a single patch of a photograph may be reddish or bluish under any lamp.
+
+The display is wide enough that two 3 × 3 convolutions, the second with stride 2, see no photograph from where they
+see digit. Photographs and digits of the test part do not occur in the training part. The photographs are
+white-balanced (equal mean in red, green and blue), as a camera delivers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .data import digits, split
+from .images import image
+
+SIZE = 20  # pixels of the whole scene
+DISPLAY = slice(3, 17)  # rows and columns of the black display
+INK = slice(6, 14)  # rows and columns of the 8 × 8 digits
+LAMP = 0.5  # warm: red · e^½, blue · e^-½; cold: the other way round
+BLIND = 0.55  # best possible accuracy without looking at the light: right in ½, and by luck in 1/10 of the rest
+PHOTOGRAPHS = {
+    "train": ("astronaut", "coffee", "cells", "retina", "hubble"),
+    "test": ("cat", "rocket", "motorcycle"),
+}
+
+
+def sampler(part: str = "train", lamp: float = LAMP) -> Callable[[int, torch.Generator], tuple[Tensor, Tensor]]:
+    """A function that draws fresh scenes, as `toys.fit` wants it.
+
+    Args:
+        part: `"train"` or `"test"`: disjoint photographs and disjoint handwriting.
+        lamp: strength of the light, > 0; the smaller, the harder to tell warm from cold.
+
+    Returns:
+        `draw(batch, generator) -> (scenes (batch, 3, 20, 20), labels (batch,))`.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    photographs, ink, labels = _material(part)
+
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        photo = photographs[torch.randint(len(photographs), (batch,), generator=generator)]
+        red, blue = torch.randint(len(ink), (2, batch), generator=generator)
+        warm = torch.rand(batch, generator=generator) < 0.5
+        scene = compose(photo, ink[red], ink[blue], torch.where(warm, lamp, -lamp))
+        return scene, torch.where(warm, labels[red], labels[blue])
+
+    return draw
+
+
+def held_out(n: int = 1024, seed: int = 0, lamp: float = LAMP) -> tuple[Tensor, Tensor]:
+    """`n` scenes and labels of the test part, the same at every call."""
+    return sampler("test", lamp)(n, torch.Generator().manual_seed(seed))
+
+
+def compose(photo: Tensor, red: Tensor, blue: Tensor, lamp: float | Tensor) -> Tensor:
+    """Put the parts of a scene together.
+
+    Args:
+        photo: `(..., 3, 20, 20)` in [0, 1].
+        red: `(..., 8, 8)` in [0, 1], the digit drawn in red.
+        blue: `(..., 8, 8)` in [0, 1], the digit drawn in blue.
+        lamp: a number or `(...)`: red is multiplied by e^lamp and blue by e^-lamp; warm > 0 > cold.
+
+    Returns:
+        `(..., 3, 20, 20)`, clipped to [0, 1] as a sensor does.
+    """
+    lamp = torch.as_tensor(lamp, dtype=photo.dtype).expand(photo.shape[:-3])
+    light = torch.stack([lamp, torch.zeros_like(lamp), -lamp], dim=-1).exp()
+    scene = (photo * light[..., None, None]).clamp(0, 1)
+    scene[..., :, DISPLAY, DISPLAY] = 0
+    scene[..., 0, INK, INK] = red
+    scene[..., 2, INK, INK] = blue
+    return scene
+
+
+def parts(part: str = "test") -> tuple[Tensor, Tensor, Tensor]:
+    """What scenes are made of: windows of photographs `(P, 3, 20, 20)`, digits `(D, 8, 8)`, their labels `(D,)`."""
+    photographs, ink, labels = _material(part)
+    return photographs.clone(), ink.clone(), labels.clone()
+
+
+@lru_cache(maxsize=None)
+def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
+    if part not in PHOTOGRAPHS:
+        raise ValueError(f"part={part!r} must be one of {', '.join(PHOTOGRAPHS)}")
+    windows = []
+    for name in PHOTOGRAPHS[part]:
+        for size in (30, 44, 60):  # three zooms of the photograph
+            photo = image(name, size)
+            photo = 0.35 * photo / photo.mean((1, 2), keepdim=True)
+            tiles = photo.unfold(1, SIZE, 4).unfold(2, SIZE, 4)  # 3, rows, columns, SIZE, SIZE
+            windows.append(tiles.reshape(3, -1, SIZE, SIZE).transpose(0, 1))
+    train, test = split(*digits())
+    ink, labels = train if part == "train" else test
+    return torch.cat(windows).clamp(0, 1), ink[:, 0], labels

@@ -1,0 +1,84 @@
+"""What the figures accept: tensors, arrays and lists, alone or in a dict of panels, made into NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -> np.ndarray:
+    """A float64 copy of ``value`` on the CPU.
+
+    Args:
+        value: tensor, array, or nested list of numbers.
+        name: the argument's name, for the error.
+        ndim: the number(s) of dimensions allowed.
+
+    Raises:
+        ValueError: ``value`` is empty, not numeric, or has another number of dimensions.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.double() if value.dtype.is_floating_point else value
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        kind = type(value).__name__
+        raise ValueError(f"{name} must be a tensor, an array or a list of numbers, not {kind}") from error
+    allowed = (ndim,) if isinstance(ndim, int) else ndim
+    if allowed is not None and array.ndim not in allowed:
+        wanted = " or ".join(str(n) for n in allowed)
+        raise ValueError(f"{name} has shape {array.shape}: it must have {wanted} dimension(s)")
+    if array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}: there is nothing to draw")
+    return array
+
+
+def to_image(value: Any, name: str) -> np.ndarray:
+    """A photograph as ``(H, W)`` or ``(H, W, 3)`` float64 in [0, 1].
+
+    ``(3, H, W)`` and ``(1, H, W)`` are taken as channels first; uint8 is divided by 255. A grey picture
+    with another range is stretched to [0, 1]; colours may overshoot by 0.1, as a resampled picture does.
+
+    Raises:
+        ValueError: another shape, or colours outside [0, 1].
+    """
+    whole = getattr(value, "dtype", None) in (torch.uint8, np.uint8)
+    array = to_array(value, name, (2, 3))
+    if array.ndim == 3:
+        if array.shape[0] in (1, 3) and not (array.shape[2] == 3 and isinstance(value, np.ndarray)):
+            array = array.transpose(1, 2, 0)
+        if array.shape[2] == 1:
+            array = array[..., 0]
+        elif array.shape[2] != 3:
+            raise ValueError(f"{name} has shape {array.shape}: it must be (H, W), (H, W, 3) or (3, H, W)")
+    if whole:
+        array = array / 255
+    low, high = array.min(), array.max()
+    if array.ndim == 3:
+        if not (low >= -0.1 and high <= 1.1):
+            raise ValueError(f"{name} has values from {low:.3g} to {high:.3g}: colours must lie in [0, 1]")
+        return array.clip(0, 1)
+    if low < 0 or high > 1:
+        array = (array - low) / max(high - low, 1e-12)
+    return array
+
+
+def panels(value: Any) -> dict[str, Any]:
+    """A dict as it is, a list numbered without names, anything else as one nameless panel.
+
+    Raises:
+        ValueError: an empty dict or list.
+    """
+    if isinstance(value, Mapping):
+        named = {str(k): v for k, v in value.items()}
+    elif isinstance(value, list | tuple) and not (value and isinstance(value[0], int | float)):
+        named = {" " * i: v for i, v in enumerate(value)}  # blanks: distinct keys that draw nothing
+    else:
+        named = {"": value}
+    if not named:
+        raise ValueError("there is nothing to draw: the dict or list is empty")
+    return named

@@ -1,0 +1,158 @@
+"""The card of a module: paper, shapes, cost and symmetries, computed from the catalog and the module itself."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .. import catalog
+from ..measure import cost, records, saved_bytes
+from ..measure.suite import sizes
+from . import style
+
+SIDE = 56  # of the feature map that FLOPs, memory and times are given for
+
+_SAID = {
+    "channel_permutation": "permuting channels", "spatial_permutation": "permuting positions",
+    "row_column_permutation": "permuting rows and columns", "translation": "shifting", "flip_h": "flipping up-down",
+    "flip_w": "flipping left-right", "transpose": "transposing", "scaling": "scaling",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a card: its label, its text, and the same text with links where it has any."""
+
+    label: str
+    text: str
+    markup: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a module at a glance. As the last expression of a cell it shows itself.
+
+    Attributes:
+        id: the module's.
+        name: the mechanism's name.
+        colour: of its family.
+        rows: from the paper to the class.
+    """
+
+    id: str
+    name: str
+    colour: str
+    rows: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        wide = max(len(row.label) for row in self.rows)
+        lines = [f"{row.label:<{wide}}  {row.text}" for row in self.rows]
+        return "\n".join([f"{self.name} ({self.id})", *lines])
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+        return {"text/html": self._repr_html_(), "text/plain": repr(self)}
+
+    def _repr_html_(self) -> str:
+        # Inline styles for viewers without the book's style sheet; they set no colour that a dark page could swallow.
+        line = "border-top:1px solid rgba(128,128,128,.35)"
+        cell = "padding:.3em .6em;text-align:left;vertical-align:top;background:none"
+        rows = "".join(
+            f'<tr style="{line};background:none"><th scope="row" style="{cell};font-weight:600;white-space:nowrap">'
+            f'{html.escape(row.label)}</th><td style="{cell}">{row.markup or html.escape(row.text)}</td></tr>'
+            for row in self.rows
+        )
+        return (
+            f'<div class="attn-card" style="border-left:5px solid {self.colour};padding-left:.6em;overflow-x:auto">'
+            f'<table class="attn-card-table" style="border-collapse:collapse;margin:0;color:inherit;font-size:.95em">'
+            f'<caption style="caption-side:top;text-align:left;font-weight:700;padding:.3em .6em">'
+            f"{html.escape(self.name)}</caption><tbody>{rows}</tbody></table></div>"
+        )
+
+
+def card(id: str) -> Card:
+    """The card of a module.
+
+    Args:
+        id: as in ``attn_lib.list_modules()``.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    entry = catalog.entry(id)
+    rows = [
+        _paper(entry),
+        Row("Family", catalog.FAMILIES[entry.family]),
+        Row("Input → output", f"{_axes(entry.layout)} → {_axes(entry.output)}"),
+        *_costs(entry),
+        Row("Recorded time", _time(entry)),
+        Row("Commutes with", _symmetries(entry)),
+        Row("Fresh module", "returns its input unchanged" if entry.identity_at_init else "changes its input"),
+    ]
+    if entry.builds_on:
+        rows.append(Row("Builds on", ", ".join(catalog.entry(other).name for other in entry.builds_on)))
+    place = f"{entry.cls.__module__}.{entry.cls.__qualname__}"
+    rows.append(Row("Class", place, f"<code>{html.escape(place)}</code>"))
+    return Card(entry.id, entry.name, style.FAMILY_COLOURS[entry.family], tuple(rows))
+
+
+def _paper(entry: catalog.Entry) -> Row:
+    where = f"{entry.venue} {entry.year}"
+    text, markup = f"{entry.title}, {where}", f"<cite>{html.escape(entry.title)}</cite>, {html.escape(where)}"
+    if entry.arxiv:
+        text += f", arXiv {entry.arxiv}"
+        markup += f', <a href="https://arxiv.org/abs/{entry.arxiv}">arXiv {entry.arxiv}</a>'
+    if entry.code:
+        text += f", code: {entry.code}"
+        markup += f', <a href="{html.escape(entry.code)}">authors’ code</a>'
+    return Row("Paper", text, markup)
+
+
+def _axes(layout: str) -> str:
+    """"B C H W, B C H W" as "(B, C, H, W) and (B, C, H, W)"."""
+    return " and ".join(f"({', '.join(part.split())})" for part in layout.replace("'", "′").split(","))
+
+
+def _costs(entry: catalog.Entry) -> list[Row]:
+    (small,), (large,) = (sizes(entry.layout, [side]) for side in (SIDE, 2 * SIDE))
+    module, inputs = catalog.example(entry.id, batch=1, size=small)
+    counted = cost(module, inputs)
+    grown = saved_bytes(*catalog.example(entry.id, batch=1, size=large)) / max(1, counted.saved_bytes)
+    options = ", ".join(f"{name}={value!r}" for name, value in entry.example.items())
+    one = "one input of " + _times(inputs[0].shape[1:])
+    doubled = f"{_times(small)} → {_times(large)}"
+    memory = f"{style.si(counted.saved_bytes, 'B')} for {one}; × {grown:.1f} for {doubled}"
+    return [
+        Row("Parameters", f"{counted.params:,} ({options})"),
+        Row("FLOPs", f"{_count(counted.flops)} for {one}, in matrix products and convolutions"),
+        Row("Kept for backward", memory if counted.saved_bytes else "nothing but its inputs and parameters"),
+    ]
+
+
+def _time(entry: catalog.Entry) -> str:
+    (size,) = sizes(entry.layout, [SIDE])
+    rows = [
+        row
+        for row in records(entry.id)
+        if (row["size"], row["dtype"], row["mode"], row["backward"]) == ([*size], "float32", "eager", False)
+        and row["median"] is not None
+    ]
+    if not rows:
+        return "none yet"
+    row = rows[0]  # a GPU's where there is one
+    limit = f", {row['roofline']:.0%} of what the device could do" if row["roofline"] else ""
+    where = row["device"] if row["kind"] == "cuda" else f"no GPU recorded; {row['device']}"
+    return f"{style.si(row['median'], 's')} forward on {_times(row['shapes'][0])}, float32 ({where}){limit}"
+
+
+def _symmetries(entry: catalog.Entry) -> str:
+    held = [name for name in catalog.SYMMETRIES if name in entry.commutes_with]
+    return ", ".join(_SAID.get(name, name.replace("_", " ")) for name in held) or "none of the symmetries tested"
+
+
+def _times(shape: Iterable[int]) -> str:
+    return "×".join(str(n) for n in shape)
+
+
+def _count(n: int) -> str:
+    return f"{n:,}" if n < 100_000 else style.si(n)

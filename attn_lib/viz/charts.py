@@ -1,0 +1,203 @@
+"""Charts: gate bars, attention matrices, training curves and comparisons of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+
+from . import style
+from .arrays import panels, to_array
+from .figures import Figure, Sheet
+
+
+def bars(
+    values: Any, *, title: str, alt: str, labels: Sequence[str] | None = None,
+    highlight: int | Iterable[int] | None = None, xlabel: str | None = None, ylabel: str | None = None,
+) -> Figure:  # fmt: skip
+    """Bars, one an entry: gates, weights, means of channels.
+
+    Args:
+        values: ``(n,)``; or a dict name → ``(n,)``, whose bars stand in groups.
+        title: the question the figure answers.
+        alt: alternative text.
+        labels: one name an entry; their numbers otherwise.
+        highlight: the entry or entries drawn in another colour, or on another ground where bars stand in groups.
+        xlabel: what the entries are.
+        ylabel: what the height is.
+
+    Raises:
+        ValueError: lengths that differ, a highlight out of range, an empty title or alt.
+    """
+    series = {k: to_array(v, f"values {k!r}" if k else "values", 1) for k, v in panels(_whole(values)).items()}
+    n = len(next(iter(series.values())))
+    for name, v in series.items():
+        if len(v) != n:
+            raise ValueError(f"values {name!r} has {len(v)} entries, the first series has {n}: they must agree")
+    if labels is not None and len(labels) != n:
+        raise ValueError(f"labels has {len(labels)} entries for {n} bars")
+    chosen = {highlight} if isinstance(highlight, int) else set(highlight or ())
+    if any(not 0 <= i < n for i in chosen):
+        raise ValueError(f"highlight={highlight!r} must be between 0 and {n - 1}")
+    sheet = Sheet(title, alt, height=2.4)
+    with sheet as fig:
+        ax = fig.subplots()
+        width = 0.8 / len(series)
+        for k, (name, v) in enumerate(series.items()):
+            where = np.arange(n) + (k - (len(series) - 1) / 2) * width
+            plain = style.series_colour(k)
+            marked = style.ACCENT if len(series) == 1 else plain
+            colours = [marked if i in chosen else plain for i in range(n)]
+            ax.bar(where, v, width=width, color=colours, label=name)
+        if len(series) > 1:
+            for i in chosen:
+                ax.axvspan(i - 0.5, i + 0.5, color=style.SOFT, zorder=0)
+            ax.legend(ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        if min(v.min() for v in series.values()) < 0:
+            ax.axhline(0, color=style.MUTED, linewidth=0.8)
+        ax.set_xlim(-0.6, n - 0.4)
+        if labels is not None:
+            ax.set_xticks(range(n), labels, **_tilt(labels))
+        elif n <= 24:
+            ax.set_xticks(range(n))
+        ax.tick_params(axis="x", length=0)
+        ax.yaxis.grid(True)
+        ax.set(xlabel=xlabel or "", ylabel=ylabel or "")
+    return sheet.figure
+
+
+def matrix(
+    A: Any, *, title: str, alt: str, xlabel: str | None = None, ylabel: str | None = None, values: bool = False
+) -> Figure:
+    """A matrix as a picture, row 0 on top: an attention matrix has its queries as rows, its keys as columns.
+
+    Args:
+        A: ``(rows, columns)``; or a dict name → matrix, drawn as panels on one colour scale.
+        title: the question the figure answers.
+        alt: alternative text.
+        xlabel: what the columns are.
+        ylabel: what the rows are.
+        values: also write the numbers into the cells (at most 12 columns).
+
+    Raises:
+        ValueError: not two-dimensional, too many columns for numbers, an empty title or alt.
+    """
+    named = {k: to_array(v, f"A {k!r}" if k else "A", 2) for k, v in panels(_whole(A)).items()}
+    if values and max(m.shape[1] for m in named.values()) > 12:
+        raise ValueError("values=True needs at most 12 columns: the numbers would not be legible")
+    low, high, cmap = style.limits(list(named.values()))
+    aspect = max(m.shape[0] / m.shape[1] for m in named.values())
+    side = min((style.WIDTH - 1.2) / len(named) - 0.3, 3.6, 3.6 / aspect)
+    width = min(style.WIDTH, max(4.4, (side + 0.3) * len(named) + 1.2))
+    sheet = Sheet(title, alt, width=width, height=max(1.2, side * aspect) + (1.0 if len(named) > 1 else 0.75))
+    with sheet as fig:
+        axes = np.atleast_1d(fig.subplots(1, len(named)))
+        for ax, (name, m) in zip(axes, named.items(), strict=True):
+            picture = ax.imshow(m, cmap=cmap, vmin=low, vmax=high)
+            ax.spines[:].set_visible(False)
+            ax.set_title(name)
+            ax.set_xlabel(xlabel or "")
+            if ax is axes[0]:
+                ax.set_ylabel(ylabel or "")
+            ax.locator_params(integer=True, nbins=8)
+            if values:
+                _write_values(ax, m, picture)
+        bar = fig.colorbar(picture, ax=list(axes), shrink=0.9, aspect=22, pad=0.02)
+        bar.outline.set_visible(False)
+    return sheet.figure
+
+
+def _write_values(ax: Axes, m: np.ndarray, picture: AxesImage) -> None:
+    whole = np.array_equal(m, np.round(m))
+    digits = 0 if whole or np.abs(m).max() >= 100 else 1 if np.abs(m).max() >= 10 else 2
+    for (i, j), value in np.ndenumerate(m):
+        r, g, b, _ = picture.to_rgba(value)
+        colour = "white" if 0.299 * r + 0.587 * g + 0.114 * b < 0.55 else style.INK
+        text = f"{value + 0.0:.{digits}f}".replace("-", "−")
+        ax.text(j, i, text, ha="center", va="center", size=style.SMALL_SIZE, color=colour)
+
+
+def curves(
+    series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, ylabel: str,
+    x: Sequence[float] | None = None, log: bool = False,
+) -> Figure:  # fmt: skip
+    """Training curves: the mean over seeds as a line, the range over seeds as a band.
+
+    Args:
+        series: label → ``(seeds, steps)``, or ``(steps,)`` for a single run.
+        title: the question the figure answers.
+        alt: alternative text.
+        xlabel: what the steps are.
+        ylabel: what the values are.
+        x: the position of each step; 1, 2, … otherwise.
+        log: logarithmic vertical axis.
+
+    Raises:
+        ValueError: wrong shapes, an empty title or alt.
+    """
+    runs = {k: np.atleast_2d(to_array(v, f"series {k!r}", (1, 2))) for k, v in panels(dict(series)).items()}
+    sheet = Sheet(title, alt, height=2.8)
+    with sheet as fig:
+        ax = fig.subplots()
+        for k, (name, y) in enumerate(runs.items()):
+            where = np.arange(1, y.shape[1] + 1) if x is None else to_array(x, "x", 1)
+            if len(where) != y.shape[1]:
+                raise ValueError(f"x has {len(where)} entries, series {name!r} has {y.shape[1]} steps")
+            colour = style.series_colour(k)
+            if len(y) > 1:
+                ax.fill_between(where, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
+            ax.plot(where, y.mean(0), color=colour, label=name)
+        if log:
+            ax.set_yscale("log")
+        ax.yaxis.grid(True)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.margins(x=0.01)
+        ax.legend()
+    return sheet.figure
+
+
+def compare(series: Mapping[str, Any], *, title: str, alt: str, xlabel: str) -> Figure:
+    """Scores of several models over seeds: one row a model, one dot a seed, the mean as a bar with its value.
+
+    Args:
+        series: label → list of scores.
+        title: the question the figure answers.
+        alt: alternative text.
+        xlabel: what the score is.
+
+    Raises:
+        ValueError: an empty list, an empty title or alt.
+    """
+    rows = {k: to_array(v, f"series {k!r}", 1) for k, v in panels(dict(series)).items()}
+    sheet = Sheet(title, alt, height=0.65 + 0.42 * len(rows))
+    with sheet as fig:
+        ax = fig.subplots()
+        for k, scores in enumerate(rows.values()):
+            colour = style.series_colour(k)
+            ax.scatter(scores, np.full(len(scores), k), s=34, color=colour, alpha=0.55, linewidth=0)
+            ax.plot([scores.mean()] * 2, [k - 0.3, k + 0.3], color=colour, linewidth=2.4)
+            ax.annotate(
+                f"{scores.mean():.3g}", (1.0, k), xycoords=("axes fraction", "data"), xytext=(6, 0),
+                textcoords="offset points", va="center", color=style.INK,
+            )  # fmt: skip
+        ax.annotate("mean", (1.0, -0.5), xycoords=("axes fraction", "data"), xytext=(6, 4),
+                    textcoords="offset points", color=style.MUTED, size=style.SMALL_SIZE)  # fmt: skip
+        ax.set_yticks(range(len(rows)), list(rows))
+        ax.tick_params(axis="y", length=0, labelsize=style.TEXT_SIZE)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.xaxis.grid(True)
+        ax.set_xlabel(xlabel)
+    return sheet.figure
+
+
+def _whole(value: Any) -> Any:
+    """Keep a list of numbers, or of rows, from being taken for a list of panels."""
+    return value if isinstance(value, Mapping) else {"": value}
+
+
+def _tilt(labels: Sequence[str]) -> dict:
+    crowded = sum(len(str(label)) + 2 for label in labels) > 90
+    return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}

@@ -1,0 +1,163 @@
+"""A finished figure (a PNG with its alternative text) and the sheet it is drawn on.
+
+Nothing here touches pyplot: a figure belongs to the cell that shows it, is rendered once, and leaves no state.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as MatplotlibFigure
+from PIL import Image
+
+from . import style
+
+SCALE = 1.5  # device pixels for each CSS pixel: sharp on most screens, half the bytes of 2
+DPI = style.CSS_PER_INCH * SCALE
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A rendered figure. As the last expression of a cell it shows itself.
+
+    Attributes:
+        png: the encoded picture, the same bytes on every run.
+        title: the question it answers, drawn in the picture.
+        alt: the text for readers who do not see it.
+        width: width on the page in CSS pixels; the picture itself holds more, for sharp screens.
+        height: height on the page in CSS pixels.
+    """
+
+    png: bytes = field(repr=False)
+    title: str
+    alt: str
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        check_texts(self.title, self.alt)
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.title}"
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        data = {"image/png": base64.b64encode(self.png).decode("ascii"), "text/plain": repr(self)}
+        return data, {"image/png": {"alt": self.alt, "width": self.width, "height": self.height}}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the PNG to ``path``, whole or not at all."""
+        path = Path(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".png", delete=False) as file:
+            file.write(self.png)
+        os.replace(file.name, path)
+
+
+class Sheet:
+    """What a figure is drawn on: ``with sheet as fig:`` draws, then ``sheet.figure`` is the :class:`Figure`.
+
+    Inside the block ``fig`` is a matplotlib figure in the house style. The title stands at the top left, broken
+    into lines where needed; :attr:`top` says, in inches, how much height it takes from ``height``.
+
+    Args:
+        title: the question the figure answers.
+        alt: alternative text.
+        width: inches.
+        height: inches below the title.
+        layout: ``"constrained"``, or ``None`` for axes placed by hand.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        alt: str,
+        *,
+        height: float,
+        width: float = style.WIDTH,
+        layout: str | None = "constrained",
+    ):
+        check_texts(title, alt)
+        self.title, self.alt, self.width = title, alt, width
+        self._lines = style.wrap(title, width - 0.2, style.TITLE_SIZE, "bold")
+        self.top = round((0.16 + 0.21 * len(self._lines)) * DPI) / DPI  # whole pixels keep pictures crisp
+        self.height = height + self.top
+        self._layout = layout
+        self._figure: Figure | None = None
+
+    def __enter__(self) -> MatplotlibFigure:
+        self._style = style.house_style()
+        self._style.__enter__()
+        self._fig = MatplotlibFigure(figsize=(self.width, self.height), dpi=DPI)
+        FigureCanvasAgg(self._fig)
+        if self._layout:
+            bottom = (self.height - self.top) / self.height
+            self._fig.set_layout_engine(self._layout, rect=(0, 0, 1, bottom), w_pad=0.06, h_pad=0.06)
+        return self._fig
+
+    def __exit__(self, kind, value, traceback) -> None:
+        try:
+            if kind is None:
+                self._fig.text(
+                    0.08 / self.width, 1 - 0.1 / self.height, "\n".join(self._lines), size=style.TITLE_SIZE,
+                    weight="bold", ha="left", va="top", linespacing=1.25, color=style.INK,
+                )  # fmt: skip
+                self._figure = _render(self._fig, self.title, self.alt)
+        finally:
+            self._style.__exit__(kind, value, traceback)
+            del self._fig
+
+    @property
+    def figure(self) -> Figure:
+        """The finished figure, once the ``with`` block has ended."""
+        if self._figure is None:
+            raise RuntimeError("the sheet is still being drawn: read .figure after the with block")
+        return self._figure
+
+
+def check_texts(title: str, alt: str) -> None:
+    """Every figure has a title and alternative text.
+
+    Raises:
+        ValueError: one of them is not a string or is blank.
+    """
+    for name, text in (("title", title), ("alt", alt)):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{name}={text!r} must be a non-empty string")
+
+
+def _render(fig: MatplotlibFigure, title: str, alt: str) -> Figure:
+    fig.canvas.draw()
+    pixels = np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()
+    height, width = pixels.shape[:2]
+    return Figure(encode_png(pixels), title, alt, round(width / SCALE), round(height / SCALE))
+
+
+def encode_png(pixels: np.ndarray, colours: int = 256) -> bytes:
+    """PNG of an ``(H, W, 3)`` uint8 picture with a palette: a third of the bytes, and no difference to the eye.
+
+    The commonest colours (paper, ink) are kept exactly. The others are weighted by the cube root of their number, so
+    that a thin line or the end of a colour bar keeps its colour beside a large photograph.
+    """
+    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    values, index, counts = np.unique(packed, return_inverse=True, return_counts=True)
+    rgb = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1).astype(np.uint8)
+    palette = rgb
+    if len(rgb) > colours:
+        exact = rgb[np.argsort(-counts, kind="stable")[: colours // 8]]
+        line = Image.fromarray(np.repeat(rgb, np.ceil(np.cbrt(counts)).astype(int), axis=0)[None])
+        rest = line.quantize(colours - len(exact), method=Image.Quantize.MEDIANCUT, kmeans=2).getpalette()
+        palette = np.concatenate([exact, np.array(rest, dtype=np.uint8).reshape(-1, 3)[: colours - len(exact)]])
+        nearest = torch.cdist(torch.from_numpy(rgb).float(), torch.from_numpy(palette).float()).argmin(1)
+        index = nearest.numpy()[index]
+    picture = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8))
+    picture.putpalette(palette.tobytes())
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return file.getvalue()

@@ -1,0 +1,203 @@
+"""Recorded measurements: how long a module takes beside the reader's machine, and how near that is to the limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.ticker import NullLocator
+
+from .. import catalog
+from ..measure import Timing, records
+from . import style
+from .figures import Figure, Sheet
+
+_NOW = "#111111"
+_KINDS = (("float32", "eager"), ("float32", "compiled"), ("bfloat16", "eager"), ("bfloat16", "compiled"))
+
+
+def timing(
+    id: str, now: Timing | Mapping | None = None, *, title: str, alt: str, backward: bool = False, batch: int = 1
+) -> Figure:
+    """Recorded times of a module over the size of its input, beside those of the reader's machine.
+
+    Times are per image (per item of the batch), so that a GPU fed with 32 at once and a CPU fed with 2 can stand
+    in one figure. The note below the axes says what was recorded where; with no GPU among it, it says that.
+
+    Args:
+        id: the module.
+        now: result of ``measure.timing`` on this machine: a horizontal line; or a dict size → result, with
+            the size as (H, W), or the side of a square map: points.
+        title: the question the figure answers.
+        alt: alternative text.
+        backward: recorded forward and backward passes rather than forward passes.
+        batch: how many images a call of ``now`` processes.
+
+    Raises:
+        ValueError: no such module, ``batch`` < 1, an empty title or alt.
+    """
+    catalog.entry(id)
+    if batch < 1:
+        raise ValueError(f"batch={batch} must be at least 1")
+    rows = [r for r in _latest(records(id)) if r["backward"] == backward and r["median"] is not None]
+    if not rows and not isinstance(now, Mapping):
+        here = f" Here, now: {style.si(now.median / batch, 's')} per image ({now.device})." if now else ""
+        return _sentence(f"No measurement of {id!r} is recorded.{here}", title, alt)
+    sheet = Sheet(title, alt, height=3.6)
+    with sheet as fig:
+        ax = fig.subplots()
+        ax.set(xscale="log", yscale="log")
+        for kind in ("cuda", "cpu"):
+            for dtype, mode in _KINDS:
+                line = [r for r in rows if (r["kind"], r["dtype"], r["mode"]) == (kind, dtype, mode)]
+                if line:
+                    _draw(ax, line, f"{'GPU' if kind == 'cuda' else 'CPU'}, {dtype}, {mode}", kind, dtype, mode)
+        if isinstance(now, Timing):
+            ax.axhline(now.median / batch, color=_NOW, linewidth=1.4, linestyle=(0, (1, 1.5)), 
+                       label=f"now, {now.device}: {style.si(now.median / batch, 's')}")  # fmt: skip
+        elif now:
+            sizes = {_positions(size): t for size, t in now.items()}
+            device = next(iter(now.values())).device
+            spread = [t.iqr / 2 / batch for t in sizes.values()]
+            ax.errorbar(list(sizes), [t.median / batch for t in sizes.values()], spread, color=_NOW, marker="*",
+                        markersize=9, linewidth=1.2, label=f"now, {device}")  # fmt: skip
+        _size_axis(ax, rows, now)
+        style.log_axis(ax.yaxis, lambda t: style.si(t, "s"))
+        ax.set_ylabel("time per image" if "H" in catalog.entry(id).layout else "time per item of the batch")
+        ax.grid(True)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _note(fig, rows, id)
+    return sheet.figure
+
+
+def roofline(id: str, *, title: str, alt: str) -> Figure:
+    """Recorded runs of a module under what the device can do at most.
+
+    A call that computes little for each byte it must move is limited by the memory (the slope), one that computes
+    much by the arithmetic (the flat roof, one for each number type). FLOPs are those of matrix products and
+    convolutions, bytes the inputs, outputs and parameters moved once; both roofs were measured on the device.
+    Larger marks are larger inputs. Modules without such FLOPs stand on an axis of their own: achieved bandwidth.
+
+    Args:
+        id: the module.
+        title: the question the figure answers.
+        alt: alternative text.
+
+    Raises:
+        ValueError: no such module, an empty title or alt.
+    """
+    catalog.entry(id)
+    rows = [r for r in _latest(records(id)) if not r["backward"] and r["median"] is not None]
+    if not rows:
+        return _sentence(f"No measurement of {id!r} is recorded.", title, alt)
+    rows = [r for r in rows if r["kind"] == rows[0]["kind"]]  # a GPU's where there is one
+    sheet = Sheet(title, alt, height=3.6)
+    with sheet as fig:
+        ax = fig.subplots()
+        ax.set(xscale="log", yscale="log")
+        if any(r["flops"] for r in rows):
+            _roofs(ax, rows)
+        else:
+            _bandwidths(ax, rows)
+        ax.grid(True)
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _note(fig, rows, id)
+    return sheet.figure
+
+
+def _latest(rows: Sequence[dict]) -> list[dict]:
+    """Rows of one GPU and one CPU, those recorded last."""
+    result = []
+    for kind in ("cuda", "cpu"):
+        same = [r for r in rows if r["kind"] == kind]
+        if same:
+            last = max((r["date"], r["device"], r["torch"]) for r in same)
+            result += [r for r in same if (r["device"], r["torch"]) == last[1:]]
+    return result
+
+
+def _draw(ax: Axes, rows: list[dict], label: str, kind: str, dtype: str, mode: str) -> None:
+    rows = sorted(rows, key=lambda r: _positions(r["size"]))
+    colour = style.MUTED if kind == "cpu" else style.series_colour(0 if dtype == "float32" else 1)
+    times = [r["median"] / r["shapes"][0][0] for r in rows]
+    dashes = (0, (4, 2)) if mode == "compiled" else "-"
+    marker = "s" if kind == "cpu" else "^" if mode == "compiled" else "o"
+    ax.plot([_positions(r["size"]) for r in rows], times, color=colour, linestyle=dashes, marker=marker, label=label)
+
+
+def _size_axis(ax: Axes, rows: list[dict], now: Timing | Mapping | None) -> None:
+    sizes = [tuple(r["size"]) for r in rows]
+    if isinstance(now, Mapping):
+        sizes += [size if isinstance(size, tuple) else (size, size) for size in now]
+    sizes = sorted(set(sizes), key=math.prod)
+    kept = [s for i, s in enumerate(sizes) if i == 0 or math.prod(s) > 1.5 * math.prod(sizes[i - 1])]
+    ax.set_xlim(math.prod(sizes[0]) / 1.3, math.prod(sizes[-1]) * 1.3)
+    ax.set_xticks([math.prod(s) for s in kept], ["×".join(str(n) for n in s) for s in kept])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("size of the input")
+
+
+def _roofs(ax: Axes, rows: list[dict]) -> None:
+    bandwidth, rates = rows[0]["bandwidth"], rows[0]["flop_rate"]
+    counted = [r for r in rows if r["flops"]]
+    intensity = [r["flops"] / r["min_bytes"] for r in counted]
+    ends = np.array([min(intensity) / 4, max(*(rate / bandwidth for rate in rates.values()), *intensity) * 4])
+    x = np.geomspace(*ends, 200)
+    for k, (dtype, rate) in enumerate(rates.items()):
+        colour = style.series_colour(k)
+        ax.plot(x, np.minimum(bandwidth * x, rate), color=colour, linewidth=1.4, label=f"limit, {dtype}")
+    for dtype, mode in _KINDS:
+        mine = [r for r in counted if (r["dtype"], r["mode"]) == (dtype, mode)]
+        if mine:
+            _marks(ax, [r["flops"] / r["min_bytes"] for r in mine], [r["flops"] / r["median"] for r in mine], mine)
+    ax.set(xlabel="FLOP per byte that must move", ylabel="FLOP per second", xlim=ends)
+    style.log_axis(ax.xaxis, lambda value: f"{value:g}")
+    style.log_axis(ax.yaxis, style.si)
+
+
+def _bandwidths(ax: Axes, rows: list[dict]) -> None:
+    ax.axhline(rows[0]["bandwidth"], color=style.MUTED, linewidth=1.4, label="limit, a large copy")
+    for dtype, mode in _KINDS:
+        mine = [r for r in rows if (r["dtype"], r["mode"]) == (dtype, mode)]
+        if mine:
+            _marks(ax, [_positions(r["size"]) for r in mine], [r["min_bytes"] / r["median"] for r in mine], mine)
+    _size_axis(ax, rows, None)
+    ax.set_ylabel("bytes per second")
+    style.log_axis(ax.yaxis, style.si)
+
+
+def _marks(ax: Axes, x: list[float], y: list[float], rows: list[dict]) -> None:
+    dtype, mode = rows[0]["dtype"], rows[0]["mode"]
+    order = sorted({_positions(r["size"]) for r in rows})
+    area = [22 + 26 * order.index(_positions(r["size"])) for r in rows]
+    colour = style.series_colour(0 if dtype == "float32" else 1)
+    ax.plot(x, y, color=colour, linewidth=0.8, alpha=0.6)
+    ax.scatter(
+        x, y, s=area, marker="^" if mode == "compiled" else "o", zorder=3, linewidth=1.3, edgecolor=colour,
+        facecolor=colour if mode == "compiled" else style.BACKGROUND, label=f"{dtype}, {mode}",
+    )  # fmt: skip
+
+
+def _note(fig: MatplotlibFigure, rows: list[dict], id: str) -> None:
+    """What was recorded where, under the axes."""
+    parts = [] if any(r["kind"] == "cuda" for r in rows) else [f"No GPU measurement of {id!r} is recorded."]
+    for kind in ("cuda", "cpu"):
+        for r in [r for r in rows if r["kind"] == kind][:1]:
+            version, batch = r["torch"].partition("+")[0], r["shapes"][0][0]
+            parts.append(f"Recorded {r['date'][:10]}: {r['device']}, torch {version}, batches of {batch}.")
+    lines = style.wrap(" ".join(parts), style.WIDTH - 0.3, style.SMALL_SIZE)
+    fig.supxlabel("\n".join(lines), x=0.02, ha="left", size=style.SMALL_SIZE, color=style.MUTED)
+
+
+def _sentence(text: str, title: str, alt: str) -> Figure:
+    sheet = Sheet(title, alt, height=0.5, layout=None)
+    with sheet as fig:
+        fig.text(0.012, 0.12, text, color=style.INK)
+    return sheet.figure
+
+
+def _positions(size: Sequence[int] | int) -> int:
+    return size * size if isinstance(size, int) else math.prod(size)

@@ -1,0 +1,194 @@
+"""What this book adds to Sphinx: everything that ties a chapter, its class and its stored outputs together.
+
+- an image output gets the alternative text that `attn_lib.viz` stored with it;
+- collapsed cells say what is inside ("Show the solution");
+- a registered class says in which chapter it is explained, and the chapter's card links to the class;
+- `% module-reference` becomes the reference of every class in the catalogue;
+- `{chapter-list}` lists the chapters, family by family, from the catalogue;
+- `{chapter-output}` shows an explorer of a chapter on another page.
+"""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from myst_nb.core.render import NbElementRenderer
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+import attn_lib
+from attn_lib.catalog import FAMILIES, Entry
+from attn_lib.viz.style import FAMILY_COLOURS
+
+logger = logging.getLogger(__name__)
+
+PROMPTS = {"solution": ("Show the solution", "Hide the solution"), "setup": ("Set-up", "Set-up")}
+
+
+def entries(env: BuildEnvironment) -> list[Entry]:
+    """The catalogue's entries that have a chapter in this build."""
+    found = [attn_lib.entry(id) for id in attn_lib.list_modules()]
+    return [entry for entry in found if entry.chapter in env.found_docs]
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def carry_alternative_text() -> None:
+    """Let MyST-NB take an image's `alt` from the output's metadata, as it already takes width and height."""
+    render_image = NbElementRenderer.render_image
+
+    def render_image_with_alt(self, data):
+        rendered = render_image(self, data)
+        alt = data.output_metadata.get(data.mime_type, {}).get("alt")
+        for node in rendered:
+            if alt and not node.get("alt"):
+                node["alt"] = alt
+        return rendered
+
+    NbElementRenderer.render_image = render_image_with_alt
+
+
+# --- collapsed cells --------------------------------------------------------------------------------------------------
+
+
+class NameCollapsedCells(SphinxPostTransform):
+    """Say on the summary what a collapsed cell holds; runs before MyST-NB makes the summary (199)."""
+
+    default_priority = 190
+    formats = ("html",)
+
+    def run(self, **kwargs) -> None:
+        for cell in self.document.findall(nodes.container):
+            for tag, (show, hide) in PROMPTS.items():
+                if f"tag_{tag}" in cell["classes"]:
+                    cell["prompt_show"], cell["prompt_hide"] = show, hide
+
+
+# --- links between chapter and class ----------------------------------------------------------------------------------
+
+
+def link_class_to_chapter(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Append "Explained in" to the documentation of a registered class."""
+    if what != "class":
+        return
+    for entry in entries(app.env):
+        if entry.cls is obj:
+            chapter = f":Explained in: :doc:`{entry.name} </{entry.chapter}>`"
+            lines += ["", chapter, f":Reference: :cite:t:`{entry.paper}`", ""]
+
+
+def link_card_to_class(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Turn the class named on a chapter's card into a link to its reference."""
+    classes = app.env.get_domain("py").objects
+    for card in doctree.findall(lambda node: isinstance(node, nodes.raw) and "attn-card" in node.astext()):
+        def link(match: re.Match[str]) -> str:
+            if match[1] not in classes:
+                return match[0]
+            page = app.builder.get_relative_uri(docname, classes[match[1]].docname)
+            return f'<a href="{page}#{classes[match[1]].node_id}">{match[0]}</a>'
+
+        card.children = [nodes.Text(re.sub(r"<code>(attn_lib\.[\w.]+)</code>", link, card.astext()))]
+
+
+def write_module_reference(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put the reference of every catalogued class where a page says `% module-reference`."""
+    lines: list[str] = []
+    for family, caption in FAMILIES.items():
+        members = [attn_lib.entry(id) for id in attn_lib.list_modules(family)]
+        if members:
+            lines += [f"## {caption}", "", "```{eval-rst}"]
+            for entry in members:
+                lines += [f".. autoclass:: {entry.cls.__module__}.{entry.cls.__qualname__}", ""]
+            lines += ["```", ""]
+    source[0] = source[0].replace("% module-reference", "\n".join(lines))
+
+
+# --- directives -------------------------------------------------------------------------------------------------------
+
+
+class ChapterList(SphinxDirective):
+    """The chapters of the book by family: name, what the mechanism does, paper."""
+
+    def run(self) -> list[nodes.Node]:
+        found = entries(self.env)
+        result: list[nodes.Node] = []
+        for family, caption in FAMILIES.items():
+            members = [entry for entry in found if entry.family == family]
+            if members:
+                colour = f'<span class="attn-family" style="background: {FAMILY_COLOURS[family]}"></span>'
+                result.append(nodes.rubric("", "", nodes.raw("", colour, format="html"), nodes.Text(caption)))
+                result.append(nodes.bullet_list("", *map(self.item, members), classes=["attn-chapters"]))
+        return result
+
+    def item(self, entry: Entry) -> nodes.list_item:
+        self.env.note_dependency(inspect.getfile(entry.cls))
+        link = addnodes.pending_xref("", nodes.strong(text=entry.name), refdomain="std", reftype="doc",
+                                     reftarget=f"/{entry.chapter}", refexplicit=True, refwarn=True)
+        paper = nodes.inline(text=f"{entry.venue} {entry.year}", classes=["attn-paper"])
+        head = nodes.paragraph("", "", link, nodes.Text(" "), paper)
+        return nodes.list_item("", head, nodes.paragraph(text=entry.summary))
+
+
+class ChapterOutput(SphinxDirective):
+    """An interactive output of a chapter, shown on another page: the first explorer of the given kind.
+
+    ```{chapter-output} chapters/spatial/ccnet
+    :kind: attention
+    ```
+    """
+
+    required_arguments = 1
+    option_spec = {"kind": directives.unchanged_required}  # noqa: RUF012  (docutils' own protocol)
+
+    def run(self) -> list[nodes.Node]:
+        path = Path(self.env.srcdir) / f"{self.arguments[0]}.ipynb"
+        if not path.exists():
+            raise self.error(f"{path} is not there")
+        self.env.note_dependency(str(path))
+        wanted = f'data-kind="{self.options["kind"]}"' if "kind" in self.options else "attn-explorer"
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                html = "".join(output.get("data", {}).get("text/html", ""))
+                if "attn-explorer" in html and wanted in html:
+                    return [nodes.raw("", html, format="html")]
+        raise self.error(f"{path} stores no explorer with {wanted}")
+
+
+# --- no other host ----------------------------------------------------------------------------------------------------
+
+
+def without_thebe(app: Sphinx, config: object) -> None:
+    """Jupyter Book always loads sphinx-thebe, which writes a CDN's address into every page; take its hands off."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [item for item in listeners if not item.handler.__module__.startswith("sphinx_thebe")]
+    app.registry.css_files[:] = [file for file in app.registry.css_files if file[0] != "sphinx-thebe.css"]
+
+
+def without_font_preload(app: Sphinx, exception: Exception | None) -> None:
+    """The theme preloads its icon fonts in a mode that a browser refuses for pages opened from a folder."""
+    for page in Path(app.outdir).rglob("*.html") if exception is None else ():
+        text = page.read_text(encoding="utf-8")
+        lighter = re.sub(r'<link rel="preload" as="font"[^>]*>\n?', "", text)
+        if lighter != text:
+            page.write_text(lighter, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, object]:
+    carry_alternative_text()
+    app.add_post_transform(NameCollapsedCells)
+    app.add_directive("chapter-list", ChapterList)
+    app.add_directive("chapter-output", ChapterOutput)
+    app.connect("source-read", write_module_reference)
+    app.connect("config-inited", without_thebe)
+    app.connect("build-finished", without_font_preload)
+    app.connect("autodoc-process-docstring", link_class_to_chapter)
+    app.connect("doctree-resolved", link_card_to_class)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,237 @@
+"""Every chapter has every part of a chapter, and the check of it notices what is missing."""
+
+import copy
+
+import anatomy
+import notebooks
+import pytest
+from anatomy import Chapter
+
+
+@pytest.mark.parametrize("check", anatomy.CHECKS, ids=lambda check: check.__name__)
+def test_chapter_passes(chapter, check):
+    """Each check on each chapter."""
+    assert check(Chapter.load(chapter)) == []
+
+
+def test_grade_ids_are_unique_in_the_book():
+    """An instructor may put several chapters into one assignment."""
+    ids = [
+        cell.metadata["nbgrader"]["grade_id"]
+        for path in notebooks.chapters()
+        for cell in notebooks.read(path).cells
+        if "nbgrader" in cell.metadata
+    ]
+    assert len(ids) == len(set(ids))
+
+
+# Each of these spoils a good chapter in one way: the check that must notice, what it must say, and the damage.
+BROKEN = []
+
+
+def damage(check, says):
+    """Enter a function that spoils a chapter into `BROKEN`."""
+
+    def enter(function):
+        BROKEN.append(pytest.param(check, says, function, id=function.__name__))
+        return function
+
+    return enter
+
+
+def first(chapter, wanted):
+    """The first cell for which ``wanted`` holds."""
+    return next(cell for cell in chapter.cells if wanted(cell))
+
+
+def grade(cell, role):
+    """Whether a cell is an exercise's solution ("solution") or check ("grade")."""
+    return cell.metadata.get("nbgrader", {}).get(role, False)
+
+
+def has_picture(cell):
+    """Whether a cell stores a PNG."""
+    return any("image/png" in output.get("data", {}) for output in cell.get("outputs", []))
+
+
+def picture(chapter):
+    """The first stored output that holds a PNG."""
+    cell = first(chapter, has_picture)
+    return next(output for output in cell.outputs if "image/png" in output.get("data", {}))
+
+
+@damage(anatomy.opening, "H1")
+def no_title(chapter):
+    chapter.cells[0].source = "## Too small"
+
+
+@damage(anatomy.opening, "letter by letter")
+def own_setup_cell(chapter):
+    chapter.cells[1].source += "\nimport numpy as np"
+
+
+@damage(anatomy.opening, "attn_lib.card")
+def no_card(chapter):
+    del chapter.cells[2]
+
+
+@damage(anatomy.promises, "After this chapter you can")
+def no_objectives(chapter):
+    for cell in chapter.cells[: chapter.starts["problem"]]:
+        cell.source = cell.source.replace("fter this chapter you can", "nd then")
+
+
+@damage(anatomy.promises, "reading time")
+def no_minutes(chapter):
+    for cell in chapter.cells[: chapter.starts["problem"]]:
+        cell.source = cell.source.replace("minutes", "moments")
+
+
+@damage(anatomy.parts_in_order, "part:cost")
+def no_cost(chapter):
+    cell = first(chapter, lambda cell: "part:cost" in notebooks.tags(cell))
+    cell.metadata["tags"] = [tag for tag in cell.metadata["tags"] if tag != "part:cost"]
+
+
+@damage(anatomy.parts_in_order, "order")
+def parts_exchanged(chapter):
+    for cell in chapter.cells:
+        exchange = {"part:problem": "part:use", "part:use": "part:problem"}
+        if notebooks.tags(cell):
+            cell.metadata["tags"] = [exchange.get(tag, tag) for tag in cell.metadata["tags"]]
+
+
+@damage(anatomy.substance, "viz.flow")
+def no_flow(chapter):
+    for cell in chapter.cells:
+        cell.source = cell.source.replace("viz.flow(", "viz.images(")
+
+
+@damage(anatomy.substance, "explorer")
+def no_explorer(chapter):
+    for cell in chapter.cells:
+        cell.source = cell.source.replace("viz.explore_", "viz.show_")
+
+
+@damage(anatomy.references, "do not cite the paper")
+def no_reference(chapter):
+    for cell in chapter.part("references"):
+        cell.source = cell.source.replace("{cite", "{cut")
+
+
+@damage(anatomy.equations, "has no label")
+def equation_without_label(chapter):
+    cell = first(chapter, lambda cell: cell.cell_type == "markdown" and "(eq-" in cell.source)
+    cell.source = cell.source.replace("(eq-", "[eq-")
+
+
+@damage(anatomy.citations_and_links, "not in book/references.bib")
+def unknown_citation(chapter):
+    chapter.cells[0].source += "\n\n{cite}`nobody2099nothing`"
+
+
+@damage(anatomy.citations_and_links, "leads nowhere")
+def dead_link(chapter):
+    chapter.cells[0].source += "\n\n[here](nothing.ipynb)"
+
+
+@damage(anatomy.citations_and_links, "there is no attn_lib.channel.se.Nothing")
+def dead_class(chapter):
+    chapter.cells[0].source += "\n\n{py:class}`attn_lib.channel.se.Nothing`"
+
+
+@damage(anatomy.code_is_short_and_plain, "belongs in the library")
+def long_cell(chapter):
+    first(
+        chapter, lambda cell: cell.cell_type == "code" and "setup" not in notebooks.tags(cell)
+    ).source += "\n1" * 20
+
+
+@damage(anatomy.code_is_short_and_plain, "imports matplotlib")
+def plotting_code(chapter):
+    chapter.cells[2].source = "import matplotlib.pyplot as plt"
+
+
+@damage(anatomy.outputs_are_stored, "code has changed")
+def edited_without_a_run(chapter):
+    first(chapter, lambda cell: has_picture(cell)).source += "\n# edited"
+
+
+@damage(anatomy.outputs_are_stored, "no stored output")
+def missing_output(chapter):
+    first(chapter, has_picture).outputs.clear()
+
+
+@damage(anatomy.outputs_are_stored, "execution counts")
+def never_ran(chapter):
+    cell = first(chapter, has_picture)
+    cell.outputs, cell.execution_count = [], None
+
+
+@damage(anatomy.outputs_are_stored, "not normalised")
+def editors_noise(chapter):
+    first(chapter, has_picture).metadata["collapsed"] = False
+
+
+@damage(anatomy.figures, "no alternative text")
+def figure_without_text(chapter):
+    picture(chapter).metadata.clear()
+
+
+@damage(anatomy.figures, "not a question")
+def figure_without_question(chapter):
+    picture(chapter).data["text/plain"] = "Figure: Feature maps"
+
+
+@damage(anatomy.ignored_outputs, "asserts nothing")
+def convenient_tag(chapter):
+    cell = first(chapter, lambda cell: cell.cell_type == "code" and not anatomy.ASSERTS.search(cell.source))
+    cell.metadata["tags"] = [*notebooks.tags(cell), "nbval-ignore-output"]
+
+
+@damage(anatomy.exercise_metadata, "nbgrader refuses")
+def grade_without_id(chapter):
+    first(chapter, lambda cell: grade(cell, "grade")).metadata["nbgrader"]["grade_id"] = ""
+
+
+@damage(anatomy.exercise_metadata, "### BEGIN SOLUTION")
+def solution_without_markers(chapter):
+    cell = first(chapter, lambda cell: grade(cell, "solution"))
+    cell.source = cell.source.replace("### BEGIN SOLUTION", "")
+
+
+@damage(anatomy.exercises, "the checks give")
+def other_points(chapter):
+    first(chapter, lambda cell: grade(cell, "grade")).metadata["nbgrader"]["points"] += 1
+
+
+@damage(anatomy.exercises, 'kind "derive"')
+def nothing_to_derive(chapter):
+    for cell in chapter.cells:
+        cell.source = cell.source.replace("(derive,", "(code,")
+
+
+@damage(anatomy.stubs, "signature")
+def signature_in_the_solution(chapter):
+    cell = first(chapter, lambda cell: grade(cell, "solution"))
+    cell.source = "### BEGIN SOLUTION\n" + cell.source.replace("### BEGIN SOLUTION\n", "")
+
+
+@damage(anatomy.size, "500 are allowed")
+def heavy(chapter):
+    picture(chapter).data["image/png"] = "A" * 500_000
+
+
+@pytest.mark.parametrize(("check", "says", "spoil"), BROKEN)
+def test_damage_is_noticed(check, says, spoil):
+    """A spoilt copy of the first chapter is refused, by the check that is meant to, for the right reason."""
+    good = Chapter.load(notebooks.find(["channel/se"])[0])
+    spoilt = Chapter(copy.deepcopy(good.notebook), good.path)
+    spoil(spoilt)
+    assert check(good) == []
+    assert any(says in problem for problem in check(Chapter(spoilt.notebook, spoilt.path)))
+
+
+def test_every_check_is_seen_failing():
+    """A check that no damage reaches might as well not be there."""
+    assert set(anatomy.CHECKS) == {param.values[0] for param in BROKEN}

@@ -1,0 +1,116 @@
+"""A bare machine like Colab's runs every chapter; the set-up cell installs the library, not torch or numpy.
+
+"Like Colab's" is: a fresh environment with torch, numpy, matplotlib, ipykernel and ipywidgets, the latter four at
+other versions than ours; the notebook alone in an empty folder; the book's public address, redirected by git to a
+clone of this working tree, so that what is installed is what is tested.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import address
+import execute
+import nbformat
+import notebooks
+import pytest
+
+# Colab's own versions where this Python has them; older than ours in any case.
+BARE = [
+    "torch=={torch}",
+    "numpy==2.0.2; python_version < '3.13'",
+    "numpy==2.3.3; python_version >= '3.13'",
+    "matplotlib==3.10.0",
+    "ipykernel==6.17.1",
+    "ipython==7.34.0; python_version < '3.13'",
+    "ipywidgets==7.7.1",
+]
+UNTOUCHED = ("torch", "numpy")  # a set-up cell that reinstalls these breaks the running session
+PROBE = "print(attn_lib.__file__)"
+
+
+def run(*command, **options):
+    """Run a command; a failure shows what it said."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def clone_of_working_tree(folder: Path) -> Path:
+    """A git repository with one commit: the working tree as it is, committed or not, without what git ignores."""
+    folder.mkdir()
+    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=notebooks.ROOT)
+    for name in filter(None, names.split("\0")):
+        source = notebooks.ROOT / name
+        if source.is_file():  # a deleted file is listed until its deletion is staged
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, folder / name)
+    run("git", "init", "--quiet", cwd=folder)
+    run("git", "add", "--all", cwd=folder)
+    who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    run("git", *who, "commit", "--quiet", "--message", "working tree", cwd=folder)
+    return folder
+
+
+def fingerprint(python: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every installed file of the packages that must not be touched."""
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    return {
+        str(file): (file.stat().st_size, file.stat().st_mtime_ns)
+        for package in UNTOUCHED
+        for folder in (site / package, *site.glob(f"{package}-*.dist-info"))
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def bare_machine(tmp_path_factory):
+    """The interpreter of a fresh environment, and the environment variables of a kernel in it."""
+    import torch
+
+    home = tmp_path_factory.mktemp("colab")
+    run(sys.executable, "-m", "venv", home / "venv")
+    python = home / "venv" / "bin" / "python"
+    torch_version = torch.__version__.split("+")[0]
+    pip = [python, "-m", "pip", "install", "--quiet", *(spec.format(torch=torch_version) for spec in BARE)]
+    done = subprocess.run([str(part) for part in pip], capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(
+            f"this test needs pip and a package index to make a bare environment:\n{done.stderr}",
+            pytrace=False,
+        )
+    clone = clone_of_working_tree(home / "clone")
+    private = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "TQDM_DISABLE")
+    env = {name: value for name, value in os.environ.items() if name not in private}
+    env |= {
+        "IPYTHONDIR": str(home / "ipython"),
+        "MPLCONFIGDIR": str(home / "matplotlib"),
+        "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]]),
+        "OMP_NUM_THREADS": "1",
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{clone.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": address.read_address().repository,
+    }
+    return python, env
+
+
+def test_chapters_run_on_a_bare_machine(bare_machine, tmp_path):
+    """Every chapter to its end, the first one installing the library."""
+    python, env = bare_machine
+    before = fingerprint(python)
+    assert any("numpy" in name for name in before)
+    assert any("torch" in name for name in before)
+    assert "attn_lib" not in run(python, "-m", "pip", "list", env=env)
+    for path in notebooks.chapters():
+        alone = tmp_path / path.stem
+        alone.mkdir()
+        shutil.copy(path, alone)
+        notebook = notebooks.read(alone / path.name)
+        notebook.cells.append(nbformat.v4.new_code_cell(PROBE))
+        ran, _ = execute.run(notebook, alone, name=path.stem, python=str(python), env=env)
+        library = Path(ran.cells[-1].outputs[0].text.strip())
+        assert library.is_relative_to(python.parents[1]), "the library came from elsewhere"
+        assert fingerprint(python) == before, f"{path.stem}'s set-up cell touched torch or numpy"

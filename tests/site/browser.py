@@ -1,0 +1,140 @@
+"""A real browser, and what can only be said of a page by opening it in one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, Error, Page, Playwright
+
+INSTALLED = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
+             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+             "/Applications/Chromium.app/Contents/MacOS/Chromium")
+HOW = ("The site's tests need a browser. Install Chromium (on Debian or Ubuntu: apt-get install chromium) or Google "
+       "Chrome, or let Playwright fetch its own: .venv/bin/python -m playwright install --with-deps chromium")
+ARGUMENTS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]
+
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+class NoBrowser(Exception):
+    """No browser is installed and none could be fetched; the message says how to get one."""
+
+
+def launch(playwright: Playwright) -> Browser:
+    """Start an installed Chromium or Chrome, else Playwright's own, fetched if need be.
+
+    Raises:
+        NoBrowser: where neither can be had.
+    """
+    # In a container the tests run as root, where Chromium starts only without its own sandbox.
+    arguments = ARGUMENTS + (["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])
+    for name in INSTALLED:
+        if path := shutil.which(name):
+            return playwright.chromium.launch(executable_path=path, args=arguments)
+    if not Path(playwright.chromium.executable_path).exists():
+        print("Fetching Playwright's Chromium (once)", file=sys.stderr)
+        if subprocess.run([sys.executable, "-m", "playwright", "install", "chromium"]).returncode:
+            raise NoBrowser(HOW)
+    try:
+        return playwright.chromium.launch(args=arguments)
+    except Error as error:
+        raise NoBrowser(f"{HOW}\n{error}") from error
+
+
+@contextmanager
+def opened(browser: Browser, url: str, problems: list[str], **options: Any) -> Iterator[Page]:
+    """A page, loaded and with its formulas set; whatever goes wrong while it is open is added to `problems`."""
+    origin = urlsplit(url)
+
+    def own(address: str) -> bool:
+        parts = urlsplit(address)
+        if parts.scheme in ("data", "blob", "about"):
+            return True
+        return (parts.scheme, parts.netloc) == (origin.scheme, origin.netloc)
+
+    context = browser.new_context(**{"viewport": WIDE, "color_scheme": "light", **options})
+    page = context.new_page()
+    page.on("console", lambda message: message.type == "error" and problems.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: problems.append(f"script: {error}"))
+    page.on("request", lambda request: own(request.url) or problems.append(f"foreign request: {request.url}"))
+    page.on("requestfailed", lambda request: problems.append(f"failed request: {request.url} ({request.failure})"))
+    page.on("response", lambda answer: answer.status >= 400 and problems.append(f"{answer.status}: {answer.url}"))
+    try:
+        page.goto(url, wait_until="load")
+        if options.get("java_script_enabled", True):
+            settle(page)
+        yield page
+    finally:
+        context.close()
+
+
+def settle(page: Page) -> None:
+    """Wait until fonts are there and formulas are set."""
+    ready = """async () => {
+        if (document.querySelector("meta[http-equiv=Refresh]")) return false;  // the site's root only forwards
+        await document.fonts.ready;
+        await globalThis.MathJax?.startup?.promise;
+        return true;
+    }"""
+    for _ in range(50):
+        try:
+            if page.evaluate(ready):
+                return
+        except Error as error:
+            if "context was destroyed" not in str(error):
+                raise
+        page.wait_for_timeout(100)
+    raise TimeoutError(f"{page.url} does not settle")
+
+
+def formulas(page: Page) -> list[str]:
+    """Every formula of the source is set, and none holds an error."""
+    unset = page.evaluate("""() => [...document.querySelectorAll(".math.notranslate")]
+        .filter(math => !math.querySelector("mjx-container")).map(math => math.textContent.slice(0, 60))""")
+    errors = page.locator("mjx-merror").all_inner_texts()
+    raw = page.evaluate(r"""() => [...document.querySelectorAll("article p, article li, article td")]
+        .map(node => node.innerText).filter(text => /(^|\s)\$[^$\n]+\$(\s|$)/.test(text) && !/`/.test(text))""")
+    return ([f"a formula is not set: {text}" for text in unset]
+            + [f"a formula has an error: {text}" for text in errors]
+            + [f"a formula is shown as its source: {text[:60]}" for text in raw])
+
+
+def overflow(page: Page) -> list[str]:
+    """Nothing is wider than the window."""
+    wide = page.evaluate("""() => {
+        if (document.documentElement.scrollWidth <= window.innerWidth) return [];
+        const scrolls = node => node && node !== document.body
+            && (getComputedStyle(node).overflowX !== "visible" || scrolls(node.parentElement));
+        return [...document.querySelectorAll("body *")]
+            .filter(node => node.getBoundingClientRect().right > window.innerWidth + 1 && !scrolls(node.parentElement))
+            .map(node => `${node.tagName.toLowerCase()}.${node.className}: ${node.textContent.trim().slice(0, 40)}`).slice(0, 4);
+    }""")
+    return [f"wider than {page.viewport_size['width']} pixels: {', '.join(wide)}"] if wide else []
+
+
+def pictures(page: Page) -> list[str]:
+    """Every picture is there."""
+    broken = page.evaluate("""async () => {
+        const all = [...document.images];
+        all.forEach(image => image.loading = "eager");
+        await Promise.all(all.map(image => image.decode().catch(() => {})));
+        return all.filter(image => !image.naturalWidth).map(image => image.src.slice(0, 80));
+    }""")
+    return [f"a picture cannot be shown: {address}" for address in broken]
+
+
+def dark_figures(page: Page) -> list[str]:
+    """In dark mode a stored picture keeps its own colours on an opaque ground."""
+    changed = page.evaluate("""() => [...document.querySelectorAll(".cell_output img")].filter(image => {
+        const style = getComputedStyle(image), card = image.closest(".attn-explorer");
+        const ground = card ? getComputedStyle(card).backgroundColor : style.backgroundColor;
+        return style.filter !== "none" || ground !== "rgb(255, 255, 255)";
+    }).map(image => image.alt)""")
+    return [f"in dark mode this picture is dimmed or see-through: {alt}" for alt in changed]

@@ -1,0 +1,126 @@
+"""Every page of the built site, as a file and in a browser."""
+
+import json
+import re
+from pathlib import Path
+
+import browser as browsers
+import pytest
+import static_checks
+from playwright.sync_api import expect
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_site_has_its_pages(site):
+    names = {path.relative_to(site).as_posix() for path in static_checks.pages(site)}
+    chapters = {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in (ROOT / "chapters").rglob("*.ipynb")
+                if ".ipynb_checkpoints" not in path.parts}
+    assert chapters <= names and chapters
+    assert {"index.html", "book/index.html", "book/using.html", "book/notation.html", "book/bibliography.html",
+            "book/api/index.html", "book/api/modules.html", "search.html", "genindex.html"} <= names
+
+
+@pytest.mark.parametrize("check", static_checks.CHECKS, ids=lambda check: check.__name__)
+def test_file(path, check):
+    assert check(path) == []
+
+
+def test_page_in_a_browser(browser, path):
+    """From a folder: no error, no request that fails or leaves, formulas set, nothing too wide in any mode."""
+    problems = []
+    with browsers.opened(browser, path.as_uri(), problems) as page:
+        problems += browsers.formulas(page) + browsers.pictures(page) + browsers.overflow(page)
+        page.set_viewport_size(browsers.PHONE)
+        problems += browsers.overflow(page)
+        page.emulate_media(color_scheme="dark")
+        expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        problems += browsers.overflow(page) + browsers.dark_figures(page)
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", ["index.html", "book/index.html", "book/using.html"])
+def test_page_over_http(browser, address, name):
+    problems = []
+    with browsers.opened(browser, f"{address}/{name}", problems) as page:
+        expect(page.locator("article h1")).to_be_visible()
+        problems += browsers.formulas(page) + browsers.overflow(page)
+    assert problems == []
+
+
+def test_chapter_over_http(browser, address, site, chapter):
+    problems = []
+    with browsers.opened(browser, f"{address}/{chapter.relative_to(site).as_posix()}", problems) as page:
+        assert page.locator("mjx-container").count() > 0
+        problems += browsers.formulas(page)
+    assert problems == []
+
+
+@pytest.mark.parametrize("over", ["file", "http"])
+def test_search_finds_a_chapter(browser, address, site, over):
+    problems = []
+    start = (site / "search.html").as_uri() if over == "file" else f"{address}/search.html"
+    with browsers.opened(browser, f"{start}?q=squeeze", problems) as page:
+        expect(page.locator("#search-results a[href*='chapters/channel/se.html']").first).to_be_visible()
+        page.wait_for_load_state("networkidle")
+    assert problems == []
+
+
+def test_pictures_carry_the_text_that_was_stored_with_them(site, chapter):
+    """One source: what viz stored in the notebook is what the page's <img> says."""
+    notebook = json.loads((ROOT / chapter.relative_to(site)).with_suffix(".ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", []) if "data" in output]
+    stored = {output["metadata"]["image/png"]["alt"] for output in outputs
+              if "image/png" in output["data"] and "text/html" not in output["data"]}
+    shown = {alt for _, alt in static_checks.read(chapter).pictures}
+    assert stored and stored <= shown
+
+
+def test_chapter_and_class_link_to_each_other(site, chapter):
+    import attn_lib
+
+    entry = attn_lib.entry(chapter.stem)
+    name = f"{entry.cls.__module__}.{entry.cls.__qualname__}"
+    assert any(link.endswith(f"api/modules.html#{name}") for link in static_checks.read(chapter).links)
+    reference = static_checks.read(site / "book" / "api" / "modules.html").links
+    assert f"../../{chapter.relative_to(site).as_posix()}" in reference
+
+
+def test_chapter_opens_in_colab(chapter):
+    colab = re.compile(r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/[^/]+/chapters/\w+/\w+\.ipynb")
+    assert any(colab.fullmatch(link) for link in static_checks.read(chapter).links)
+
+
+def test_solutions_are_folded_and_open_with_the_keyboard(browser, chapter):
+    with browsers.opened(browser, chapter.as_uri(), []) as page:
+        setup = page.locator(".tag_setup details > summary")
+        assert setup.inner_text().strip() == "Set-up"
+        solutions = page.locator(".tag_solution details")
+        assert solutions.count() >= 3
+        for solution in solutions.all():
+            assert solution.get_attribute("open") is None
+            summary = solution.locator("summary")
+            assert summary.inner_text().strip() == "Show the solution"
+            assert not solution.locator("pre").is_visible()
+            summary.press("Enter")
+            assert solution.locator("pre").is_visible()
+            assert summary.inner_text().strip() == "Hide the solution"
+
+
+def test_keyboard_focus_is_visible(browser, chapter):
+    """Moving through the page by Tab alone reaches its links and folds, and each shows that it has the focus."""
+    with browsers.opened(browser, chapter.as_uri(), []) as page:
+        page.locator("article h1").click()
+        seen = set()
+        for _ in range(80):
+            page.keyboard.press("Tab")
+            kind, outline = page.evaluate("""() => {
+                const node = document.activeElement, style = getComputedStyle(node);
+                const outlined = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+                return [node.tagName.toLowerCase(), outlined || style.boxShadow !== "none"];
+            }""")
+            if kind == "body":
+                break  # once round
+            assert outline, f"{kind} shows no focus"
+            seen.add(kind)
+        assert {"a", "summary"} <= seen
