@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write(merge(old, run), out)
     print(summary(run["rows"]))
     print(f"{len(run['rows'])} rows in {out}")
+    unsteady = sum(row["iqr"] > row["median"] / 4 for row in run["rows"] if not row["error"])
+    if unsteady:
+        print(f"{unsteady} of them spread by more than a quarter of their median: was the machine busy?")
     return int(any(row["error"] for row in run["rows"]))
 
 

@@ -14,7 +14,8 @@ its rows. `records()` returns flat rows, each carrying its run's stamp:
     median, iqr      seconds; repeats: samples behind them; host: seconds to issue the call (GPU), or null
     params, saved_bytes, peak_bytes    see `cost`; peak_bytes is null on a CPU
     flops, min_bytes of this pass (with the backward pass where it has one)
-    roofline         least time by the ceilings over the median: 1 is the physical limit
+    roofline         least time by the ceilings over the median: 1 is the physical limit (a CPU may pass it where
+                     its caches hold the inputs; on a GPU they are emptied before each call)
     error            null, or why there is no measurement; then the numbers that are missing are null
     kind             "cuda" or "cpu"; device: its name
     torch, python    versions

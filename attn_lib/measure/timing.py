@@ -99,21 +99,28 @@ def timing(fn: Callable, inputs: Tensor | Sequence[Any] = (), *, backward: bool 
     Raises:
         ValueError: if the inputs are neither on a CPU nor on a CUDA device, or nothing has a gradient.
     """
+    inputs = as_inputs(inputs)
+    taken, host = samples(fn, inputs, backward=backward, seconds=seconds)
+    return _summary(taken, device_of(fn, inputs), host)
+
+
+def samples(fn: Callable, inputs: tuple, *, backward: bool = False,
+            seconds: float = 0.3) -> tuple[list[float], float | None]:
+    """The samples behind a `Timing`, and its `host`; arguments as for `timing`."""
     if not seconds > 0:
         raise ValueError(f"seconds={seconds!r} must be a positive number")
-    inputs = as_inputs(inputs)
     device = device_of(fn, inputs)
     with unchanged(fn), torch.set_grad_enabled(backward):
         step = one_step(fn, inputs, backward)
         if device.type == "cpu":
-            return _summary(_cpu_samples(step, seconds), device)
+            return _cpu_samples(step, seconds), None
         watch = _stopwatch(step, device)
         watch()
-        samples: list[float] = []
+        taken: list[float] = []
         start = time.perf_counter()
-        while len(samples) < FEWEST or time.perf_counter() - start < seconds:
-            samples.append(watch())
-        return _summary(samples, device, watch.host)
+        while len(taken) < FEWEST or time.perf_counter() - start < seconds:
+            taken.append(watch())
+        return taken, watch.host
 
 
 def compare_timings(calls: Mapping[str, tuple[Callable, Any]], *, backward: bool = False,
@@ -144,15 +151,15 @@ def compare_timings(calls: Mapping[str, tuple[Callable, Any]], *, backward: bool
             inputs = as_inputs(inputs)
             devices[label] = device_of(fn, inputs)
             watches[label] = _stopwatch(one_step(fn, inputs, backward), devices[label])
-        samples: dict[str, list[float]] = {label: [] for label in calls}
+        rows: dict[str, list[float]] = {label: [] for label in calls}
         for turn in range(rounds):
             for label in list(calls)[:: -1 if turn % 2 else 1]:
-                samples[label].append(watches[label]())
+                rows[label].append(watches[label]())
     baseline = next(iter(calls))
     timings, ratios = {}, {}
-    for label, taken in samples.items():
+    for label, taken in rows.items():
         timings[label] = _summary(taken, devices[label], watches[label].host)
-        ratios[label] = Ratio(*_median_iqr([a / b for a, b in zip(taken, samples[baseline], strict=True)]))
+        ratios[label] = Ratio(*_median_iqr([a / b for a, b in zip(taken, rows[baseline], strict=True)]))
     return Comparison(baseline, timings, ratios)
 
 
@@ -231,13 +238,13 @@ class _CUDAStopwatch:
         return begin.elapsed_time(end) * 1e-3
 
 
-def _summary(samples: list[float], device: torch.device, host: float | None = None) -> Timing:
-    median, iqr = _median_iqr(samples)
-    return Timing(median, iqr, len(samples), device_name(device), host)
+def _summary(taken: list[float], device: torch.device, host: float | None) -> Timing:
+    median, iqr = _median_iqr(taken)
+    return Timing(median, iqr, len(taken), device_name(device), host)
 
 
-def _median_iqr(samples: list[float]) -> tuple[float, float]:
-    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+def _median_iqr(taken: list[float]) -> tuple[float, float]:
+    low, middle, high = statistics.quantiles(taken, n=4, method="inclusive")
     return middle, high - low
 
 

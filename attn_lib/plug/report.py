@@ -86,6 +86,9 @@ class Report:
         """One sentence on the network's output."""
         if self.change is None:
             return "not compared: there was no example"
+        if self.change == 0 and self.identity is False:
+            return (f"unchanged, bit for bit, though {self.module} does not start as the identity: what it acts on is "
+                    "zero here, or does not reach the output")
         if self.change == 0:
             return "unchanged, bit for bit"
         size = f"{self.change:.1e}, largest entry {self.scale:.2g}"

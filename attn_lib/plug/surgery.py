@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import catalog
 from ..measure import compare_timings, flops
-from ..measure.call import as_inputs, kept_for_backward, tensors, unchanged
+from ..measure.call import as_inputs, kept_for_backward, state, tensors, unchanged
 from ..tap import tracing
 from .report import Change, Report, Site
 from .sites import Flow, channels_of, evaluating, find, one_output, watch
@@ -85,7 +85,7 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
             shape = None if output is None else tuple(output.shape)
             rows.append(Site(path, channels, shape, calls, _count(child)))
         for row, (site, child) in zip(rows, new.items(), strict=True):
-            copies = row.shape is not None and _keeps_its_output(row.path, child, row.shape)
+            copies = row.shape is None or _keeps_its_output(row.path, child, row.shape)
             changes.append(_Insertion(row.path, site, child, label, copies))
         report = Report("insert", label, tuple(rows), (before.params, _count(model)), _changes=changes)
         report.identity = entry.identity_at_init if entry else None
@@ -204,6 +204,7 @@ class _Replacement:
         self.path, self.old, self.new = path, old, new
         self.places = [(parent, name) for parent in model.modules()
                        for name, m in parent._modules.items() if m is old]
+        self.type = _type(new)
         self._put(new)
 
     def intact(self) -> bool:
@@ -211,9 +212,9 @@ class _Replacement:
         return held and not self.new._forward_hooks
 
     def revert(self) -> None:
-        here = next(self.new.parameters(), None)
-        if here is not None:
-            self.old.to(here.device, here.dtype)  # the network may have moved in between
+        here = _type(self.new)
+        if here != self.type:  # the network moved in between
+            self.old.to(*here)
         self.old.train(self.new.training)
         self._put(self.old)
 
@@ -305,9 +306,9 @@ def _stand_in(path: str, site: nn.Module, module: Module, entry: catalog.Entry |
 
 def _settle(child: nn.Module, site: nn.Module, output: Tensor | None, model: nn.Module) -> None:
     """Give a new module the device, type, memory format and mode of its site."""
-    own = next((t for m in (site, model) for t in [*m.parameters(), *m.buffers()] if t.is_floating_point()), None)
-    if own is not None:
-        child.to(own.device, own.dtype)
+    own = _type(site) or _type(model)
+    if own:
+        child.to(*own)
     if output is not None:
         child.to(memory_format=_memory_format(output))
     child.train(site.training)
@@ -328,8 +329,8 @@ def _end_of_sequential(path: str, site: nn.Module) -> tuple[str, nn.Module]:
 
 def _keeps_its_output(path: str, child: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether autograd keeps the very tensor that `child` returns, as it does where a sigmoid comes last."""
-    like = next((t for t in [*child.parameters(), *child.buffers()] if t.is_floating_point()), torch.empty(0))
-    x = torch.ones(shape, dtype=like.dtype, device=like.device)
+    device, dtype = _type(child) or (None, None)
+    x = torch.ones(shape, device=device, dtype=dtype)
     with evaluating(child), unchanged(child):
         try:
             y, kept = kept_for_backward(child, (x,))
@@ -351,6 +352,11 @@ def _warn_of_similar(model: nn.Module, label: str, entry: catalog.Entry | None) 
     if similar:
         warnings.warn(f"the network holds {len(similar)} of {label} already, such as {similar[0]!r}", UserWarning,
                       stacklevel=3)
+
+
+def _type(module: nn.Module) -> tuple[torch.device, torch.dtype] | None:
+    """Device and floating-point type of a module; None if it holds no such tensor."""
+    return next(((t.device, t.dtype) for t in state(module) if t.is_floating_point()), None)
 
 
 def _what(y: Any) -> str:

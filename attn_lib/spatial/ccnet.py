@@ -91,7 +91,7 @@ class CrissCrossAttention(nn.Module):
 
         column, row = A.split([H, W], -1)
         context = torch.einsum("byxz,bczx->bcyx", column, V) + torch.einsum("byxz,bcyz->bcyx", row, V)
-        return tap(f"H{prime}'", self.gamma * context + x, "B C H W")  # aggregation, eq. 2
+        return tap(f"H{prime}'", x + self.gamma * context, "B C H W")  # aggregation, eq. 2
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, reduction={self.reduction}, recurrence={self.recurrence}"

@@ -1,6 +1,6 @@
 """Packaged pictures, small real data sets, small tasks and a short training loop. Nothing here uses the network.
 
-Each task lives in a file of its own, named for what the task is: `from attn_lib.toys import faulty_channels`.
+Each task lives in a file of its own, named for what the task is: `from attn_lib.toys import lamplit_digits`.
 """
 
 from .data import digits, split

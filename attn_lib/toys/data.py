@@ -44,8 +44,10 @@ def split(
     Raises:
         ValueError: if the tensors differ in length or `test` is outside (0, 1).
     """
+    if not tensors:
+        raise ValueError("split needs at least one tensor")
     lengths = sorted({len(t) for t in tensors})
-    if len(lengths) != 1:
+    if len(lengths) > 1:
         raise ValueError(f"tensors must share their first dimension, got lengths {lengths}")
     if not 0 < test < 1:
         raise ValueError(f"test={test} must lie strictly between 0 and 1")

@@ -6,7 +6,8 @@ the files are read from the package's folder rather than through `skimage.data`,
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -49,16 +50,16 @@ def image(name: str, size: int | tuple[int, int] | None = None) -> Tensor:
         `(3, H, W)`, float32 in [0, 1]; a fresh tensor at every call. Grey photographs have three equal channels.
 
     Raises:
-        ValueError: for an unknown name (the message lists the names) or a size that is not positive.
+        ValueError: for an unknown name (the message lists the names) or a size that is not made of positive integers.
     """
     if name not in PHOTOGRAPHS:
         raise ValueError(f"name={name!r} is not a packaged photograph: choose one of {', '.join(PHOTOGRAPHS)}")
     if size is None:
         return _read(name).clone()
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"size={size} must be positive")
-    return _resized(name, int(height), int(width)).clone()
+    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Iterable) else ()
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
+        raise ValueError(f"size={size} must be a positive integer or a pair (H, W) of them")
+    return _resized(name, *pair).clone()
 
 
 def image_names(colour: bool | None = None) -> list[str]:
@@ -66,7 +67,7 @@ def image_names(colour: bool | None = None) -> list[str]:
     return [name for name in PHOTOGRAPHS if colour is None or (name in COLOUR) is colour]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(name: str) -> Tensor:
     import skimage
     from skimage import io

@@ -14,7 +14,7 @@ white-balanced (equal mean in red, green and blue), as a camera delivers them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ from torch import Tensor
 from .data import digits, split
 from .images import image
 
-SIZE = 20  # pixels of the whole scene
-DISPLAY = slice(3, 17)  # rows and columns of the black display
-INK = slice(6, 14)  # rows and columns of the 8 × 8 digits
-LAMP = 0.5  # warm: red · e^½, blue · e^-½; cold: the other way round
+SIZE = 22  # pixels of the whole scene
+DISPLAY = slice(3, 19)  # rows and columns of the black display
+INK = slice(7, 15)  # rows and columns of the 8 × 8 digits
+LAMP = 0.6  # warm: red · e^0.6, blue · e^-0.6; cold: the other way round
 BLIND = 0.55  # best possible accuracy without looking at the light: right in ½, and by luck in 1/10 of the rest
 PHOTOGRAPHS = {
     "train": ("astronaut", "coffee", "cells", "retina", "hubble"),
@@ -41,7 +41,7 @@ def sampler(part: str = "train", lamp: float = LAMP) -> Callable[[int, torch.Gen
         lamp: strength of the light, > 0; the smaller, the harder to tell warm from cold.
 
     Returns:
-        `draw(batch, generator) -> (scenes (batch, 3, 20, 20), labels (batch,))`.
+        `draw(batch, generator) -> (scenes (batch, 3, 22, 22), labels (batch,))`.
 
     Raises:
         ValueError: if there is no such part.
@@ -67,13 +67,13 @@ def compose(photo: Tensor, red: Tensor, blue: Tensor, lamp: float | Tensor) -> T
     """Put the parts of a scene together.
 
     Args:
-        photo: `(..., 3, 20, 20)` in [0, 1].
+        photo: `(..., 3, 22, 22)` in [0, 1].
         red: `(..., 8, 8)` in [0, 1], the digit drawn in red.
         blue: `(..., 8, 8)` in [0, 1], the digit drawn in blue.
         lamp: a number or `(...)`: red is multiplied by e^lamp and blue by e^-lamp; warm > 0 > cold.
 
     Returns:
-        `(..., 3, 20, 20)`, clipped to [0, 1] as a sensor does.
+        `(..., 3, 22, 22)`, clipped to [0, 1] as a sensor does.
     """
     lamp = torch.as_tensor(lamp, dtype=photo.dtype).expand(photo.shape[:-3])
     light = torch.stack([lamp, torch.zeros_like(lamp), -lamp], dim=-1).exp()
@@ -85,12 +85,12 @@ def compose(photo: Tensor, red: Tensor, blue: Tensor, lamp: float | Tensor) -> T
 
 
 def parts(part: str = "test") -> tuple[Tensor, Tensor, Tensor]:
-    """What scenes are made of: windows of photographs `(P, 3, 20, 20)`, digits `(D, 8, 8)`, their labels `(D,)`."""
+    """What scenes are made of: windows of photographs `(P, 3, 22, 22)`, digits `(D, 8, 8)`, their labels `(D,)`."""
     photographs, ink, labels = _material(part)
     return photographs.clone(), ink.clone(), labels.clone()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
     if part not in PHOTOGRAPHS:
         raise ValueError(f"part={part!r} must be one of {', '.join(PHOTOGRAPHS)}")
@@ -98,7 +98,7 @@ def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
     for name in PHOTOGRAPHS[part]:
         for size in (30, 44, 60):  # three zooms of the photograph
             photo = image(name, size)
-            photo = 0.35 * photo / photo.mean((1, 2), keepdim=True)
+            photo = 0.3 * photo / photo.mean((1, 2), keepdim=True)
             tiles = photo.unfold(1, SIZE, 4).unfold(2, SIZE, 4)  # 3, rows, columns, SIZE, SIZE
             windows.append(tiles.reshape(3, -1, SIZE, SIZE).transpose(0, 1))
     train, test = split(*digits())

@@ -20,11 +20,8 @@ def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -
     Raises:
         ValueError: ``value`` is empty, not numeric, or has another number of dimensions.
     """
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = value.double() if value.dtype.is_floating_point else value
     try:
-        array = np.array(value, dtype=np.float64)
+        array = np.array(_off_the_device(value), dtype=np.float64)
     except (TypeError, ValueError) as error:
         kind = type(value).__name__
         raise ValueError(f"{name} must be a tensor, an array or a list of numbers, not {kind}") from error
@@ -35,6 +32,12 @@ def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -
     if array.size == 0:
         raise ValueError(f"{name} has shape {array.shape}: there is nothing to draw")
     return array
+
+
+def _off_the_device(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", torch.float64).numpy()
+    return [_off_the_device(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def to_image(value: Any, name: str) -> np.ndarray:

@@ -56,7 +56,7 @@ class Card:
     def _repr_html_(self) -> str:
         # Inline styles for viewers without the book's style sheet; they set no colour that a dark page could swallow.
         line = "border-top:1px solid rgba(128,128,128,.35)"
-        cell = "padding:.3em .6em;text-align:left;vertical-align:top;background:none"
+        cell = "padding:.3em .6em;text-align:left;vertical-align:top;overflow-wrap:anywhere;background:none"
         rows = "".join(
             f'<tr style="{line};background:none"><th scope="row" style="{cell};font-weight:600;white-space:nowrap">'
             f'{html.escape(row.label)}</th><td style="{cell}">{row.markup or html.escape(row.text)}</td></tr>'
@@ -140,7 +140,8 @@ def _time(entry: catalog.Entry) -> str:
     if not rows:
         return "none yet"
     row = rows[0]  # a GPU's where there is one
-    limit = f", {row['roofline']:.0%} of what the device could do" if row["roofline"] else ""
+    # A CPU's cache outruns the memory bandwidth that its ceiling was measured with; a GPU's is emptied before.
+    limit = f", {row['roofline']:.0%} of what the device could do" if row["kind"] == "cuda" else ""
     where = row["device"] if row["kind"] == "cuda" else f"no GPU recorded; {row['device']}"
     return f"{style.si(row['median'], 's')} forward on {_times(row['shapes'][0])}, float32 ({where}){limit}"
 

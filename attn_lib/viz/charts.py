@@ -70,8 +70,9 @@ def bars(
 
 
 def matrix(
-    A: Any, *, title: str, alt: str, xlabel: str | None = None, ylabel: str | None = None, values: bool = False
-) -> Figure:
+    A: Any, *, title: str, alt: str, xlabel: str | None = None, ylabel: str | None = None,
+    values: bool = False,
+) -> Figure:  # fmt: skip
     """A matrix as a picture, row 0 on top: an attention matrix has its queries as rows, its keys as columns.
 
     Args:
@@ -175,12 +176,14 @@ def compare(series: Mapping[str, Any], *, title: str, alt: str, xlabel: str) -> 
     sheet = Sheet(title, alt, height=0.65 + 0.42 * len(rows))
     with sheet as fig:
         ax = fig.subplots()
+        largest = max(np.abs(scores).max() for scores in rows.values())
+        digits = int(np.clip(2 - np.floor(np.log10(largest or 1.0)), 0, 5))  # three figures of the largest
         for k, scores in enumerate(rows.values()):
             colour = style.series_colour(k)
             ax.scatter(scores, np.full(len(scores), k), s=34, color=colour, alpha=0.55, linewidth=0)
             ax.plot([scores.mean()] * 2, [k - 0.3, k + 0.3], color=colour, linewidth=2.4)
             ax.annotate(
-                f"{scores.mean():.3g}", (1.0, k), xycoords=("axes fraction", "data"), xytext=(6, 0),
+                f"{scores.mean():.{digits}f}", (1.0, k), xycoords=("axes fraction", "data"), xytext=(6, 0),
                 textcoords="offset points", va="center", color=style.INK,
             )  # fmt: skip
         ax.annotate("mean", (1.0, -0.5), xycoords=("axes fraction", "data"), xytext=(6, 4),

@@ -117,7 +117,7 @@ def explore_frames(draw: Callable[..., Figure], *, title: str, alt: str, **setti
     With a kernel, evenly spaced numbers get a slider that also takes the values between them.
 
     Args:
-        draw: called as ``draw(**setting)``; returns a :class:`Figure`.
+        draw: called as ``draw(**setting)``; returns a ``viz.Figure``.
         title: the question the explorer answers.
         alt: alternative text of the whole; each frame also has its own.
         **settings: name = list of at least two values, for each slider. The explorer starts at the first.
@@ -186,7 +186,7 @@ def _grid_explorer(
         "colours": pack(colours),
         "texts": pack(np.frombuffer(json.dumps(texts).encode("ascii"), np.uint8)),
         "hint": f"Hover, tap or drag; a click holds the {scene.noun}. Arrow keys move it (with Shift by four), "
-        "Home brings it back.",
+        "Home brings it back." + " Pale yellow is the row's largest weight." * (kind == "attention"),
     }
     picture = scene.small(start)
     html = page(kind, title, img(jpeg(picture, 75), alt, picture.width), scene.describe(start), data)
@@ -201,7 +201,7 @@ def _live_grid(scene: Scene, start: tuple[int, int], title: str, alt: str) -> An
 
     def show(row: int, col: int, overlay: float = 1.0) -> tuple[str, str]:
         picture = scene.paint((row, col), overlay)
-        return img(jpeg(picture, 85), alt, picture.width // 2), scene.describe((row, col))
+        return img(jpeg(picture, 85), alt, picture.width * 3 // 4), scene.describe((row, col))
 
     return controls(sliders, show, title)
 

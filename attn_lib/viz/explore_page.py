@@ -104,7 +104,9 @@ def page(kind: str, title: str, image: str, text: str, data: Mapping[str, Any]) 
 
 def img(picture: bytes, alt: str, width: int) -> str:
     """An ``<img>`` that carries its picture, ``width`` CSS pixels wide where there is room."""
-    return f'<img src="{uri(picture)}" alt="{html.escape(alt)}" width="{width}" style="max-width: 100%">'
+    # The class keeps the Sphinx theme from dimming it on a dark page.
+    text = html.escape(alt)
+    return f'<img class="dark-light" src="{uri(picture)}" alt="{text}" width="{width}" style="max-width: 100%">'
 
 
 def uri(picture: bytes) -> str:

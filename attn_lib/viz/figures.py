@@ -140,10 +140,10 @@ def _render(fig: MatplotlibFigure, title: str, alt: str) -> Figure:
 
 
 def encode_png(pixels: np.ndarray, colours: int = 256) -> bytes:
-    """PNG of an ``(H, W, 3)`` uint8 picture with a palette: a third of the bytes, and no difference to the eye.
+    """PNG of an ``(H, W, 3)`` uint8 picture with a palette: a third of the bytes, hardly a difference to the eye.
 
-    The commonest colours (paper, ink) are kept exactly. The others are weighted by the cube root of their number, so
-    that a thin line or the end of a colour bar keeps its colour beside a large photograph.
+    The commonest colours (paper, ink) are kept exactly. The others are weighted by the cube root of their
+    number, so that a thin line or the end of a colour bar keeps its colour beside a large photograph.
     """
     packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
     values, index, counts = np.unique(packed, return_inverse=True, return_counts=True)
@@ -153,7 +153,8 @@ def encode_png(pixels: np.ndarray, colours: int = 256) -> bytes:
         exact = rgb[np.argsort(-counts, kind="stable")[: colours // 8]]
         line = Image.fromarray(np.repeat(rgb, np.ceil(np.cbrt(counts)).astype(int), axis=0)[None])
         rest = line.quantize(colours - len(exact), method=Image.Quantize.MEDIANCUT, kmeans=2).getpalette()
-        palette = np.concatenate([exact, np.array(rest, dtype=np.uint8).reshape(-1, 3)[: colours - len(exact)]])
+        rest = np.array(rest, dtype=np.uint8).reshape(-1, 3)[: colours - len(exact)]
+        palette = np.concatenate([exact, rest])
         nearest = torch.cdist(torch.from_numpy(rgb).float(), torch.from_numpy(palette).float()).argmin(1)
         index = nearest.numpy()[index]
     picture = Image.fromarray(index.reshape(pixels.shape[:2]).astype(np.uint8))

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.patches import FancyBboxPatch, PathPatch
+from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 from torch import Tensor, nn
 
@@ -161,7 +161,8 @@ def _draw_line(ax: Axes, path: Path) -> None:
     tip, y = path.vertices[-1]
     shaft = Path([*path.vertices[:-1], (tip, y - 0.06)], path.codes)
     ax.add_patch(PathPatch(shaft, fill=False, edgecolor=style.MUTED, linewidth=1.3, zorder=1))
-    ax.fill([tip - 0.045, tip, tip + 0.045], [y - _ARROW, y - 0.01, y - _ARROW], color=style.MUTED, linewidth=0, zorder=2)
+    head = [(tip - 0.045, y - _ARROW), (tip + 0.045, y - _ARROW), (tip, y - 0.01)]
+    ax.add_patch(Polygon(head, facecolor=style.MUTED, linewidth=0, zorder=2))
 
 
 def _draw_box(ax: Axes, box: _Box, colour: str) -> None:

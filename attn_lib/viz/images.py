@@ -41,8 +41,9 @@ def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Fi
 
 
 def channels(
-    x: Any, *, title: str, alt: str, n: int = 16, signed: bool | None = None, names: Sequence[str] | None = None
-) -> Figure:
+    x: Any, *, title: str, alt: str, n: int = 16, signed: bool | None = None,
+    names: Sequence[str] | None = None,
+) -> Figure:  # fmt: skip
     """The first channels of a feature map as a grid, all on one colour scale.
 
     Args:
@@ -79,8 +80,9 @@ def _steps(cmap: str) -> Colormap:
 
 
 def overlay(
-    image: Any, heat: Any, *, title: str, alt: str, mark: tuple[float, float] | None = None, share: bool = True
-) -> Figure:
+    image: Any, heat: Any, *, title: str, alt: str, mark: tuple[float, float] | None = None,
+    share: bool = True,
+) -> Figure:  # fmt: skip
     """A heat map over a photograph: the hotter, the more colour; where it is cold the photograph shows in grey.
 
     Args:
@@ -105,16 +107,17 @@ def overlay(
     grey = picture if picture.ndim == 2 else picture @ (0.299, 0.587, 0.114)
     top = max(float(h.max()) for h in heats.values()) or 1.0
     peaks = [top if share else float(h.max()) or 1.0 for h in heats.values()]
-    labels = [n if share else f"{n}  (max {p:.2g})" for n, p in zip(heats, peaks, strict=True)]
+    labels = [n if share else f"{n}  max {p:.2g}".strip() for n, p in zip(heats, peaks, strict=True)]
     grid = Panels([(height, width)] * len(heats), labels, bar=share)
     sheet = grid.sheet(title, alt)
     with sheet as fig:
         cmap = _steps(style.HEAT)
         for i, (ax, h) in enumerate(zip(grid.axes(fig), heats.values(), strict=True)):
-            size = tuple(min(max(n), most) for *n, most in zip(grey.shape, h.shape, grid.detail(i), strict=True))
+            size = np.minimum(np.maximum(grey.shape, h.shape), grid.detail(i))
             below, strength = (upsample(average(m, size), size) for m in (grey, h / peaks[i]))
             alpha = (0.25 + 0.6 * strength)[..., None]
-            blend = below[..., None] * (1 - alpha) + cmap(strength)[..., :3] * alpha
+            below = np.round(below * 63)[..., None] / 63  # as many greys as the eye tells apart, for a small PNG
+            blend = below * (1 - alpha) + cmap(strength)[..., :3] * alpha
             ax.imshow(blend, extent=(-0.5, width - 0.5, height - 0.5, -0.5), aspect="auto")
             if mark is not None:
                 _cross_hair(ax, mark)
@@ -124,8 +127,9 @@ def overlay(
 
 
 def points(
-    image: Any, points: Any, *, title: str, alt: str, weights: Any = None, anchor: tuple[float, float] | None = None
-) -> Figure:
+    image: Any, points: Any, *, title: str, alt: str, weights: Any = None,
+    anchor: tuple[float, float] | None = None,
+) -> Figure:  # fmt: skip
     """Sampling points on a photograph.
 
     Args:
@@ -158,7 +162,8 @@ def points(
     grid = Panels([(bottom - top, right - left) for top, bottom, left, right in frames], list(named))
     sheet = grid.sheet(title, alt)
     with sheet as fig:
-        for i, (ax, (_, picture, where, weight, centre)) in enumerate(zip(grid.axes(fig), drawn, strict=True)):
+        for i, ax in enumerate(grid.axes(fig)):
+            _, picture, where, weight, centre = drawn[i]
             height, width = picture.shape[:2]
             ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, color=style.SOFT, linewidth=0, zorder=0))
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)

@@ -32,8 +32,9 @@ class Layout:
 
 
 def arrange(
-    names: Sequence[str], edges: Sequence[tuple[str, str]], width: Mapping[str, float], pinned: Sequence[str], gap: float
-) -> Layout:
+    names: Sequence[str], edges: Sequence[tuple[str, str]], width: Mapping[str, float],
+    pinned: Sequence[str], gap: float,
+) -> Layout:  # fmt: skip
     """Lay a directed acyclic graph out.
 
     Args:
@@ -52,7 +53,7 @@ def arrange(
                 layout.layers[lane[1]].append(lane)
         layout.paths[source, target] = [source, *lanes, target]
     links = {pair for path in layout.paths.values() for pair in pairwise(path)}
-    order = sorted(links, key=lambda pair: [_rank(names, end) for end in pair])  # a set has no order of its own
+    order = sorted(links, key=lambda pair: [_rank(names, end) for end in pair])  # a set has no order
     layout.layers = _uncross(layout.layers, order)
     widths = {**{lane: LANE for layer in layout.layers for lane in layer if isinstance(lane, tuple)}, **width}
     layout.x = _straighten(layout.layers, order, widths, gap)
@@ -85,11 +86,12 @@ def _uncross(layers: list[list], links: Sequence[tuple]) -> list[list]:
             place = {node: k / max(1, len(other) - 1) for k, node in enumerate(other)}
             own = {node: k for k, node in enumerate(layers[i])}
 
-            def mean(node, place=place, own=own, i=i):
-                near = [place[b if a == node else a] for a, b in links if node in (a, b) and (b if a == node else a) in place]
-                return (sum(near) / len(near) if near else 0.5, isinstance(node, tuple), own[node])
+            def key(node, place=place, own=own):
+                ends = [b if a == node else a for a, b in links if node in (a, b)]
+                near = [place[end] for end in ends if end in place]
+                return sum(near) / len(near) if near else 0.5, isinstance(node, tuple), own[node]
 
-            layers[i].sort(key=mean)
+            layers[i].sort(key=key)
         if (count := _crossings(layers, links)) < fewest:
             best, fewest = layers, count
     return best
@@ -119,7 +121,8 @@ def _straighten(layers: list[list], links: Sequence[tuple], width: Mapping, gap:
     for c in reversed(order):
         high[c] = min((high[b] - d for (a, b), d in apart.items() if a == c), default=max(low.values()))
     x = {c: (low[c] + high[c]) / 2 for c in order}
-    pulls = [(column[a], column[b], 1.0 if isinstance(a, str) and isinstance(b, str) else 0.1) for a, b in links]
+    weight = {True: 1.0, False: 0.1}  # boxes pull each other; lanes hardly
+    pulls = [(column[a], column[b], weight[isinstance(a, str) and isinstance(b, str)]) for a, b in links]
     for sweep in range(80):
         for c in order if sweep % 2 else reversed(order):
             near = [(x[b if a == c else a], w) for a, b, w in pulls if (a == c) != (b == c)]
@@ -171,7 +174,7 @@ def spread(wishes: Sequence[float], centre: float, half: float, gap: float) -> l
     straight = [i for i, k in enumerate(order) if abs(wishes[k] - centre) < 1e-6]
     most = max((max(i, len(order) - 1 - i) for i in straight), default=(len(order) - 1) / 2)
     gap = min(gap, half / max(most, 0.5))
-    blocks: list[list[float]] = []  # points that touch move as one: [sum of weighted wishes less offsets, weight, n]
+    blocks: list[list[float]] = []  # points that touch move as one: [weighted sum of wishes, weight, count]
     for i, k in enumerate(order):
         weight = 1e6 if i in straight else 1.0
         wish = min(max(wishes[k] - i * gap, centre - half), centre + half - (len(order) - 1) * gap)

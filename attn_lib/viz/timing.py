@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -20,8 +21,9 @@ _KINDS = (("float32", "eager"), ("float32", "compiled"), ("bfloat16", "eager"), 
 
 
 def timing(
-    id: str, now: Timing | Mapping | None = None, *, title: str, alt: str, backward: bool = False, batch: int = 1
-) -> Figure:
+    id: str, now: Timing | Mapping | None = None, *, title: str, alt: str, backward: bool = False,
+    batch: int = 1,
+) -> Figure:  # fmt: skip
     """Recorded times of a module over the size of its input, beside those of the reader's machine.
 
     Times are per image (per item of the batch), so that a GPU fed with 32 at once and a CPU fed with 2 can stand
@@ -50,13 +52,12 @@ def timing(
     with sheet as fig:
         ax = fig.subplots()
         ax.set(xscale="log", yscale="log")
-        for kind in ("cuda", "cpu"):
-            for dtype, mode in _KINDS:
-                line = [r for r in rows if (r["kind"], r["dtype"], r["mode"]) == (kind, dtype, mode)]
-                if line:
-                    _draw(ax, line, f"{'GPU' if kind == 'cuda' else 'CPU'}, {dtype}, {mode}", kind, dtype, mode)
+        for kind, (dtype, mode) in itertools.product(("cuda", "cpu"), _KINDS):
+            line = [r for r in rows if (r["kind"], r["dtype"], r["mode"]) == (kind, dtype, mode)]
+            if line:
+                _draw(ax, line)
         if isinstance(now, Timing):
-            ax.axhline(now.median / batch, color=_NOW, linewidth=1.4, linestyle=(0, (1, 1.5)), 
+            ax.axhline(now.median / batch, color=_NOW, linewidth=1.4, linestyle=(0, (1, 1.5)),
                        label=f"now, {now.device}: {style.si(now.median / batch, 's')}")  # fmt: skip
         elif now:
             sizes = {_positions(size): t for size, t in now.items()}
@@ -79,7 +80,8 @@ def roofline(id: str, *, title: str, alt: str) -> Figure:
     A call that computes little for each byte it must move is limited by the memory (the slope), one that computes
     much by the arithmetic (the flat roof, one for each number type). FLOPs are those of matrix products and
     convolutions, bytes the inputs, outputs and parameters moved once; both roofs were measured on the device.
-    Larger marks are larger inputs. Modules without such FLOPs stand on an axis of their own: achieved bandwidth.
+    Larger marks are larger inputs; on a CPU, small ones stay in its cache and may run above the slope. Modules
+    without such FLOPs stand on an axis of their own: achieved bandwidth over size.
 
     Args:
         id: the module.
@@ -119,13 +121,17 @@ def _latest(rows: Sequence[dict]) -> list[dict]:
     return result
 
 
-def _draw(ax: Axes, rows: list[dict], label: str, kind: str, dtype: str, mode: str) -> None:
+def _draw(ax: Axes, rows: list[dict]) -> None:
+    """One line: the same device, number type and mode over the sizes."""
     rows = sorted(rows, key=lambda r: _positions(r["size"]))
-    colour = style.MUTED if kind == "cpu" else style.series_colour(0 if dtype == "float32" else 1)
-    times = [r["median"] / r["shapes"][0][0] for r in rows]
-    dashes = (0, (4, 2)) if mode == "compiled" else "-"
-    marker = "s" if kind == "cpu" else "^" if mode == "compiled" else "o"
-    ax.plot([_positions(r["size"]) for r in rows], times, color=colour, linestyle=dashes, marker=marker, label=label)
+    cpu, half, compiled = rows[0]["kind"] == "cpu", rows[0]["dtype"] != "float32", rows[0]["mode"] == "compiled"
+    look = {
+        "color": style.MUTED if cpu else style.series_colour(int(half)),
+        "linestyle": (0, (4, 2)) if compiled else "-",
+        "marker": "s" if cpu else "^" if compiled else "o",
+        "label": f"{'CPU' if cpu else 'GPU'}, {rows[0]['dtype']}, {rows[0]['mode']}",
+    }
+    ax.plot([_positions(r["size"]) for r in rows], [r["median"] / r["shapes"][0][0] for r in rows], **look)
 
 
 def _size_axis(ax: Axes, rows: list[dict], now: Timing | Mapping | None) -> None:
@@ -141,13 +147,14 @@ def _size_axis(ax: Axes, rows: list[dict], now: Timing | Mapping | None) -> None
 
 
 def _roofs(ax: Axes, rows: list[dict]) -> None:
-    bandwidth, rates = rows[0]["bandwidth"], rows[0]["flop_rate"]
     counted = [r for r in rows if r["flops"]]
+    bandwidth, types = rows[0]["bandwidth"], {r["dtype"] for r in counted}
+    rates = {dtype: rate for dtype, rate in rows[0]["flop_rate"].items() if dtype in types}
     intensity = [r["flops"] / r["min_bytes"] for r in counted]
-    ends = np.array([min(intensity) / 4, max(*(rate / bandwidth for rate in rates.values()), *intensity) * 4])
+    ends = np.array([min(intensity) / 4, max([rate / bandwidth for rate in rates.values()] + intensity) * 4])
     x = np.geomspace(*ends, 200)
-    for k, (dtype, rate) in enumerate(rates.items()):
-        colour = style.series_colour(k)
+    for dtype, rate in rates.items():
+        colour = style.series_colour(int(dtype != "float32"))
         ax.plot(x, np.minimum(bandwidth * x, rate), color=colour, linewidth=1.4, label=f"limit, {dtype}")
     for dtype, mode in _KINDS:
         mine = [r for r in counted if (r["dtype"], r["mode"]) == (dtype, mode)]

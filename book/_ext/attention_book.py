@@ -72,6 +72,36 @@ class NameCollapsedCells(SphinxPostTransform):
                     cell["prompt_show"], cell["prompt_hide"] = show, hide
 
 
+# --- docstrings -------------------------------------------------------------------------------------------------------
+
+
+def keep_blocks(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Show what a docstring sets apart as it stands: ``` fences, and indented blocks after a paragraph.
+
+    Formulas, tables and examples read well in the source; reStructuredText would run their lines together.
+    """
+    result: list[str] = []
+    fenced, last = False, ""
+    for line in lines:
+        if names := re.match(r":(ivar|param) ([\w, ]+):", line):  # "a, b: …" is one item, not a type and a name
+            line = f":{names[1]} {names[2].replace(', ', ',')}:{line[names.end():]}"
+        if line.lstrip().startswith("```"):
+            indent = line[: len(line) - len(line.lstrip())]
+            language = line.strip().strip("`") or "text"
+            result += ["", "" if fenced else f"{indent}.. code-block:: {language}", ""]
+            fenced, last = not fenced, ".."
+            continue
+        after_gap = bool(result) and not result[-1].strip()
+        plain = bool(last) and not last[0].isspace() and not re.match(r"[:*-]|\.\.|\d+\.|>>>", last)
+        if not fenced and after_gap and plain and line.startswith(" ") and not last.endswith("::"):
+            result += ["::", ""]
+            last = ".."
+        result.append(f"    {line}" if fenced else line)
+        if line.strip() and not (line.startswith(" ") and last == ".."):
+            last = line
+    lines[:] = [*result, ""]
+
+
 # --- links between chapter and class ----------------------------------------------------------------------------------
 
 
@@ -81,8 +111,7 @@ def link_class_to_chapter(app: Sphinx, what: str, name: str, obj: object, option
         return
     for entry in entries(app.env):
         if entry.cls is obj:
-            chapter = f":Explained in: :doc:`{entry.name} </{entry.chapter}>`"
-            lines += ["", chapter, f":Reference: :cite:t:`{entry.paper}`", ""]
+            lines += ["", f":Explained in: :doc:`{entry.name} </{entry.chapter}>`", ""]
 
 
 def link_card_to_class(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -189,6 +218,7 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("source-read", write_module_reference)
     app.connect("config-inited", without_thebe)
     app.connect("build-finished", without_font_preload)
-    app.connect("autodoc-process-docstring", link_class_to_chapter)
+    app.connect("autodoc-process-docstring", keep_blocks, priority=600)  # after napoleon
+    app.connect("autodoc-process-docstring", link_class_to_chapter, priority=700)
     app.connect("doctree-resolved", link_card_to_class)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

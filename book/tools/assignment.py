@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
+import address
 import notebooks
 from nbformat import NotebookNode
 
+LINK = re.compile(r"\]\((?P<file>[^)#\s:]+\.(?:ipynb|md))(?P<anchor>#[^)\s]*)?\)")
 CONFIG = """\
 c = get_config()  # noqa: F821
 
@@ -30,15 +32,29 @@ c.Execute.interrupt_on_timeout = True  # an endless loop costs its own points on
 """
 
 
-def source_version(notebook: NotebookNode) -> NotebookNode:
-    """Return the instructor's version: the chapter without outputs, and without what only the book's site needs."""
-    notebook = nbformat.from_dict(notebook)
+def source_version(path: Path) -> NotebookNode:
+    """Return the instructor's version of the chapter at `path`.
+
+    It has no outputs, which would give answers away, and its links to other pages of the book lead to the published
+    site, because those pages do not lie beside a student's copy.
+    """
+    notebook = notebooks.read(path)
     notebook.metadata.pop("executed", None)
     for cell in notebook.cells:
+        cell.metadata.pop("tags", None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-        cell.metadata.pop("tags", None)
+        elif cell.cell_type == "markdown":
+            cell.source = LINK.sub(lambda match: _published(match, path), cell.source)
     return notebook
+
+
+def _published(link: re.Match[str], path: Path) -> str:
+    target = (path.parent / link["file"]).resolve()
+    if not target.is_file() or not target.is_relative_to(notebooks.ROOT):
+        return link[0]
+    page = target.relative_to(notebooks.ROOT).with_suffix(".html").as_posix()
+    return f"]({address.read_address().site}/{page}{link['anchor'] or ''})"
 
 
 def points(notebook: NotebookNode) -> int:
@@ -58,7 +74,7 @@ def make(path: Path, course: Path) -> Path:
     config = course / "nbgrader_config.py"
     if not config.exists():
         config.write_text(CONFIG.format(name=course.resolve().name), encoding="utf-8")
-    notebooks.write(source_version(notebooks.read(path)), source)
+    notebooks.write(source_version(path), source)
     nbgrader("generate_assignment", name, "--force", course=course)
     return course / "release" / name / path.name
 

@@ -46,9 +46,7 @@ def setup_cell(address: str) -> str:
 def chapters(root: Path = ROOT) -> list[Path]:
     """Return the paths of all chapters below `root`, sorted."""
     found = (root / "chapters").rglob("*.ipynb")
-    return sorted(
-        path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+    return sorted(path for path in found if ".ipynb_checkpoints" not in path.parts)
 
 
 def find(names: Iterable[str], root: Path = ROOT) -> list[Path]:
@@ -130,17 +128,13 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     """
     notebook = nbformat.from_dict(notebook)
     executed = {"executed": notebook.metadata["executed"]} if "executed" in notebook.metadata else {}
-    notebook.metadata = nbformat.from_dict(
-        {"kernelspec": KERNELSPEC, "language_info": LANGUAGE, **executed}
-    )
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": LANGUAGE, **executed})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     taken: dict[str, int] = {}
     count = 0
     for cell in notebook.cells:
         cell.id = _cell_id(cell, taken)
-        cell.metadata = nbformat.from_dict(
-            {key: cell.metadata[key] for key in KEPT_METADATA & cell.metadata.keys()}
-        )
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT_METADATA & cell.metadata.keys()})
         if cell.cell_type == "code":
             count += 1
             cell.outputs = _normalise_outputs(cell.outputs, count)
@@ -162,12 +156,7 @@ def _cell_id(cell: NotebookNode, taken: dict[str, int]) -> str:
 def _normalise_outputs(outputs: list[NotebookNode], count: int) -> list[NotebookNode]:
     kept: list[NotebookNode] = []
     for output in outputs:
-        if (
-            output.output_type == "stream"
-            and kept
-            and kept[-1].output_type == "stream"
-            and kept[-1].name == output.name
-        ):
+        if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
             kept[-1].text += output.text
             continue
         if "data" in output:

@@ -214,7 +214,8 @@ def nothing_to_derive(chapter):
 @damage(anatomy.stubs, "signature")
 def signature_in_the_solution(chapter):
     cell = first(chapter, lambda cell: grade(cell, "solution"))
-    cell.source = "### BEGIN SOLUTION\n" + cell.source.replace("### BEGIN SOLUTION\n", "")
+    lines = [line for line in cell.source.splitlines() if "### BEGIN SOLUTION" not in line]
+    cell.source = "\n".join(["### BEGIN SOLUTION", *lines])
 
 
 @damage(anatomy.size, "500 are allowed")

@@ -116,6 +116,7 @@ def test_reference_gets_full_marks_and_the_stub_none(chapter, tmp_path):
     ]
     assert "SOLUTION" not in "".join(cell.source for cell in released.cells)
     assert not any(cell.get("outputs") for cell in released.cells), "outputs give answers away"
+    assert "](../" not in "".join(cell.source for cell in released.cells), "a link that needs the book's folders"
 
     course.submit("ada", course.solve)
     course.submit("untouched", lambda notebook: None)

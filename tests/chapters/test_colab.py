@@ -27,7 +27,8 @@ BARE = [
     "ipython==7.34.0; python_version < '3.13'",
     "ipywidgets==7.7.1",
 ]
-UNTOUCHED = ("torch", "numpy")  # a set-up cell that reinstalls these breaks the running session
+UNTOUCHED = ("torch", "numpy")  # to the last file: they are loaded, and reinstalling them breaks the session
+KEPT = (*UNTOUCHED, "matplotlib", "ipykernel", "ipywidgets")  # Colab's page works with the widgets that Colab ships
 PROBE = "print(attn_lib.__file__)"
 
 
@@ -66,6 +67,12 @@ def fingerprint(python: Path) -> dict[str, tuple[int, int]]:
     }
 
 
+def versions(python: Path) -> dict[str, str]:
+    """The installed versions of what the machine came with."""
+    listed = dict(line.split("==") for line in run(python, "-m", "pip", "freeze", "--all").splitlines() if "==" in line)
+    return {name: listed[name] for name in KEPT}
+
+
 @pytest.fixture(scope="module")
 def bare_machine(tmp_path_factory):
     """The interpreter of a fresh environment, and the environment variables of a kernel in it."""
@@ -100,7 +107,7 @@ def bare_machine(tmp_path_factory):
 def test_chapters_run_on_a_bare_machine(bare_machine, tmp_path):
     """Every chapter to its end, the first one installing the library."""
     python, env = bare_machine
-    before = fingerprint(python)
+    before, shipped = fingerprint(python), versions(python)
     assert any("numpy" in name for name in before)
     assert any("torch" in name for name in before)
     assert "attn_lib" not in run(python, "-m", "pip", "list", env=env)
@@ -114,3 +121,4 @@ def test_chapters_run_on_a_bare_machine(bare_machine, tmp_path):
         library = Path(ran.cells[-1].outputs[0].text.strip())
         assert library.is_relative_to(python.parents[1]), "the library came from elsewhere"
         assert fingerprint(python) == before, f"{path.stem}'s set-up cell touched torch or numpy"
+        assert versions(python) == shipped

@@ -18,9 +18,10 @@ import pytest
 from anatomy import Chapter
 
 PIXELS = '<img alt="a dot" src="data:image/png;base64,AAAA">'
+NUMBERS = '<script type="application/json">{"weights": [1, 2, 3]}</script>'
 CELLS = (
     "print(6 * 7, 'is six times seven')",
-    f"from IPython.display import HTML\nHTML('<b>42</b> {PIXELS}')",
+    f"from IPython.display import HTML\nHTML('<b>42</b> {PIXELS} {NUMBERS}')",
     "import time\nprint(time.time())",
 )
 
@@ -46,7 +47,7 @@ def nbval(folder):
 
 
 def test_nbval_compares_what_is_stored(tmp_path):
-    """Text and HTML are compared; pixels, and cells tagged nbval-ignore-output, are not."""
+    """Text and HTML are compared; pixels, explorers' numbers and cells tagged nbval-ignore-output are not."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
     notebook.cells[2].metadata["tags"] = ["nbval-ignore-output"]
     good, _ = execute.run(notebook, tmp_path)
@@ -56,8 +57,10 @@ def test_nbval_compares_what_is_stored(tmp_path):
         ("text", text, "text", text.text.replace("42", "43")),
         ("html", html.data, "text/html", html.data["text/html"].replace("42", "43")),
         ("pixels", html.data, "text/html", html.data["text/html"].replace("AAAA", "AAAB")),
+        ("explorer", html.data, "text/html", html.data["text/html"].replace("[1, 2, 3]", "[1, 2, 4]")),
         ("ignored", ignored, "text", "0.0\n"),
     ):
+        assert (value == mapping[key]) == (name == "untouched")
         stored, mapping[key] = mapping[key], value
         notebooks.write(good, tmp_path / f"{name}.ipynb")
         mapping[key] = stored

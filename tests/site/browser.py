@@ -114,7 +114,8 @@ def overflow(page: Page) -> list[str]:
             && (getComputedStyle(node).overflowX !== "visible" || scrolls(node.parentElement));
         return [...document.querySelectorAll("body *")]
             .filter(node => node.getBoundingClientRect().right > window.innerWidth + 1 && !scrolls(node.parentElement))
-            .map(node => `${node.tagName.toLowerCase()}.${node.className}: ${node.textContent.trim().slice(0, 40)}`).slice(0, 4);
+            .map(node => `${node.tagName}.${node.className}: ${node.textContent.trim().slice(0, 40)}`)
+            .slice(0, 4);
     }""")
     return [f"wider than {page.viewport_size['width']} pixels: {', '.join(wide)}"] if wide else []
 

@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+from types import SimpleNamespace
 
 import browser as browsers
 import pytest
@@ -107,3 +109,11 @@ def test_dimmed_figure_is_noticed(browser, broken):
     path = broken("</head>", dim)
     with browsers.opened(browser, path.as_uri(), [], color_scheme="dark") as page:
         assert browsers.dark_figures(page)
+
+
+def test_without_any_browser_the_tests_say_how_to_get_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    playwright = SimpleNamespace(chromium=SimpleNamespace(executable_path=str(tmp_path / "none")))
+    with pytest.raises(browsers.NoBrowser, match="apt-get install chromium"):
+        browsers.launch(playwright)

@@ -319,8 +319,9 @@ def test_tab_reaches_it_and_shows_a_ring(show, kind):
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     focused = page.evaluate("""() => {
-        const e = document.activeElement, name = e.getAttribute("aria-label") ?? e.labels?.[0].textContent;
-        return [!!e.closest("figure"), name, getComputedStyle(e).outlineStyle, parseFloat(getComputedStyle(e).outlineWidth)];
+        const e = document.activeElement, style = getComputedStyle(e);
+        const name = e.getAttribute("aria-label") ?? e.labels?.[0].textContent;
+        return [!!e.closest("figure"), name, style.outlineStyle, parseFloat(style.outlineWidth)];
     }""")
     assert focused[0] and focused[1] and focused[2] == "solid" and focused[3] >= 2
 

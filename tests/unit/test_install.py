@@ -21,15 +21,8 @@ with attn_lib.trace(net) as t:
 print(attn_lib.__file__, t.shapes(), measure.cost(net, x).params, sep="\\n")
 """
 
-# Refuse every package that is neither torch's own need nor einops, as if it were not installed.
-BLOCK = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Block())
-"""
+# None in sys.modules: to Python, as if the package were not installed.
+BLOCK = "import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
 BLOCKED = {"matplotlib", "ipywidgets", "IPython", "PIL", "skimage", "sklearn", "statsmodels", "scipy", "pandas", "tqdm",
            "timm", "torchvision", "numpy"}
 

@@ -1,0 +1,128 @@
+"""Building: a warning stops it, twice if need be, and a reader's site is replaced only by a sound one."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def load(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone whose pages can be changed."""
+    for name in ("attn_lib", "chapters"):
+        (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)
+    for name in ("_config.yml", "_toc.yml", "requirements.txt"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "book", tmp_path / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def build(clone: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, clone / "book" / "tools" / "build.py"], capture_output=True, text=True)
+
+
+def test_a_warning_stops_the_build_and_leaves_the_old_site(clone):
+    page = clone / "book" / "notation.md"
+    sound = page.read_text(encoding="utf-8")
+    site = clone / "_build" / "html"
+    site.mkdir(parents=True)
+    (site / "index.html").write_text("the old site", encoding="utf-8")
+
+    page.write_text(f"{sound}\n{{py:class}}`attn_lib.NoSuchClass`\n", encoding="utf-8")
+    for _ in range(2):  # Sphinx itself would be silent about a page that it has cached
+        result = build(clone)
+        assert result.returncode != 0 and "attn_lib.NoSuchClass" in result.stderr, result.stderr[-2000:]
+        assert (site / "index.html").read_text(encoding="utf-8") == "the old site"
+
+    page.write_text(sound, encoding="utf-8")
+    result = build(clone)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.strip().endswith(f"The site is at {(site / 'index.html').as_uri()}")
+    assert (site / "book" / "notation.html").exists()
+    assert {path.name for path in (clone / "_build").iterdir()} == {"html", "work"}
+
+
+def test_a_half_copied_site_is_never_published(tmp_path, monkeypatch):
+    build = load("build", ROOT / "book" / "tools" / "build.py")
+    new, site = tmp_path / "work", tmp_path / "html"
+    for folder, text in ((new, "new"), (site, "old")):
+        folder.mkdir()
+        (folder / "index.html").write_text(text, encoding="utf-8")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            build.publish(new, site)
+    assert (site / "index.html").read_text(encoding="utf-8") == "old"
+    build.publish(new, site)
+    assert (site / "index.html").read_text(encoding="utf-8") == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["html", "work"]
+
+
+DOCSTRING = """\
+Sums.
+
+What it computes, as written:
+
+    y = a  +  b
+    z = y  -  1
+
+```python
+with sums():
+    pass
+```
+
+:param a, b: the terms,
+    on two lines.
+
+- an item
+
+  that goes on
+"""
+
+SHOWN = """\
+Sums.
+
+What it computes, as written:
+
+::
+
+    y = a  +  b
+    z = y  -  1
+
+.. code-block:: python
+
+    with sums():
+        pass
+
+:param a,b: the terms,
+    on two lines.
+
+- an item
+
+  that goes on
+"""
+
+
+def test_docstrings_keep_their_blocks():
+    extension = load("attention_book", ROOT / "book" / "_ext" / "attention_book.py")
+    lines = DOCSTRING.splitlines()
+    extension.keep_blocks(None, "function", "sums", None, None, lines)
+    assert re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() == SHOWN.strip()
