@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         device = torch.device(options.device)
-        ids = [catalog.entry(id).id for id in options.ids or catalog.list_modules()]
+        ids = [catalog.entry(id).id for id in dict.fromkeys(options.ids or catalog.list_modules())]
     except (ValueError, RuntimeError) as error:
         parser.error(str(error).splitlines()[0])
     if device.type not in suite.SIDES or (device.type == "cuda" and not torch.cuda.is_available()):
@@ -39,17 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read first: a file that cannot be merged should not cost an hour of measuring.
     old = load_text(out.read_text(encoding="utf-8")) if out.exists() else None
     try:
-        run = suite.run(ids, device, quick=options.quick, commit=options.commit)
+        rows = suite.run(ids, device, save=lambda run: write(merge(old, run), out), quick=options.quick,
+                         commit=options.commit)
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was written", file=sys.stderr)
+        print(f"\ninterrupted: modules measured to the end are in {out}", file=sys.stderr)
         return 130
-    write(merge(old, run), out)
-    print(summary(run["rows"]))
-    print(f"{len(run['rows'])} rows in {out}")
-    unsteady = sum(row["iqr"] > row["median"] / 4 for row in run["rows"] if not row["error"])
+    print(summary(rows))
+    print(f"{len(rows)} rows in {out}")
+    unsteady = sum(row["iqr"] > row["median"] / 4 for row in rows if not row["error"])
     if unsteady:
         print(f"{unsteady} of them spread by more than a quarter of their median: was the machine busy?")
-    return int(any(row["error"] for row in run["rows"]))
+    return int(any(row["error"] for row in rows))
 
 
 def summary(rows: list[Row]) -> str:

@@ -82,7 +82,12 @@ def flops(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = 
     or four in the backward pass, whichever kernel the device chooses.
 
     Args:
+        module: a module, in the mode (train or eval) it is in, or any function of tensors.
+        inputs: the arguments; a lone tensor counts as one argument.
         backward: count the backward pass too.
+
+    Raises:
+        ValueError: if there is no backward pass to count.
     """
     inputs = as_inputs(inputs)
     # In eval mode nn.MultiheadAttention would run as one operator that has no formula.
@@ -111,6 +116,11 @@ def saved_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int:
 
     Each storage counts once and whole, however many views of it are kept. Parameters, buffers and inputs are
     excluded: they exist anyway. The inputs are taken to ask for a gradient, as they would inside a network.
+
+    Args:
+        module: a module, in the mode (train or eval) it is in, or any function of tensors, whose own parameters
+            are not known and count.
+        inputs: the arguments; a lone tensor counts as one argument.
     """
     inputs = as_inputs(inputs)
     with unchanged(module):
@@ -134,13 +144,18 @@ def min_bytes(module: Callable, inputs: Tensor | Sequence[Any], *, backward: boo
 
 
 def peak_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int | None:
-    """Most memory in use during a forward and a backward pass, above that before; None without a GPU."""
+    """Most memory in use during a forward pass, and a backward pass if there is one, above that before.
+
+    None without a GPU.
+    """
     inputs = as_inputs(inputs)
     device = device_of(module, inputs)
     if device.type != "cuda":
         return None
     with unchanged(module), torch.enable_grad():
-        step = one_step(module, inputs, backward=True)
+        # Some calls, such as an argmax, have no backward pass.
+        backward = any(y.requires_grad for y in tensors(module(*with_grad(inputs))))
+        step = one_step(module, inputs, backward)
         step()  # libraries take their workspaces on first use
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -152,6 +167,10 @@ def peak_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int | None:
 
 def fit_exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
     """The power p of the law y ∝ x^p that fits best: the least-squares slope of log y over log x.
+
+    Args:
+        xs: sizes.
+        ys: what was counted or timed at each of them.
 
     Raises:
         ValueError: if the lengths differ, a value is not positive, or there are not two different x.

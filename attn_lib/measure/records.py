@@ -12,7 +12,7 @@ its rows. `records()` returns flat rows, each carrying its run's stamp:
     mode             "eager" or "compiled"
     backward         False: forward pass without gradients; True: forward and backward pass
     median, iqr      seconds; repeats: samples behind them; host: seconds to issue the call (GPU), or null
-    params, saved_bytes, peak_bytes    see `cost`; peak_bytes is null on a CPU
+    params, saved_bytes, peak_bytes    see `cost`, of the eager module; peak_bytes is null on a CPU
     flops, min_bytes of this pass (with the backward pass where it has one)
     roofline         least time by the ceilings over the median: 1 is the physical limit (a CPU may pass it where
                      its caches hold the inputs; on a GPU they are emptied before each call)
@@ -49,9 +49,13 @@ def records(id: str | None = None) -> list[Row]:
     """Recorded rows, of one module if named; this file's head names the keys. Empty where there are none.
 
     Sorted: GPUs before CPUs, then by device, module, type, mode, pass and size.
+
+    Args:
+        id: a module of the catalog.
     """
     folder = resources.files(__package__) / RECORDED.name
     files = [file for file in folder.iterdir() if file.name.endswith(".json")] if folder.is_dir() else []
+    files.sort(key=lambda file: file.name)  # a folder has no order of its own
     rows = [row for file in files for row in flatten(load_text(file.read_text(encoding="utf-8")))]
     keys = ("device", "id", "dtype", "mode", "backward")
     rows.sort(key=lambda row: (row["kind"] != "cuda", *(row[k] for k in keys), row["size"]))

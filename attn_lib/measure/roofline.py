@@ -39,8 +39,16 @@ def ceilings(device: str = "cpu") -> Ceilings:
 
     float32 products are true float32 (no TF32), whatever torch's global settings say; so are those of
     `python -m attn_lib.measure`.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ValueError: if it is another kind of device.
     """
     where = torch.device(device)
+    if where.type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r} must be a CPU or a CUDA device")
     gpu = where.type == "cuda"
     # Entries of the copy (far more than a cache holds) and side of the product (enough for the full rate).
     count, side = (1 << 28, 8192) if gpu else (1 << 26, 1024)
@@ -66,10 +74,12 @@ def true_float32() -> Iterator[None]:
 
     By default torch rounds convolutions but not matrix products, so that no single ceiling would be theirs.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    # Not cuda.matmul.allow_tf32: put back to what it was, it can leave torch's settings contradicting each other.
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

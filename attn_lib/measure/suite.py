@@ -2,7 +2,8 @@
 
 import contextlib
 import gc
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,16 +68,26 @@ def measure(case: Case, device: torch.device, limits: Ceilings, seconds: float =
     return [_row(case, device, limits, backward, seconds) for backward in (False, True)]
 
 
-def run(ids: list[str], device: torch.device, *, quick: bool = False, commit: str | None = None) -> dict[str, Any]:
-    """Measure modules, with a progress bar; returns one run as `records` stores it."""
+def run(ids: list[str], device: torch.device, *, save: Callable[[dict[str, Any]], None], quick: bool = False,
+        commit: str | None = None) -> list[Row]:
+    """Measure modules, with a progress bar; returns all rows.
+
+    Args:
+        save: called after each module with the run so far, as `records` stores it: what is measured is not lost
+            with the machine.
+        quick, commit: as for `cases` and `stamp`.
+    """
     when = stamp(device, commit)
     limits = ceilings(str(device))
-    rows: list[Row] = []
-    for case in progress(cases(ids, device.type, quick=quick), "measuring"):
-        rows += measure(case, device, limits, seconds=0.05 if quick else 0.3)
     flop_rate = {dtype: _figures(rate) for dtype, rate in limits.flop_rate.items()}
     rates = {"bandwidth": _figures(limits.bandwidth), "flop_rate": flop_rate}
-    return {"stamp": when, "ceilings": rates, "rows": rows}
+    rows: list[Row] = []
+    bar = progress(cases(ids, device.type, quick=quick), "measuring")
+    for _, own in itertools.groupby(bar, key=lambda case: case.id):
+        for case in own:
+            rows += measure(case, device, limits, seconds=0.05 if quick else 0.3)
+        save({"stamp": when, "ceilings": rates, "rows": rows})
+    return rows
 
 
 def _row(case: Case, device: torch.device, limits: Ceilings, backward: bool, seconds: float) -> Row:

@@ -50,6 +50,9 @@ def symmetries(module: Callable, inputs: Tensor | Sequence[Any], *, layout: str 
         Name -> largest |f(g·x) − g·f(x)| over largest |g·f(x)|: 0, up to rounding, where it commutes.
         NaN where the action has no meaning: the layout lacks the axis, the output has another number of
         channels or positions to permute, or the module refuses the acted-on input.
+
+    Raises:
+        ValueError: if the layouts do not fit the inputs and the output, or the output is not finite.
     """
     inputs = as_inputs(inputs)
     ins, outs = _layouts(module, inputs, layout, output)
@@ -68,6 +71,8 @@ def symmetries(module: Callable, inputs: Tensor | Sequence[Any], *, layout: str 
         if [y.ndim for y in ys] != [len(axes) for axes in outs]:
             named = ", ".join(map(" ".join, outs))
             raise ValueError(f"output={named!r} must name the axes of {[tuple(y.shape) for y in ys]}")
+        if not all(y.isfinite().all() for y in ys):
+            raise ValueError("inputs must give a finite output; this one holds NaN or infinities")
         for name in catalog.SYMMETRIES:
             try:
                 if name == "translation":

@@ -1,5 +1,6 @@
 """What an insertion or a replacement changed."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,8 +48,10 @@ class Report:
         sites: where, one row a place.
         params: parameters of the network before and after.
         flops: FLOPs of a forward pass of the example before and after; None without an example.
-        change: largest change of an entry of the network's output in eval mode; None without an example.
-        scale: largest entry of the output before.
+        change: largest change of an entry of the network's output in eval mode; infinite where the output has
+            other shapes now (as that of a detector may) or infinite entries; None without an example, or without a
+            tensor to compare.
+        scale: largest entry of the output before; None like `change`.
         rounding: changes up to this are rounding: 100 units in the last place of the largest entry.
         identity: whether the catalog says that a fresh module is the identity; None for others' modules.
         time: the forward pass of "before" and "after", timed in turns, if asked for.
@@ -85,7 +88,8 @@ class Report:
     def output(self) -> str:
         """One sentence on the network's output."""
         if self.change is None:
-            return "not compared: there was no example"
+            why = "there was no example" if self.flops is None else "the network returned no tensor"
+            return f"not compared: {why}"
         if self.change == 0 and self.identity is False:
             return (f"unchanged, bit for bit, though {self.module} does not start as the identity: what it acts on is "
                     "zero here, or does not reach the output")
@@ -96,6 +100,8 @@ class Report:
             return f"unchanged up to rounding (largest change {size})"
         if self.change != self.change:
             return "not a number somewhere, before or after"
+        if self.change == math.inf:
+            return "changed: it has other shapes than before, or infinite entries"
         return f"changed (largest change {size}): {self.module} does not start as {self._neutral}"
 
     @property

@@ -41,10 +41,13 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
 
 @dataclass
 class Flow:
-    """What went through a sub-module in one forward pass: inputs' and outputs' first tensors, call by call."""
+    """What went through a sub-module in one forward pass: its first input and its output, call by call.
 
-    inputs: list[Any] = field(default_factory=list)
-    outputs: list[Any] = field(default_factory=list)
+    A tensor stands without its values, anything else as its type.
+    """
+
+    inputs: list[Tensor | type] = field(default_factory=list)
+    outputs: list[Tensor | type] = field(default_factory=list)
 
     @property
     def calls(self) -> int:
@@ -61,7 +64,7 @@ def watch(model: nn.Module, inputs: tuple, modules: Iterable[nn.Module],
     flows = {module: Flow() for module in modules}
 
     def record(module: nn.Module, args: tuple, output: Any) -> None:
-        flows[module].inputs.append(_without_values(args[0]) if args else None)
+        flows[module].inputs.append(_without_values(args[0] if args else None))
         flows[module].outputs.append(_without_values(output))
         if check is not None:
             check(module, output)
@@ -99,7 +102,7 @@ def one_output(path: str, flow: Flow) -> Tensor:
         raise ValueError(f"site {path!r} is not called in a forward pass of the example")
     for output in flow.outputs:
         if not isinstance(output, Tensor):
-            raise ValueError(f"site {path!r} returns a {type(output).__name__}; it must return one tensor")
+            raise ValueError(f"site {path!r} returns a {output.__name__}; it must return one tensor")
     shapes = [tuple(output.shape) for output in flow.outputs]
     if len(set(shapes)) > 1:
         listed = ", ".join(map(str, dict.fromkeys(shapes)))
@@ -148,8 +151,6 @@ def _declared_channels(site: nn.Module) -> int | None:
     return norms.pop() if len(norms) == 1 and not others else None
 
 
-def _without_values(value: Any) -> Any:
+def _without_values(value: Any) -> Tensor | type:
     # Shape, type and strides are all that is asked for; to hold every activation would need far more memory.
-    if not isinstance(value, Tensor):
-        return value if not isinstance(value, (tuple, list, dict)) else type(value)()
-    return torch.empty_like(value, device="meta")
+    return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else type(value)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -61,7 +62,8 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
     sites = {}
     for path, site in find(model, pattern).items():
         path, site = _end_of_sequential(path, site)
-        sites.setdefault(path, site)
+        if all(site is not other for other in sites.values()):
+            sites[path] = site
     _warn_of_similar(model, label, entry)
     inputs = None if example is None else as_inputs(example)
     before = _Before(model, inputs, list(sites.values()), measure_time)
@@ -244,11 +246,11 @@ class _Before:
             return {}
         output, flows = watch(self.model, self.inputs, self.model.modules(), check)
         output = tensors(output)
-        report.change = max((_largest(a.double() - b.double()) for a, b in zip(output, self.output, strict=True)
-                             if not torch.equal(a, b)), default=0.0)
-        report.scale = max(map(_largest, self.output), default=0.0)
+        if output or self.output:
+            report.change = _change(self.output, output)
+            report.scale = max(map(_largest, self.output), default=0.0)
         precision = max((torch.finfo(y.dtype).eps for y in output if y.is_floating_point()), default=0.0)
-        report.rounding = min(100 * precision, 0.02) * report.scale
+        report.rounding = min(100 * precision, 0.02) * (report.scale or 0.0)
         with evaluating(self.model):
             report.flops = self.flops, flops(self.model, self.inputs)
             if self.copy is not None:
@@ -365,6 +367,14 @@ def _what(y: Any) -> str:
 
 def _count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
+
+
+def _change(before: list[Tensor], after: list[Tensor]) -> float:
+    """Largest change of an entry; NaN where one is not a number, infinite where the shapes differ."""
+    if [y.shape for y in before] != [y.shape for y in after]:
+        return math.inf
+    changes = [_largest(b.double() - a.double()) for a, b in zip(before, after, strict=True) if not torch.equal(a, b)]
+    return max(changes, key=lambda change: (math.isnan(change), change), default=0.0)
 
 
 def _largest(t: Tensor) -> float:

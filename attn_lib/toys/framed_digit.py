@@ -7,7 +7,7 @@ itself has to guess.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -34,23 +34,25 @@ class Sheets:
     framed: Tensor
 
 
-def sheets(n: int, *, grid: tuple[int, int] = (6, 8), kinds: int = 5, test: bool = False, seed: int = 0) -> Sheets:
+def sheets(
+    n: int, part: str = "train", *, grid: tuple[int, int] = (6, 8), kinds: int = 5, seed: int = 0
+) -> Sheets:
     """Sheets of scikit-learn's handwritten digits, drawn independently and uniformly, with one frame each.
 
     Args:
         n: how many, ≥ 1.
+        part: `"train"` or `"test"`: disjoint handwriting.
         grid: rows and columns (H, W) of cells.
         kinds: the digits 0 … kinds − 1 occur, so that one cell in `kinds` shows the framed digit; 2 to 10.
-        test: use the quarter of the handwriting that training sheets never show.
         seed: of everything drawn.
 
     Raises:
-        ValueError: for `n` or a side of the grid below 1, or `kinds` outside 2 to 10.
+        ValueError: for `n` or a side of the grid below 1, `kinds` outside 2 to 10, or an unknown part.
     """
     H, W = grid
     if min(n, H, W) < 1:
         raise ValueError(f"n={n} and grid={grid} must be positive")
-    images, labels = _handwriting(kinds, test)
+    images, labels = _handwriting(part, kinds)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(images), (n, H, W), generator=generator)
     framed = F.one_hot(torch.randint(H * W, (n,), generator=generator), H * W).bool().view(n, H, W)
@@ -64,28 +66,32 @@ def sheets(n: int, *, grid: tuple[int, int] = (6, 8), kinds: int = 5, test: bool
 def backbone(channels: int = 64, *, kinds: int = 5, seed: int = 0) -> nn.Module:
     """A small convolutional backbone: images `(n, 1, 10·H, 10·W)` → features `(n, channels, H, W)`, frozen.
 
-    It is trained here, in a second, on single cells: which digit is it, and is it framed? Each cell is seen
-    alone, and each feature is standardised.
+    It is trained here, in a second, on single cells: which digit is it, and is it framed? So the features of a
+    cell say nothing about any other cell. Each feature is standardised.
+
+    Args:
+        channels: features a cell, ≥ 1.
+        kinds: as in `sheets`.
+        seed: of weights and batches.
     """
-    images, labels = _handwriting(kinds, test=False)
+    images, labels = _handwriting("train", kinds)
+    plain = F.pad(images, (1, 1, 1, 1))
+    cells = torch.cat([plain, plain.maximum(_frame())])
+    is_framed = torch.arange(len(cells)) >= len(plain)
+    truth = torch.stack([torch.cat([labels, labels]), is_framed], 1)
     with seeded(seed):
         features = nn.Sequential(nn.Conv2d(1, 64, CELL, stride=CELL), nn.ReLU(), nn.Conv2d(64, channels, 1))
         answer = nn.Conv2d(channels, kinds + 1, 1)
-    plain = F.pad(images, (1, 1, 1, 1))
-    cells = torch.cat([plain, plain.maximum(_frame())])
-    label = torch.cat([labels, labels])
-    is_framed = torch.arange(len(cells)) >= len(plain)
 
-    def loss(output: Tensor, target: Tensor) -> Tensor:
+    def loss(output: Tensor, truth: Tensor) -> Tensor:
         digit, frame = output[:, :kinds, 0, 0], output[:, kinds, 0, 0]
-        return F.cross_entropy(digit, target[:, 0]) + F.binary_cross_entropy_with_logits(frame, target[:, 1].float())
+        return F.cross_entropy(digit, truth[:, 0]) + F.binary_cross_entropy_with_logits(frame, truth[:, 1].float())
 
-    target = torch.stack([label, is_framed], 1)
-    fit(nn.Sequential(features, answer), (cells, target), steps=200, batch=128, lr=5e-3, seed=seed, loss=loss)
+    fit(nn.Sequential(features, answer), (cells, truth), steps=200, batch=128, lr=5e-3, seed=seed, loss=loss)
     with torch.no_grad():  # standardise: fold mean and deviation into the last convolution
-        std, mean = torch.std_mean(features(cells), (0, 2, 3))
-        features[2].bias.sub_(mean).div_(std)
-        features[2].weight.div_(std[:, None, None, None])
+        deviation, mean = torch.std_mean(features(cells), (0, 2, 3))
+        features[2].bias.sub_(mean).div_(deviation)
+        features[2].weight.div_(deviation[:, None, None, None])
     return features.requires_grad_(False).eval()
 
 
@@ -99,36 +105,37 @@ def score(answers: Tensor, same: Tensor, where: Tensor | None = None) -> float:
     """
     hit = answers.argmax(1) == same
     where = torch.ones_like(hit) if where is None else where
-    return sum(hit[where & (same == c)].float().mean().item() for c in (0, 1)) / 2
+    return sum(hit[where & (same == truth)].float().mean().item() for truth in (0, 1)) / 2
 
 
 def score_by_offset(answers: Tensor, sheets: Sheets) -> Tensor:
-    """Balanced accuracy for every offset from the framed cell: `(2·H − 1, 2·W − 1)`, offset (0, 0) in the middle.
+    """Balanced accuracy for every offset from the framed cell: `(2·H − 1, 2·W − 1)`, the frame in the middle.
 
-    NaN where an offset did not occur with both answers.
+    The frame itself always matches, so its entry is its hit rate. The more sheets, the less noise in the corners.
     """
-    n, H, W = sheets.same.shape
-    row, column = sheets.framed.flatten(1).long().argmax(1).div(W, rounding_mode="floor"), sheets.framed.any(1).long().argmax(1)
+    _, H, W = sheets.same.shape
+    _, row, column = sheets.framed.nonzero(as_tuple=True)
     down = torch.arange(H)[:, None] - row[:, None, None] + H - 1
     right = torch.arange(W) - column[:, None, None] + W - 1
-    offset = (down * (2 * W - 1) + right).flatten()
-    hit = (answers.argmax(1) == sheets.same).flatten()
+    offset = down * (2 * W - 1) + right
+    hit = answers.argmax(1) == sheets.same
     rates = []
     for truth in (0, 1):
-        chosen = sheets.same.flatten() == truth
-        size = (2 * H - 1) * (2 * W - 1)
-        hits, total = (torch.bincount(offset[m], minlength=size) for m in (chosen & hit, chosen))
+        among = sheets.same == truth
+        hits, total = (offset[m].bincount(minlength=(2 * H - 1) * (2 * W - 1)) for m in (among & hit, among))
         rates.append(hits / total)
-    return (sum(rates) / 2).view(2 * H - 1, 2 * W - 1)
+    return torch.stack(rates).nanmean(0).view(2 * H - 1, 2 * W - 1)
 
 
-@lru_cache(maxsize=None)
-def _handwriting(kinds: int, test: bool) -> tuple[Tensor, Tensor]:
+@cache
+def _handwriting(part: str, kinds: int) -> tuple[Tensor, Tensor]:
+    if part not in ("train", "test"):
+        raise ValueError(f"part={part!r} must be 'train' or 'test'")
     if not 2 <= kinds <= 10:
         raise ValueError(f"kinds={kinds} must be from 2 to 10: there are ten digits")
     images, labels = digits()
     chosen = labels < kinds
-    return split(images[chosen], labels[chosen])[test]
+    return split(images[chosen], labels[chosen])[part == "test"]
 
 
 def _frame() -> Tensor:

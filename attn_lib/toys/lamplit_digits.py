@@ -25,7 +25,7 @@ from .images import image
 SIZE = 22  # pixels of the whole scene
 DISPLAY = slice(3, 19)  # rows and columns of the black display
 INK = slice(7, 15)  # rows and columns of the 8 × 8 digits
-LAMP = 0.6  # warm: red · e^0.6, blue · e^-0.6; cold: the other way round
+LAMP = 0.7  # warm: red · e^0.7, blue · e^-0.7; cold: the other way round
 BLIND = 0.55  # best possible accuracy without looking at the light: right in ½, and by luck in 1/10 of the rest
 PHOTOGRAPHS = {
     "train": ("astronaut", "coffee", "cells", "retina", "hubble"),
@@ -67,21 +67,34 @@ def compose(photo: Tensor, red: Tensor, blue: Tensor, lamp: float | Tensor) -> T
     """Put the parts of a scene together.
 
     Args:
-        photo: `(..., 3, 22, 22)` in [0, 1].
+        photo: `(..., 3, 22, 22)` in [0, 1]; or k times that size, for a scene to look at: display and digits grow
+            along.
         red: `(..., 8, 8)` in [0, 1], the digit drawn in red.
         blue: `(..., 8, 8)` in [0, 1], the digit drawn in blue.
         lamp: a number or `(...)`: red is multiplied by e^lamp and blue by e^-lamp; warm > 0 > cold.
 
     Returns:
-        `(..., 3, 22, 22)`, clipped to [0, 1] as a sensor does.
+        A scene of the photograph's size, clipped to [0, 1] as a sensor does.
+
+    Raises:
+        ValueError: if the photograph is not square, or its side is no multiple of 22.
     """
+    k, rest = divmod(photo.shape[-1], SIZE)
+    if rest or k == 0 or photo.shape[-2] != photo.shape[-1]:
+        raise ValueError(f"photo has shape {tuple(photo.shape)}; it must be square, its side a multiple of {SIZE}")
+    display, ink = (slice(k * part.start, k * part.stop) for part in (DISPLAY, INK))
     lamp = torch.as_tensor(lamp, dtype=photo.dtype).expand(photo.shape[:-3])
     light = torch.stack([lamp, torch.zeros_like(lamp), -lamp], dim=-1).exp()
     scene = (photo * light[..., None, None]).clamp(0, 1)
-    scene[..., :, DISPLAY, DISPLAY] = 0
-    scene[..., 0, INK, INK] = red
-    scene[..., 2, INK, INK] = blue
+    scene[..., :, display, display] = 0
+    for channel, digit in ((0, red), (2, blue)):
+        scene[..., channel, ink, ink] = digit.repeat_interleave(k, -2).repeat_interleave(k, -1)
     return scene
+
+
+def white_balance(photo: Tensor) -> Tensor:
+    """Scale each channel of `(3, H, W)` to the same mean, 0.3, and clip to [0, 1]."""
+    return (0.3 * photo / photo.mean((1, 2), keepdim=True)).clamp(0, 1)
 
 
 def parts(part: str = "test") -> tuple[Tensor, Tensor, Tensor]:
@@ -97,10 +110,9 @@ def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
     windows = []
     for name in PHOTOGRAPHS[part]:
         for size in (30, 44, 60):  # three zooms of the photograph
-            photo = image(name, size)
-            photo = 0.3 * photo / photo.mean((1, 2), keepdim=True)
+            photo = white_balance(image(name, size))
             tiles = photo.unfold(1, SIZE, 4).unfold(2, SIZE, 4)  # 3, rows, columns, SIZE, SIZE
             windows.append(tiles.reshape(3, -1, SIZE, SIZE).transpose(0, 1))
     train, test = split(*digits())
     ink, labels = train if part == "train" else test
-    return torch.cat(windows).clamp(0, 1), ink[:, 0], labels
+    return torch.cat(windows), ink[:, 0], labels

@@ -34,9 +34,20 @@ def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -
     return array
 
 
+def finite(array: np.ndarray, name: str) -> np.ndarray:
+    """The array as it is.
+
+    Raises:
+        ValueError: it holds NaN or infinities.
+    """
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has {(~np.isfinite(array)).sum()} values that are NaN or infinite")
+    return array
+
+
 def _off_the_device(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", torch.float64).numpy()
+        return value.detach().cpu().double().numpy()
     return [_off_the_device(v) for v in value] if isinstance(value, list | tuple) else value
 
 
@@ -85,3 +96,17 @@ def panels(value: Any) -> dict[str, Any]:
     if not named:
         raise ValueError("there is nothing to draw: the dict or list is empty")
     return named
+
+
+def of_panel(value: Any, name: str, argument: str) -> Any:
+    """The entry of panel ``name``, where ``argument`` is a dict; anything else serves every panel.
+
+    Raises:
+        ValueError: a dict without that panel.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    named = {str(k): v for k, v in value.items()}  # as `panels` names them
+    if name not in named:
+        raise ValueError(f"{argument} has the entries {list(value)}: one is needed for the panel {name!r}")
+    return named[name]

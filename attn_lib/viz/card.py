@@ -10,6 +10,7 @@ from .. import catalog
 from ..measure import cost, records, saved_bytes
 from ..measure.suite import sizes
 from . import style
+from .timing import latest
 
 SIDE = 56  # of the feature map that FLOPs, memory and times are given for
 
@@ -101,7 +102,8 @@ def _paper(entry: catalog.Entry) -> Row:
     text, markup = f"{entry.title}, {where}", f"<cite>{html.escape(entry.title)}</cite>, {html.escape(where)}"
     if entry.arxiv:
         text += f", arXiv {entry.arxiv}"
-        markup += f', <a href="https://arxiv.org/abs/{entry.arxiv}">arXiv {entry.arxiv}</a>'
+        number = html.escape(entry.arxiv)
+        markup += f', <a href="https://arxiv.org/abs/{number}">arXiv {number}</a>'
     if entry.code:
         text += f", code: {entry.code}"
         markup += f', <a href="{html.escape(entry.code)}">authors’ code</a>'
@@ -133,7 +135,7 @@ def _time(entry: catalog.Entry) -> str:
     (size,) = sizes(entry.layout, [SIDE])
     rows = [
         row
-        for row in records(entry.id)
+        for row in latest(records(entry.id))
         if (row["size"], row["dtype"], row["mode"], row["backward"]) == ([*size], "float32", "eager", False)
         and row["median"] is not None
     ]

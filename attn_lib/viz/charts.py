@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def bars(
             raise ValueError(f"values {name!r} has {len(v)} entries, the first series has {n}: they must agree")
     if labels is not None and len(labels) != n:
         raise ValueError(f"labels has {len(labels)} entries for {n} bars")
-    chosen = {highlight} if isinstance(highlight, int) else set(highlight or ())
+    chosen = _indices(highlight)
     if any(not 0 <= i < n for i in chosen):
         raise ValueError(f"highlight={highlight!r} must be between 0 and {n - 1}")
     sheet = Sheet(title, alt, height=2.4)
@@ -176,7 +177,7 @@ def compare(series: Mapping[str, Any], *, title: str, alt: str, xlabel: str) -> 
     sheet = Sheet(title, alt, height=0.65 + 0.42 * len(rows))
     with sheet as fig:
         ax = fig.subplots()
-        largest = max(np.abs(scores).max() for scores in rows.values())
+        largest = max((abs(s) for scores in rows.values() for s in scores if np.isfinite(s)), default=0.0)
         digits = int(np.clip(2 - np.floor(np.log10(largest or 1.0)), 0, 5))  # three figures of the largest
         for k, scores in enumerate(rows.values()):
             colour = style.series_colour(k)
@@ -199,6 +200,16 @@ def compare(series: Mapping[str, Any], *, title: str, alt: str, xlabel: str) -> 
 def _whole(value: Any) -> Any:
     """Keep a list of numbers, or of rows, from being taken for a list of panels."""
     return value if isinstance(value, Mapping) else {"": value}
+
+
+def _indices(highlight: Any) -> set[int]:
+    """One integer of any type, or several."""
+    if highlight is None:
+        return set()
+    try:
+        return {operator.index(highlight)}
+    except TypeError:
+        return {operator.index(i) for i in highlight}
 
 
 def _tilt(labels: Sequence[str]) -> dict:

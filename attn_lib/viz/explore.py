@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 
 from . import style
-from .arrays import panels, to_array, to_image
+from .arrays import of_panel, panels, to_array, to_image
 from .explore_live import controls, index_slider, setting_slider, share_slider
 from .explore_page import BUDGET, Explorer, img, jpeg, page, png, uri
 from .explore_panels import Heat, Panel, Points, pack
@@ -106,7 +106,7 @@ def explore_points(
     views = []
     for name, p in _named(points).items():
         labels = [f"{argument}[{name!r}]" if name else argument for argument in ("points", "weights", "reference")]
-        w, r = _of_panel(weights, name, "weights"), _of_panel(reference, name, "reference")
+        w, r = of_panel(weights, name, "weights"), of_panel(reference, name, "reference")
         views.append(Points(name, p, w, r, size, labels))
     return _grid_explorer("points", image, views, {}, start, title, alt)
 
@@ -162,9 +162,10 @@ def _grid_explorer(
     if len(set(grids.values())) > 1:
         raise ValueError(f"the panels must share one query grid; theirs are {grids}")
     rows, cols = views[0].cells
-    start = (rows // 2, cols // 2) if start is None else tuple(start)
-    if not (len(start) == 2 and 0 <= start[0] < rows and 0 <= start[1] < cols):
+    start = (rows // 2, cols // 2) if start is None else start
+    if np.shape(start) != (2,) or not (0 <= start[0] < rows and 0 <= start[1] < cols):
         raise ValueError(f"start={start} must be a (row, col) inside the {rows}×{cols} query grid")
+    start = int(start[0]), int(start[1])
 
     photo = photograph(image, "image")
     height, width = photo.shape[:2]
@@ -222,17 +223,8 @@ def _named(value: Any) -> dict[str, Any]:
     return panels(value) if isinstance(value, Mapping) else {"": value}
 
 
-def _of_panel(value: Any, name: str, argument: str) -> Any:
-    """A panel's own entry of a dict; anything else serves every panel."""
-    if not isinstance(value, Mapping):
-        return value
-    if name not in value:
-        raise ValueError(f"{argument} has the entries {list(value)}: one is needed for the panel {name!r}")
-    return value[name]
-
-
 def _evaluate(row_of: Callable[[int, int], Any], grid: tuple[int, int] | None, label: str) -> np.ndarray:
-    if grid is None or len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
+    if grid is None or len(grid) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in grid):
         raise ValueError(f"grid={grid!r} must be (Hq, Wq), two positive integers, where {label} is a callable")
     rows = [[to_array(row_of(r, c), f"{label}({r}, {c})", 2) for c in range(grid[1])] for r in range(grid[0])]
     shapes = {row.shape for line in rows for row in line}
@@ -242,7 +234,7 @@ def _evaluate(row_of: Callable[[int, int], Any], grid: tuple[int, int] | None, l
 
 
 def _choices(name: str, values: Any) -> list:
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray | range) or len(values) < 2:
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or len(values) < 2:
         raise ValueError(f"{name}={values!r} must be a list of at least two values")
     return [v.item() if isinstance(v, np.generic) else v for v in values]
 

@@ -8,7 +8,6 @@ import html
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from .explore_live import kernel_with_widgets
+from .figures import write_file
 
 BUDGET = 250_000  # bytes of one explorer in a notebook, all formats together; a whole notebook stays under 500 kB
 
@@ -67,15 +67,12 @@ class Explorer:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a page that holds this explorer alone to ``path``, whole or not at all."""
-        path = Path(path)
         head = (
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{html.escape(self.title)}</title>\n"
         )
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".html", delete=False, encoding="utf-8") as file:
-            file.write(head + self.html)
-        os.replace(file.name, path)
+        write_file(path, (head + self.html).encode("utf-8"))
 
 
 def page(kind: str, title: str, image: str, text: str, data: Mapping[str, Any]) -> str:

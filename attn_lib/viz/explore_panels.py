@@ -16,8 +16,8 @@ import numpy as np
 from PIL import ImageDraw
 
 from . import style
-from .arrays import to_array
-from .images import upsample
+from .arrays import finite, to_array
+from .panels import upsample
 
 Place = Callable[[np.ndarray], list[tuple[float, float]]]
 
@@ -179,9 +179,7 @@ def _finite(value: Any, label: str, axes: str) -> np.ndarray:
     array = to_array(value, label)
     if array.ndim != axes.count(",") + 1:
         raise ValueError(f"{label} has shape {array.shape}: it must be {axes}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{label} has {(~np.isfinite(array)).sum()} values that are NaN or infinite")
-    return array
+    return finite(array, label)
 
 
 def _same_shape(array: np.ndarray, shape: tuple[int, ...], label: str, other: str) -> None:

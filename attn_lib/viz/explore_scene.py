@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from . import style
-from .arrays import to_image
+from .arrays import finite, to_image
 from .explore_page import jpeg, png, uri
 from .explore_panels import Panel
 
@@ -97,9 +97,7 @@ def photograph(value: Any, name: str, size: tuple[int, int] | None = None) -> np
     Raises:
         ValueError: another shape, colours outside [0, 1], or values that are not finite.
     """
-    picture = to_image(value, name)
-    if not np.isfinite(picture).all():
-        raise ValueError(f"{name} has values that are NaN or infinite")
+    picture = finite(to_image(value, name), name)
     if picture.ndim == 2:
         picture = np.repeat(picture[..., None], 3, axis=2)
     height, width = picture.shape[:2]

@@ -54,10 +54,7 @@ class Figure:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the PNG to ``path``, whole or not at all."""
-        path = Path(path)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".png", delete=False) as file:
-            file.write(self.png)
-        os.replace(file.name, path)
+        write_file(path, self.png)
 
 
 class Sheet:
@@ -130,6 +127,20 @@ def check_texts(title: str, alt: str) -> None:
     for name, text in (("title", title), ("alt", alt)):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{name}={text!r} must be a non-empty string")
+
+
+def write_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write all of it or nothing; others may read it."""
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
+        try:
+            file.write(content)
+            file.close()
+            os.chmod(file.name, 0o644)  # a temporary file is its owner's alone
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _render(fig: MatplotlibFigure, title: str, alt: str) -> Figure:

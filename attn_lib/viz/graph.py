@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import catalog
+from ..measure.call import unchanged
 from ..tap import trace
 from .words import parameter, printed, silent, spell
 
@@ -61,7 +62,7 @@ def dependence(module: nn.Module, inputs: Sequence[Any]) -> Graph:
     """
     module = copy.deepcopy(module)
     leaves = [x.detach().clone().requires_grad_() if _differentiable(x) else x for x in inputs]
-    with torch.random.fork_rng(), torch.enable_grad(), trace() as t:
+    with unchanged(), torch.enable_grad(), trace() as t:
         output = module(*leaves)
     walk = _Walk({id(p): parameter(path) for path, p in module.named_parameters()})
     for name, dims, x in _inputs(module, leaves):

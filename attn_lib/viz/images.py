@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 
 from . import style
-from .arrays import panels, to_array, to_image
+from .arrays import finite, of_panel, panels, to_array, to_image
 from .figures import Figure
 from .panels import Panels, average, upsample
 
@@ -95,13 +95,14 @@ def overlay(
         share: one colour scale for all panels; ``False`` gives each its own and writes its maximum beside its name.
 
     Raises:
-        ValueError: wrong shapes, a negative heat, a mark outside the photograph, an empty title or alt.
+        ValueError: wrong shapes, a heat that is negative or not finite, a mark outside the photograph, an empty
+            title or alt.
     """
     picture = to_image(image, "image")
     height, width = picture.shape[:2]
     heats = {k: to_array(v, "heat", 2) for k, v in panels(heat if isinstance(heat, Mapping) else [heat]).items()}
     for name, h in heats.items():
-        if h.min() < 0:
+        if finite(h, f"heat {name!r}" if name.strip() else "heat").min() < 0:
             raise ValueError(f"heat {name!r} has the negative value {h.min():.3g}: a heat map shows magnitudes")
     _check_inside(mark, "mark", height, width)
     grey = picture if picture.ndim == 2 else picture @ (0.299, 0.587, 0.114)
@@ -142,28 +143,30 @@ def points(
         anchor: ``(row, col)`` of the output position that samples there (a dict for panels).
 
     Raises:
-        ValueError: wrong shapes, as many weights as there are not points, an empty title or alt.
+        ValueError: wrong shapes, numbers that are not finite, another number of weights than of points, a dict
+            that lacks a panel, an empty title or alt.
     """
     named = panels(points if isinstance(points, Mapping) else [points])
     drawn = []
     for name, p in named.items():
-        where = to_array(p, f"points {name!r}" if name else "points")
+        label = f"points {name!r}" if name.strip() else "points"
+        where = finite(to_array(p, label), label)
         if where.ndim == 0 or where.shape[-1] != 2:
             raise ValueError(f"points has shape {where.shape}: its last dimension must be 2, (row, col)")
         where = where.reshape(-1, 2)
-        weight = weights[name] if isinstance(weights, Mapping) else weights
+        weight = of_panel(weights, name, "weights")
         if weight is not None:
-            weight = to_array(weight, "weights").ravel()
+            weight = finite(to_array(weight, "weights"), "weights").ravel()
             if len(weight) != len(where):
                 raise ValueError(f"weights has {len(weight)} entries for {len(where)} points")
-        picture = to_image(image[name] if isinstance(image, Mapping) else image, "image")
-        drawn.append((name, picture, where, weight, anchor[name] if isinstance(anchor, Mapping) else anchor))
-    frames = [_frame(picture.shape[:2], where) for _, picture, where, _, _ in drawn]
+        picture = to_image(of_panel(image, name, "image"), "image")
+        drawn.append((picture, where, weight, of_panel(anchor, name, "anchor")))
+    frames = [_frame(picture.shape[:2], where) for picture, where, _, _ in drawn]
     grid = Panels([(bottom - top, right - left) for top, bottom, left, right in frames], list(named))
     sheet = grid.sheet(title, alt)
     with sheet as fig:
         for i, ax in enumerate(grid.axes(fig)):
-            _, picture, where, weight, centre = drawn[i]
+            picture, where, weight, centre = drawn[i]
             height, width = picture.shape[:2]
             ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, color=style.SOFT, linewidth=0, zorder=0))
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)

@@ -47,8 +47,8 @@ class Panels:
         if len(set(shapes)) == 1 and shapes[0][0] <= height:
             whole = height // shapes[0][0] * shapes[0][0]  # each element a whole number of pixels
             height = whole if whole > 0.75 * height else height
-        self.height = int(height)
-        self.widths = [round(self.height * ratio) for ratio in ratios]
+        self.height = max(1, int(height))
+        self.widths = [max(1, round(self.height * ratio)) for ratio in ratios]
         inches = [w / DPI for w in self.widths]
         self._labels = [style.wrap(label, w, style.TEXT_SIZE) for label, w in zip(labels, inches, strict=True)]
         lines = [max(len(self._labels[i]) if labels[i].strip() else 0 for i in row) for row in self._rows]
@@ -87,7 +87,7 @@ class Panels:
 
     def detail(self, i: int) -> tuple[int, int]:
         """How many rows and columns of picture ``i`` are drawn at most."""
-        return self.height // self._factor, self.widths[i] // self._factor
+        return max(1, self.height // self._factor), max(1, self.widths[i] // self._factor)
 
     def colour_bar(self, fig: MatplotlibFigure, low: float, high: float, cmap: str) -> None:
         """A colour bar beside the pictures."""

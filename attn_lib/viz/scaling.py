@@ -8,19 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import NullLocator
 
+from ..measure import fit_exponent
 from . import style
-from .arrays import panels, to_array
+from .arrays import finite, panels, to_array
 from .figures import Figure, Sheet
-
-
-def power_law(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Least squares in the logarithms: ``y ≈ a · x**p``.
-
-    Returns:
-        ``(p, a)``.
-    """
-    p, log_a = np.polyfit(np.log(x), np.log(y), 1)
-    return float(p), float(np.exp(log_a))
 
 
 def scaling(
@@ -39,11 +30,11 @@ def scaling(
         theory: label → exponent.
 
     Raises:
-        ValueError: fewer than two sizes, a value that is not positive, lengths that differ, a theory for a
+        ValueError: fewer than two sizes, a value that is not positive and finite, lengths that differ, a theory for a
             label that is not in ``series``, an empty title or alt.
     """
-    sizes = to_array(x, "x", 1)
-    measured = {k: to_array(v, f"series {k!r}", 1) for k, v in panels(dict(series)).items()}
+    sizes = finite(to_array(x, "x", 1), "x")
+    measured = {k: finite(to_array(v, f"series {k!r}", 1), f"series {k!r}") for k, v in panels(dict(series)).items()}
     theory = dict(theory or {})
     if len(sizes) < 2 or sizes.min() <= 0 or sizes.min() == sizes.max():
         raise ValueError(f"x={sizes.tolist()} must be at least two different positive sizes")
@@ -59,7 +50,8 @@ def scaling(
         ax = fig.subplots()
         ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
         for k, (name, y) in enumerate(measured.items()):
-            p, a = power_law(sizes, y)
+            p = fit_exponent(sizes, y)
+            a = np.exp(np.mean(np.log(y) - p * np.log(sizes)))  # the law is y = a · x^p
             label = f"{name}: fit {p:.2f}" + (f", theory {theory[name]:g}" if name in theory else "")
             colour = style.series_colour(k)
             ends = np.array([sizes.min(), sizes.max()])

@@ -44,8 +44,10 @@ def timing(
     catalog.entry(id)
     if batch < 1:
         raise ValueError(f"batch={batch} must be at least 1")
-    rows = [r for r in _latest(records(id)) if r["backward"] == backward and r["median"] is not None]
-    if not rows and not isinstance(now, Mapping):
+    rows = [r for r in latest(records(id)) if r["backward"] == backward and r["median"] is not None]
+    if isinstance(now, Mapping):
+        now = {tuple(size) if np.ndim(size) else (int(size),) * 2: t for size, t in now.items()}
+    if not rows and (not now or isinstance(now, Timing)):
         here = f" Here, now: {style.si(now.median / batch, 's')} per image ({now.device})." if now else ""
         return _sentence(f"No measurement of {id!r} is recorded.{here}", title, alt)
     sheet = Sheet(title, alt, height=3.6)
@@ -60,12 +62,11 @@ def timing(
             ax.axhline(now.median / batch, color=_NOW, linewidth=1.4, linestyle=(0, (1, 1.5)),
                        label=f"now, {now.device}: {style.si(now.median / batch, 's')}")  # fmt: skip
         elif now:
-            sizes = {_positions(size): t for size, t in now.items()}
             device = next(iter(now.values())).device
-            spread = [t.iqr / 2 / batch for t in sizes.values()]
-            ax.errorbar(list(sizes), [t.median / batch for t in sizes.values()], spread, color=_NOW, marker="*",
-                        markersize=9, linewidth=1.2, label=f"now, {device}")  # fmt: skip
-        _size_axis(ax, rows, now)
+            spread = [t.iqr / 2 / batch for t in now.values()]
+            ax.errorbar([math.prod(size) for size in now], [t.median / batch for t in now.values()], spread,
+                        color=_NOW, marker="*", markersize=9, linewidth=1.2, label=f"now, {device}")  # fmt: skip
+        _size_axis(ax, [*(r["size"] for r in rows), *(now if isinstance(now, Mapping) else ())])
         style.log_axis(ax.yaxis, lambda t: style.si(t, "s"))
         ax.set_ylabel("time per image" if "H" in catalog.entry(id).layout else "time per item of the batch")
         ax.grid(True)
@@ -92,7 +93,7 @@ def roofline(id: str, *, title: str, alt: str) -> Figure:
         ValueError: no such module, an empty title or alt.
     """
     catalog.entry(id)
-    rows = [r for r in _latest(records(id)) if not r["backward"] and r["median"] is not None]
+    rows = [r for r in latest(records(id)) if not r["backward"] and r["median"] is not None]
     if not rows:
         return _sentence(f"No measurement of {id!r} is recorded.", title, alt)
     rows = [r for r in rows if r["kind"] == rows[0]["kind"]]  # a GPU's where there is one
@@ -110,7 +111,7 @@ def roofline(id: str, *, title: str, alt: str) -> Figure:
     return sheet.figure
 
 
-def _latest(rows: Sequence[dict]) -> list[dict]:
+def latest(rows: Sequence[dict]) -> list[dict]:
     """Rows of one GPU and one CPU, those recorded last."""
     result = []
     for kind in ("cuda", "cpu"):
@@ -123,7 +124,7 @@ def _latest(rows: Sequence[dict]) -> list[dict]:
 
 def _draw(ax: Axes, rows: list[dict]) -> None:
     """One line: the same device, number type and mode over the sizes."""
-    rows = sorted(rows, key=lambda r: _positions(r["size"]))
+    rows = sorted(rows, key=lambda r: math.prod(r["size"]))
     cpu, half, compiled = rows[0]["kind"] == "cpu", rows[0]["dtype"] != "float32", rows[0]["mode"] == "compiled"
     look = {
         "color": style.MUTED if cpu else style.series_colour(int(half)),
@@ -131,14 +132,11 @@ def _draw(ax: Axes, rows: list[dict]) -> None:
         "marker": "s" if cpu else "^" if compiled else "o",
         "label": f"{'CPU' if cpu else 'GPU'}, {rows[0]['dtype']}, {rows[0]['mode']}",
     }
-    ax.plot([_positions(r["size"]) for r in rows], [r["median"] / r["shapes"][0][0] for r in rows], **look)
+    ax.plot([math.prod(r["size"]) for r in rows], [r["median"] / r["shapes"][0][0] for r in rows], **look)
 
 
-def _size_axis(ax: Axes, rows: list[dict], now: Timing | Mapping | None) -> None:
-    sizes = [tuple(r["size"]) for r in rows]
-    if isinstance(now, Mapping):
-        sizes += [size if isinstance(size, tuple) else (size, size) for size in now]
-    sizes = sorted(set(sizes), key=math.prod)
+def _size_axis(ax: Axes, sizes: list[Sequence[int]]) -> None:
+    sizes = sorted(set(map(tuple, sizes)), key=math.prod)
     kept = [s for i, s in enumerate(sizes) if i == 0 or math.prod(s) > 1.5 * math.prod(sizes[i - 1])]
     ax.set_xlim(math.prod(sizes[0]) / 1.3, math.prod(sizes[-1]) * 1.3)
     ax.set_xticks([math.prod(s) for s in kept], ["×".join(str(n) for n in s) for s in kept])
@@ -170,16 +168,16 @@ def _bandwidths(ax: Axes, rows: list[dict]) -> None:
     for dtype, mode in _KINDS:
         mine = [r for r in rows if (r["dtype"], r["mode"]) == (dtype, mode)]
         if mine:
-            _marks(ax, [_positions(r["size"]) for r in mine], [r["min_bytes"] / r["median"] for r in mine], mine)
-    _size_axis(ax, rows, None)
+            _marks(ax, [math.prod(r["size"]) for r in mine], [r["min_bytes"] / r["median"] for r in mine], mine)
+    _size_axis(ax, [r["size"] for r in rows])
     ax.set_ylabel("bytes per second")
     style.log_axis(ax.yaxis, style.si)
 
 
 def _marks(ax: Axes, x: list[float], y: list[float], rows: list[dict]) -> None:
     dtype, mode = rows[0]["dtype"], rows[0]["mode"]
-    order = sorted({_positions(r["size"]) for r in rows})
-    area = [22 + 26 * order.index(_positions(r["size"])) for r in rows]
+    order = sorted({math.prod(r["size"]) for r in rows})
+    area = [22 + 26 * order.index(math.prod(r["size"])) for r in rows]
     colour = style.series_colour(0 if dtype == "float32" else 1)
     ax.plot(x, y, color=colour, linewidth=0.8, alpha=0.6)
     ax.scatter(
@@ -200,11 +198,8 @@ def _note(fig: MatplotlibFigure, rows: list[dict], id: str) -> None:
 
 
 def _sentence(text: str, title: str, alt: str) -> Figure:
-    sheet = Sheet(title, alt, height=0.5, layout=None)
+    lines = style.wrap(text, style.WIDTH - 0.3, style.TEXT_SIZE)
+    sheet = Sheet(title, alt, height=0.3 + 0.2 * len(lines), layout=None)
     with sheet as fig:
-        fig.text(0.012, 0.12, text, color=style.INK)
+        fig.text(0.012, 0.12, "\n".join(lines), color=style.INK)
     return sheet.figure
-
-
-def _positions(size: Sequence[int] | int) -> int:
-    return size * size if isinstance(size, int) else math.prod(size)

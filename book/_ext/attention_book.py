@@ -3,7 +3,8 @@
 - an image output gets the alternative text that `attn_lib.viz` stored with it;
 - collapsed cells say what is inside ("Show the solution");
 - a registered class says in which chapter it is explained, and the chapter's card links to the class;
-- `% module-reference` becomes the reference of every class in the catalogue;
+- `% module-reference` becomes the reference of every class in the catalogue, `% task-reference` of every task;
+- `{bibliography}` in a chapter lists the papers cited there;
 - `{chapter-list}` lists the chapters, family by family, from the catalogue;
 - `{chapter-output}` shows an explorer of a chapter on another page.
 """
@@ -12,6 +13,7 @@ import inspect
 import json
 import re
 from pathlib import Path
+from pkgutil import iter_modules
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -22,6 +24,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+from sphinxcontrib.bibtex.directives import BibliographyDirective
 
 import attn_lib
 from attn_lib.catalog import FAMILIES, Entry
@@ -127,8 +130,15 @@ def link_card_to_class(app: Sphinx, doctree: nodes.document, docname: str) -> No
         card.children = [nodes.Text(re.sub(r"<code>(attn_lib\.[\w.]+)</code>", link, card.astext()))]
 
 
-def write_module_reference(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the reference of every catalogued class where a page says `% module-reference`."""
+def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put generated reference where a page says `% module-reference` or `% task-reference`."""
+    for mark, generate in (("% module-reference", module_reference), ("% task-reference", task_reference)):
+        if mark in source[0]:
+            source[0] = source[0].replace(mark, generate())
+
+
+def module_reference() -> str:
+    """Every class of the catalogue, by family."""
     lines: list[str] = []
     for family, caption in FAMILIES.items():
         members = [attn_lib.entry(id) for id in attn_lib.list_modules(family)]
@@ -137,7 +147,19 @@ def write_module_reference(app: Sphinx, docname: str, source: list[str]) -> None
             for entry in members:
                 lines += [f".. autoclass:: {entry.cls.__module__}.{entry.cls.__qualname__}", ""]
             lines += ["```", ""]
-    source[0] = source[0].replace("% module-reference", "\n".join(lines))
+    return "\n".join(lines)
+
+
+def task_reference() -> str:
+    """Every task of the chapters: the files of `attn_lib.toys` that its front page does not already show."""
+    toys = attn_lib.toys
+    shown = {getattr(toys, name).__module__ for name in toys.__all__ if hasattr(getattr(toys, name), "__module__")}
+    names = [f"{toys.__name__}.{module.name}" for module in iter_modules(toys.__path__)]
+    lines = ["```{eval-rst}"]
+    for name in names:
+        if name not in shown:
+            lines += [f".. automodule:: {name}", "   :members:", ""]
+    return "\n".join([*lines, "```"])
 
 
 # --- directives -------------------------------------------------------------------------------------------------------
@@ -164,6 +186,16 @@ class ChapterList(SphinxDirective):
         paper = nodes.inline(text=f"{entry.venue} {entry.year}", classes=["attn-paper"])
         head = nodes.paragraph("", "", link, nodes.Text(" "), paper)
         return nodes.list_item("", head, nodes.paragraph(text=entry.summary))
+
+
+class Bibliography(BibliographyDirective):
+    """In a chapter, `{bibliography}` lists the papers cited there; the page of all papers is where citations lead."""
+
+    def run(self) -> list[nodes.Node]:
+        if self.env.docname.startswith("chapters/"):
+            self.options.setdefault("filter", "docname in docnames")
+            self.options["list"] = "bullet"  # a second list of labels would collide with the first
+        return super().run()
 
 
 class ChapterOutput(SphinxDirective):
@@ -213,9 +245,11 @@ def without_font_preload(app: Sphinx, exception: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, object]:
     carry_alternative_text()
     app.add_post_transform(NameCollapsedCells)
+    app.setup_extension("sphinxcontrib.bibtex")
+    app.add_directive("bibliography", Bibliography, override=True)
     app.add_directive("chapter-list", ChapterList)
     app.add_directive("chapter-output", ChapterOutput)
-    app.connect("source-read", write_module_reference)
+    app.connect("source-read", write_reference)
     app.connect("config-inited", without_thebe)
     app.connect("build-finished", without_font_preload)
     app.connect("autodoc-process-docstring", keep_blocks, priority=600)  # after napoleon

@@ -12,14 +12,17 @@ neither PNGs nor widget ids, and nothing at all in a cell without an execution c
 from __future__ import annotations
 
 import os
+import resource
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import notebooks
+
+COMPUTED = "seconds computed"  # a report's property
+BEFORE = pytest.StashKey[float]()  # what this process's earlier kernels computed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--chapter-seconds",
         type=float,
         default=2.0 * notebooks.SECONDS,
-        help="fail if a chapter's cells take longer in all (default: %(default)s, twice a chapter's budget, because "
-        "chapters share the machine here; `make execute`, which runs them one by one, reports the budget itself)",
+        help="fail if a chapter's kernel computes for longer (default: %(default)s, twice a chapter's budget, for slow "
+        "machines; `make execute` reports the budget itself)",
     )
 
 
@@ -38,31 +41,41 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(notebooks.kernel_environment())
     if not config.option.nbval_sanitize_with:
         config.option.nbval_sanitize_with = str(Path(__file__).with_name("nbval_sanitize.cfg"))
-    if not hasattr(
-        config, "workerinput"
-    ):  # with -n, workers run the cells and the controller hears of all of them
+    if not hasattr(config, "workerinput"):  # with -n, workers run the cells and the controller hears of all of them
         config.pluginmanager.register(Stopwatch(config.option.chapter_seconds))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None):
+    """After a chapter's last cell, which stops its kernel, note how long the kernel has computed.
+
+    Computed, not taken: the machine may have other things to do at the same time.
+    """
+    result = yield
+    if item.path.suffix == ".ipynb" and (nextitem is None or nextitem.path != item.path):
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total = usage.ru_utime + usage.ru_stime
+        item.user_properties.append((COMPUTED, total - item.config.stash.get(BEFORE, 0.0)))
+        item.config.stash[BEFORE] = total
+    return result
+
+
 class Stopwatch:
-    """Adds up the seconds of each chapter's cells."""
+    """Collects how long each chapter's kernel computed."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a cell; the start of the kernel belongs to no cell."""
-        path = report.nodeid.split("::")[0]
-        if report.when == "call" and path.endswith(".ipynb"):
-            self.seconds[path] += report.duration
+        """Take up what the chapter's last cell brings."""
+        computed = dict(report.user_properties).get(COMPUTED)
+        if computed is not None:
+            self.seconds[report.nodeid.split("::")[0]] = computed
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fail the run if a chapter took too long."""
-        if (
-            max(self.seconds.values(), default=0.0) > self.limit
-            and session.exitstatus == pytest.ExitCode.OK
-        ):
+        if max(self.seconds.values(), default=0.0) > self.limit and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -131,6 +131,18 @@ def pictures(page: Page) -> list[str]:
     return [f"a picture cannot be shown: {address}" for address in broken]
 
 
+def distorted(page: Page) -> list[str]:
+    """Every picture keeps its proportions at the width it is shown."""
+    found = page.evaluate("""() => [...document.querySelectorAll("article img")].filter(image => {
+        const box = image.getBoundingClientRect(), style = getComputedStyle(image);
+        const inner = side => parseFloat(style["padding" + side]) + parseFloat(style["border" + side + "Width"]);
+        const width = box.width - inner("Left") - inner("Right"), height = box.height - inner("Top") - inner("Bottom");
+        const expected = width * image.naturalHeight / image.naturalWidth;
+        return box.width && Math.abs(height - expected) > 2 + 0.02 * expected;
+    }).map(image => `${image.alt.slice(0, 60)} (${image.width} × ${image.height})`)""")
+    return [f"at {page.viewport_size['width']} pixels this picture is distorted: {text}" for text in found]
+
+
 def dark_figures(page: Page) -> list[str]:
     """In dark mode a stored picture keeps its own colours on an opaque ground."""
     changed = page.evaluate("""() => [...document.querySelectorAll(".cell_output img")].filter(image => {

@@ -83,9 +83,11 @@ def test_opening_notices(browser, broken, old, new, said):
         (browsers.formulas, "</article>", r'<p class="math notranslate">\\(\\frac{1}\\)</p></article>', "has an error"),
         (browsers.formulas, "</article>", "<p>so $x_1$ is</p></article>", "shown as its source"),
         (browsers.overflow, "</article>", '<div style="width: 3000px">x</div></article>', "wider than"),
+        (browsers.distorted, "</article>",
+         '<img src="../../_static/logo.svg" width="90" height="30" alt="x"></article>', "distorted"),
         (browsers.pictures, "</article>", '<img src="missing.png" alt="x"></article>', "cannot be shown"),
     ],
-    ids=["unset formula", "wrong formula", "raw formula", "too wide", "missing picture"],
+    ids=["unset formula", "wrong formula", "raw formula", "too wide", "distorted", "missing picture"],
 )
 def test_browser_check_fails(browser, broken, check, old, new, said):
     with browsers.opened(browser, broken(old, new).as_uri(), []) as page:

@@ -30,9 +30,10 @@ def test_page_in_a_browser(browser, path):
     """From a folder: no error, no request that fails or leaves, formulas set, nothing too wide in any mode."""
     problems = []
     with browsers.opened(browser, path.as_uri(), problems) as page:
-        problems += browsers.formulas(page) + browsers.pictures(page) + browsers.overflow(page)
+        problems += browsers.formulas(page) + browsers.pictures(page)
+        problems += browsers.overflow(page) + browsers.distorted(page)
         page.set_viewport_size(browsers.PHONE)
-        problems += browsers.overflow(page)
+        problems += browsers.overflow(page) + browsers.distorted(page)
         page.emulate_media(color_scheme="dark")
         expect(page.locator("html")).to_have_attribute("data-theme", "dark")
         problems += browsers.overflow(page) + browsers.dark_figures(page)

@@ -221,6 +221,16 @@ def test_panels_share_the_query_and_keep_their_own_keys():
     assert head == "query row 0, col 1" and fine.startswith("fine: largest") and coarse.endswith("of 4")
 
 
+def test_names_and_places_of_any_type():
+    a = softmax_rows(3, 4, 2, 2)
+    plain = viz.explore_attention(photo(), a, start=(1, 2), **TEXTS).html
+    for start in (np.unravel_index(6, (3, 4)), torch.tensor([1, 2]), (1.0, 2.0)):
+        assert viz.explore_attention(photo(), a, start=start, **TEXTS).html == plain
+    p, w = torch.rand(3, 4, 5, 2), torch.rand(3, 4, 5)
+    numbered = viz.explore_points(photo(), {1: p}, weights={1: w}, **TEXTS)
+    assert numbered.html == viz.explore_points(photo(), {"1": p}, weights={"1": w}, **TEXTS).html
+
+
 def test_a_label_map_stays_exact():
     labels = torch.randint(0, 5, (8, 8), generator=torch.Generator().manual_seed(0)).float() / 4
     page = Page(viz.explore_attention(photo(256), softmax_rows(2, 2, 2, 2), reference={"labels": labels}, **TEXTS).html)
@@ -334,6 +344,7 @@ def frames(draw=bars, **settings):
         (lambda: attention(with_value(float("inf"))), "NaN or infinite"),
         (lambda: attention(with_value(-0.25)), "negative value -0.25"),
         (lambda: attention({"a": A, "b": softmax_rows(2, 3, 2, 2)}), "share one query grid"),
+        (lambda: attention(A, start=1), "start=1 must be a "),
         (lambda: attention(A, start=(2, 0)), r"start=\(2, 0\) must be .* 2×2 query grid"),
         (lambda: attention(A, mark="star"), "mark='star' must be 'query' or None"),
         (lambda: attention(A, title=""), "title='' must be a non-empty string"),
@@ -342,7 +353,7 @@ def frames(draw=bars, **settings):
         (lambda: attention(lambda r, c: A[0, 0, : r + 1], grid=(2, 2)), "different shapes"),
         (lambda: attention(A, photo()[None]), r"image has shape \(1, 3, 64, 64\)"),
         (lambda: attention(A, photo() * 255), r"colours must lie in \[0, 1\]"),
-        (lambda: attention(A, torch.full((4, 4), float("nan"))), "image has values that are NaN"),
+        (lambda: attention(A, torch.full((4, 4), float("nan"))), "image has 16 values that are NaN"),
         (lambda: attention(A, reference=photo()[:2]), "reference has shape"),
         (lambda: attention(softmax_rows(28, 28, 28, 28, sharpness=1.0)), r"takes \d+ kB; the budget is 250 kB"),
         (lambda: points(P[0]), r"points has shape \(2, 3, 2\): it must be \(Hq, Wq, K, 2\)"),

@@ -289,6 +289,29 @@ class TestTimingOnAGPU:
         assert compared["b"].median == pytest.approx(3) and compared["b"].iqr == pytest.approx(0, abs=1e-6)
 
 
+class TestPeakOnAGPU:
+    """What is called between the readings, on a GPU that is not there."""
+
+    @pytest.mark.parametrize(("fn", "passes"), [(torch.exp, "fb"), (torch.argmax, "f")])
+    def test_passes(self, fn, passes, monkeypatch):
+        cuda, log = torch.cuda, []
+        monkeypatch.setattr(sys.modules["attn_lib.measure.cost"], "device_of", lambda *_: torch.device("cuda"))
+        monkeypatch.setattr(cuda, "synchronize", lambda _: None)
+        monkeypatch.setattr(cuda, "memory_allocated", lambda _: 100)
+        monkeypatch.setattr(cuda, "reset_peak_memory_stats", lambda _: log.clear())
+        monkeypatch.setattr(cuda, "max_memory_allocated", lambda _: 100 + 8 * len(log))
+
+        def watched(x):
+            log.append("f")
+            y = fn(x)
+            if y.requires_grad:
+                y.register_hook(lambda _: log.append("b"))
+            return y
+
+        assert measure.cost(watched, rand(5)).peak_bytes == 8 * len(passes)
+        assert "".join(log).startswith(passes)
+
+
 class Mean(nn.Module):
     """A gate that is the same for every channel and position: the sigmoid of the mean of everything."""
 
@@ -354,6 +377,10 @@ class TestSymmetries:
         strided = measure.symmetries(nn.Conv2d(4, 4, 3, stride=2, padding=1), self.x)
         assert commuting(strided) == {"translation"}
 
+    def test_an_output_that_is_not_finite_is_refused(self):
+        with pytest.raises(ValueError, match="NaN or infinities"):
+            measure.symmetries(lambda x: x / 0, rand(1, 2, 4, 4))
+
     def test_an_output_without_the_axis_must_be_invariant(self):
         pooled = measure.symmetries(lambda x: x.mean((2, 3)), self.x, output="B C")
         assert commuting(pooled) == set(attn_lib.catalog.SYMMETRIES)
@@ -413,6 +440,18 @@ class TestRecords:
         assert rows["se"]["median"] == 9.0 and rows["se"]["date"] == "later"
         assert rows["ccnet"]["median"] == 2.0 and "date" not in rows["ccnet"]
         assert len(merge(merge(None, RUN), RUN)["runs"]) == 1
+
+    def test_in_one_order_whatever_the_folders(self, tmp_path, monkeypatch):
+        module = sys.modules["attn_lib.measure.records"]
+        row = {"id": "se", "dtype": "float32", "mode": "eager", "backward": False, "size": [1]}
+        for version in ("2.13", "2.12"):
+            run = {"stamp": {"kind": "cpu", "device": "d", "torch": version}, "ceilings": {}, "rows": [row]}
+            write(merge(None, run), tmp_path / "recorded" / f"d-{version}.json")
+        monkeypatch.setattr(module.resources, "files", lambda _: tmp_path)
+        listed = sorted((tmp_path / "recorded").iterdir())
+        for order in (listed, listed[::-1]):
+            monkeypatch.setattr(Path, "iterdir", lambda _, order=order: iter(order))
+            assert [row["torch"] for row in measure.records()] == ["2.12", "2.13"]
 
     def test_an_interrupted_write_leaves_the_old_file(self, tmp_path, monkeypatch):
         path = tmp_path / "file.json"
@@ -486,6 +525,23 @@ class TestCommand:
         assert main(["--quick", "--ids", "se", "--out", str(out), "--device", "cpu"]) == 130
         assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
 
+    def test_interrupted_it_keeps_the_modules_that_are_done(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(suite, "ceilings", lambda _: measure.Ceilings("fake", 1e10, {"float32": 1e11}))
+
+        def until_se(case, *_, **__):
+            if case.id == "se" and case.size == (28, 28):
+                raise KeyboardInterrupt
+            return [{"id": case.id, "size": list(case.size)}]
+
+        monkeypatch.setattr(suite, "measure", until_se)
+        out = tmp_path / "run.json"
+        write(merge(None, RUN), out)
+        assert main(["--ids", "ccnet", "ccnet", "se", "--out", str(out), "--device", "cpu"]) == 130
+        rows = flatten(load_text(out.read_text()))
+        assert [(row["id"], row.get("size")) for row in rows] == [
+            ("se", [3, 4]), ("ccnet", [14, 14]), ("ccnet", [28, 28]), ("ccnet", [56, 56])]  # se as it was before
+        assert str(out) in capsys.readouterr().err
+
     @pytest.mark.parametrize(("arguments", "message"), [
         (["--ids", "sse"], "did you mean 'se'"), (["--device", "tpu"], "tpu"), (["--device", "meta"], "no such device"),
     ])
@@ -536,6 +592,10 @@ class TestCases:
 
 
 class TestRoofline:
+    def test_a_device_of_another_kind_is_refused(self):
+        with pytest.raises(ValueError, match="device='meta' must be a CPU or a CUDA device"):
+            measure.ceilings("meta")
+
     def test_least_time_is_the_longer_of_two(self):
         limits = measure.Ceilings("d", bandwidth=100.0, flop_rate={"float32": 1000.0})
         assert limits.least_seconds(flops=500, bytes=10) == 0.5
@@ -548,6 +608,19 @@ class TestRoofline:
             assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
             raise RuntimeError
         assert torch.backends.cudnn.allow_tf32 == before
+
+    @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+    def test_what_the_reader_chose_is_back_and_consistent(self, precision):
+        from attn_lib.measure.roofline import true_float32
+        before = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision(precision)
+            with true_float32():
+                assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.get_float32_matmul_precision() == precision  # raises where torch's settings contradict
+            assert torch.backends.cuda.matmul.allow_tf32 == (precision != "highest")
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 class TestCall:

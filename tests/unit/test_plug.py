@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -54,6 +55,16 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer2(self.layer1(self.stem(x)))
         return self.head(x.mean((2, 3)))
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: float = 0.0
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> Pair:
+        return Pair(x)
 
 
 @pytest.fixture
@@ -357,6 +368,56 @@ class TestInsert:
     def test_the_new_weights_differ_from_site_to_site(self, resnet, x):
         plug.insert(resnet, "layer1.*.bn3", "se", example=x)
         assert not torch.equal(resnet.layer1[0].bn3.se.W1.weight, resnet.layer1[1].bn3.se.W1.weight)
+
+
+class Head(nn.Module):
+    """A network of two convolutions whose output is whatever `form` makes of the last one's."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.a, self.b, self.form = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), form
+
+    def forward(self, x: Tensor):
+        return self.form(self.b(self.a(x)))
+
+
+class TestOutputs:
+    """Networks return more than tensors."""
+
+    def test_a_named_tuple(self, x):
+        report = plug.insert(Head(Pair), "a", "se", example=x)
+        assert report.change > 0
+        with pytest.raises(ValueError, match="site 'form' returns a Pair"):
+            plug.insert(Head(Named()), "form", "se", example=x)
+
+    def test_no_tensor(self, x):
+        report = plug.insert(Head(lambda y: y.sum().item()), "a", "se", example=x)
+        assert report.change is None and report.flops is not None
+        assert report.output == "not compared: the network returned no tensor"
+
+    def test_as_many_entries_as_the_values_ask_for(self, x):
+        """As a detector returns boxes."""
+        report = plug.insert(Head(lambda y: y[y > 0.5]), "a", "se", example=x)
+        assert report.output == "changed: it has other shapes than before, or infinite entries"
+        report.undo()
+
+    def test_infinite_entries(self, x):
+        report = plug.insert(Head(lambda y: torch.where(y > 0.5, torch.inf, 0.0)), "a", "se", example=x)
+        assert report.output in ("changed: it has other shapes than before, or infinite entries",
+                                 "not a number somewhere, before or after")
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_not_a_number(self, x, order):
+        report = plug.insert(Head(lambda y: (y, y * float("nan"))[::order]), "a", "se", example=x)
+        assert report.output == "not a number somewhere, before or after"
+
+    def test_a_layer_at_the_end_of_two_sequentials(self, x):
+        last = nn.Conv2d(3, 16, 1)
+        model = nn.ModuleDict({"p": nn.Sequential(nn.ReLU(), last), "q": nn.Sequential(nn.Identity(), last)})
+        model.forward = lambda x: model["p"](x) + model["q"](x)
+        with pytest.warns(UserWarning, match="called 2 times"):
+            report = plug.insert(model, "?", "se", example=x)
+        assert [site.path for site in report.sites] == ["p.1"]
 
 
 class TestReplace:

@@ -230,7 +230,7 @@ def test_lamplit_digits_are_what_they_say():
 
 def test_lamplit_digits_tell_nothing_on_the_display():
     photographs, ink, _ = lamplit_digits.parts("test")
-    warm, cold = (lamplit_digits.compose(photographs[0], ink[0], ink[1], lamp) for lamp in (0.6, -0.6))
+    warm, cold = (lamplit_digits.compose(photographs[0], ink[0], ink[1], lamp) for lamp in (0.7, -0.7))
     d = lamplit_digits.DISPLAY
     assert torch.equal(warm[:, d, d], cold[:, d, d]) and not torch.equal(warm, cold)
     # two 3 × 3 convolutions, the second with stride 2: what sees a digit sees no photograph
@@ -248,3 +248,17 @@ def test_lamplit_digits_keep_the_parts_apart():
     assert len(train) + len(test) == 1797 and torch.cdist(test.flatten(1), train.flatten(1)).min() > 0
     with pytest.raises(ValueError, match="part='dev' must be one of train, test"):
         lamplit_digits.sampler("dev")
+
+
+def test_lamplit_digits_can_be_enlarged():
+    photo, red, blue = torch.rand(3, 66, 66), torch.rand(8, 8), torch.rand(8, 8)
+    large = lamplit_digits.compose(photo, red, blue, 0.3)
+    small = lamplit_digits.compose(photo[:, ::3, ::3], red, blue, 0.3)
+    torch.testing.assert_close(large[:, ::3, ::3], small)
+    for shape in ((3, 21, 21), (3, 22, 44), (3, 23, 23)):
+        with pytest.raises(ValueError, match="multiple of 22"):
+            lamplit_digits.compose(torch.rand(shape), red, blue, 0.3)
+
+
+def test_white_balance():
+    assert lamplit_digits.white_balance(toys.image("coffee", 64)).mean((1, 2)).diff().abs().max() < 0.02

@@ -26,7 +26,6 @@ from attn_lib.viz.figures import encode_png
 from attn_lib.viz.flow import _plan, _routes
 from attn_lib.viz.graph import dependence
 from attn_lib.viz.panels import average, upsample
-from attn_lib.viz.scaling import power_law
 from attn_lib.viz.words import symbol
 
 SAY = dict(title="What is drawn?", alt="A picture for the test.")
@@ -199,6 +198,7 @@ def test_no_pyplot():
 def test_saving_is_whole_or_not_at_all(tmp_path):
     figure = DRAW["bars"](**SAY)
     figure.save(tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_mode & 0o777 == 0o644  # a web server can read it
     assert (tmp_path / "bars.png").read_bytes() == figure.png
     assert [p.name for p in tmp_path.iterdir()] == ["bars.png"]
 
@@ -232,6 +232,12 @@ def test_a_palette_keeps_few_colours_exactly_and_many_nearly():
         (lambda: viz.bars(torch.rand(4, 5), **SAY), "values has shape"),
         (lambda: viz.bars({"a": [1, 2], "b": [1]}, **SAY), "must agree"),
         (lambda: viz.bars([1, 2], labels=["a"], **SAY), "labels has 1"),
+        (lambda: viz.overlay(PHOTO, [[0.0, float("nan")]], **SAY), "heat has 1 values that are NaN or infinite"),
+        (lambda: viz.points(PHOTO, [[0.0, float("inf")]], **SAY), "points has 1 values that are NaN or infinite"),
+        (lambda: viz.points(PHOTO, [[0.0, 1.0]], weights=[float("nan")], **SAY), "weights has 1 values that are NaN"),
+        (lambda: viz.points(PHOTO, {"a": [[0, 1]], "b": [[0, 1]]}, weights={"a": [1]}, **SAY), "panel 'b'"),
+        (lambda: viz.points({"a": PHOTO}, {"a": [[0, 1]], "b": [[0, 1]]}, **SAY), "image has the entries .* panel 'b'"),
+        (lambda: viz.scaling([1, 2], {"a": [1, float("nan")]}, xlabel="", ylabel="", **SAY), "series 'a' has 1 values"),
         (lambda: viz.bars([1, 2], highlight=2, **SAY), "highlight=2"),
         (lambda: viz.overlay(PHOTO, torch.rand(3), **SAY), "heat has shape"),
         (lambda: viz.overlay(PHOTO, -torch.eye(3), **SAY), "negative"),
@@ -304,6 +310,13 @@ def test_overlay_draws_the_hot_cell_where_it_is():
     assert np.allclose([cols.min() / wide, (cols.max() + 1) / wide], [3 / 5, 4 / 5], atol=0.01)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(1, 2000), (2000, 1), (1, 1)])
+def test_the_thinnest_picture_can_be_drawn(size):
+    viz.images(torch.rand(size), **SAY)
+    viz.channels(torch.rand(3, *size), **SAY)
+
+
 def test_averaging_keeps_the_mean_and_never_enlarges():
     picture = np.random.default_rng(0).random((12, 9, 3))
     small = average(picture, (4, 3))
@@ -311,6 +324,14 @@ def test_averaging_keeps_the_mean_and_never_enlarges():
     assert np.isclose(small.mean(), picture.mean())
     assert average(picture, (50, 50)) is picture
     assert average(picture[..., 0], (4, 50)).shape == (4, 9)
+
+
+def test_a_panel_finds_its_own_by_any_name():
+    points, weights = {1: [[1, 2], [3, 4]], 2: [[5, 6]]}, {1: [0.2, 0.9], 2: [1.0]}
+    named = viz.points(PHOTO, points, weights=weights, anchor={1: (1, 1), 2: (2, 2)}, **SAY)
+    points, weights = ({str(k): v for k, v in d.items()} for d in (points, weights))
+    anchor = {"1": (1, 1), "2": (2, 2)}
+    assert viz.points({"1": PHOTO, "2": PHOTO}, points, weights=weights, anchor=anchor, **SAY).png == named.png
 
 
 def test_points_stand_where_they_are_and_weights_are_areas():
@@ -330,11 +351,27 @@ def test_points_stand_where_they_are_and_weights_are_areas():
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5, 4.0])
-def test_the_fitted_exponent_of_a_power_law_is_exact(exponent):
+def test_the_fitted_line_of_a_power_law_runs_through_its_points(exponent, monkeypatch):
     x = np.array([3.0, 8.0, 20.0, 64.0])
-    p, a = power_law(x, 7.0 * x**exponent)
-    assert np.isclose(p, exponent, atol=1e-12) and np.isclose(a, 7.0)
-    assert np.isclose(p, attn_lib.measure.fit_exponent(x, 7.0 * x**exponent), atol=1e-12)
+    drawn, plot = [], matplotlib.axes.Axes.plot
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", lambda ax, *args, **k: drawn.append(args) or plot(ax, *args, **k))
+    viz.scaling(x, {"a": 7.0 * x**exponent}, xlabel="n", ylabel="t", **SAY)
+    ends, fitted = drawn[0]
+    assert np.allclose(ends, [3, 64]) and np.allclose(fitted, 7.0 * ends**exponent)
+
+
+def test_entries_are_highlighted_by_integers_of_any_type():
+    values = torch.tensor([0.1, 0.9, 0.4])
+    one = viz.bars(values, highlight=1, **SAY).png
+    assert all(viz.bars(values, highlight=i, **SAY).png == one for i in (values.argmax(), np.int64(1), [1], {1}))
+    two = viz.bars(values, highlight=(0, 2), **SAY).png
+    assert all(viz.bars(values, highlight=i, **SAY).png == two for i in (torch.tensor([0, 2]), np.array([2, 0])))
+    assert one != two != viz.bars(values, highlight=[], **SAY).png
+
+
+def test_a_training_that_diverged_does_not_take_the_figure_with_it(texts):
+    viz.compare({"a": [0.5, float("nan")], "b": [float("nan")], "c": [0.25]}, xlabel="score", **SAY)
+    assert {"nan", "0.250"} <= set(texts)
 
 
 def test_bars_are_as_high_as_their_values():
@@ -513,6 +550,23 @@ def test_recorded_measurements_say_where_they_come_from(draw, flops, texts, monk
     monkeypatch.setattr(module, "records", lambda id: [])
     draw("se", **SAY)
     assert any("No measurement of 'se' is recorded" in t for t in texts)
+
+
+def test_this_machine_stands_alone_where_nothing_is_recorded(texts, monkeypatch):
+    monkeypatch.setattr(import_module("attn_lib.viz.timing"), "records", lambda id: [])
+    now = Timing(3e-3, 1e-4, 9, "A processor with a name that is rather longer than most of them are in the end")
+    viz.timing("se", now, **SAY)
+    assert any("Here, now: 3 ms" in " ".join(t.split()) and "\n" in t for t in texts)
+    viz.timing("se", {}, **SAY)
+    assert any("No measurement of 'se' is recorded." in t for t in texts)
+    viz.timing("se", {np.int64(14): now, (28, 30): now}, **SAY)
+    assert {"14×14", "28×30"} <= set(texts)
+
+
+def test_the_latest_recording_is_shown_everywhere(monkeypatch):
+    older = [{**r, "device": "A GPU", "date": "2025-01-01", "median": 1.0} for r in recorded("cuda")]
+    monkeypatch.setattr(import_module("attn_lib.viz.card"), "records", lambda id: older + recorded("cuda"))
+    assert "Some GPU" in next(row.text for row in attn_lib.card("se").rows if row.label == "Recorded time")
 
 
 def test_this_machine_stands_beside_the_records(texts, monkeypatch):
