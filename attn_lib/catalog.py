@@ -185,6 +185,12 @@ def entry(id: str) -> Entry:
     return _ENTRIES[id]
 
 
+def entry_of(cls: type) -> Entry | None:
+    """The row of the table for a class, or None for a class that is not in it."""
+    _discover()
+    return next((e for e in _ENTRIES.values() if e.cls is cls), None)
+
+
 def create(id: str, **options: Any) -> nn.Module:
     """A new module: `create("se", channels=64)` is `SEAttention(64)`.
 

@@ -230,7 +230,7 @@ def _layouts(module: Callable, inputs: tuple, layout: str | None,
     if not shapes:
         raise ValueError("inputs must hold at least one floating-point tensor")
     if layout is None:
-        own = next((e for e in map(catalog.entry, catalog.list_modules()) if e.cls is type(module)), None)
+        own = catalog.entry_of(type(module))
         if own is not None:
             layout, output = own.layout, output or own.output
         elif not all(len(shape) in _BY_RANK for shape in shapes):

@@ -266,7 +266,7 @@ def _identify(module: Module) -> tuple[str, catalog.Entry | None]:
     if isinstance(module, nn.Module) or not callable(module):
         raise ValueError(f"module={module!r} must be an id, a class, or a function that makes a module: every "
                          "site needs one of its own")
-    entry = next((e for e in map(catalog.entry, catalog.list_modules()) if e.cls is module), None)
+    entry = catalog.entry_of(module)
     name = getattr(module, "__name__", type(module).__name__)
     return entry.id if entry else (name if name.isidentifier() else "module"), entry
 

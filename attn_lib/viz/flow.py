@@ -11,9 +11,10 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 from torch import Tensor, nn
 
+from .. import catalog
 from . import style
 from .figures import Figure, Sheet, check_texts
-from .graph import Graph, Node, dependence, entry_of
+from .graph import Graph, Node, dependence
 from .layout import Layout, arrange, spread
 from .words import printed
 
@@ -43,7 +44,7 @@ def flow(module: nn.Module, *inputs: Tensor, title: str, alt: str) -> Figure:
     if not inputs:
         raise ValueError("flow needs the module's inputs: flow(module, x, title=…, alt=…)")
     plan = _plan(dependence(module, inputs))
-    entry = entry_of(module)
+    entry = catalog.entry_of(type(module))
     colour = style.FAMILY_COLOURS[entry.family] if entry else style.SERIES_COLOURS[0]
     sheet = Sheet(title, alt, width=plan.width, height=plan.height, layout=None)
     with sheet as fig:

@@ -79,12 +79,6 @@ def dependence(module: nn.Module, inputs: Sequence[Any]) -> Graph:
     return walk.graph
 
 
-def entry_of(module: nn.Module) -> catalog.Entry | None:
-    """The catalog's entry of a module's class, if it has one."""
-    entries = (catalog.entry(id) for id in catalog.list_modules())
-    return next((entry for entry in entries if entry.cls is type(module)), None)
-
-
 class _Walk:
     """The graph so far, and where in autograd's graph its nodes stand.
 
@@ -202,7 +196,7 @@ def _inputs(module: nn.Module, values: Sequence[Any]) -> Iterator[tuple[str, str
     names: list[str] = []
     for p in inspect.signature(module.forward).parameters.values():
         names += [f"{p.name}{i}" for i in range(1, len(values) + 1)] if p.kind is p.VAR_POSITIONAL else [p.name]
-    entry = entry_of(module)
+    entry = catalog.entry_of(type(module))
     layouts = [part.strip() for part in entry.layout.split(",")] if entry else []
     layouts += [""] * (len(values) - len(layouts))
     for name, dims, x in zip(names, layouts, values, strict=False):

@@ -20,7 +20,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import address
@@ -73,7 +72,7 @@ def run(
         env: the kernel's environment variables; by default the present ones and `notebooks.kernel_environment`.
 
     Returns:
-        A copy with its new outputs, and the seconds that its cells took (without the start of the kernel).
+        A copy with its new outputs, and the seconds that the kernel computed.
 
     Raises:
         ChapterError: if a cell raises, takes longer than `CELL_TIMEOUT` or kills the kernel.
@@ -81,7 +80,7 @@ def run(
     notebook = copy.deepcopy(notebook)
     for cell in notebooks.code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    started: list[float] = []  # when the first cell started
+    before = notebooks.seconds_of_kernels()
     quiet = not sys.stderr.isatty()
     bar = tqdm(total=len(notebook.cells), desc=name, unit="cell", disable=quiet, leave=False)
     client = NotebookClient(
@@ -91,7 +90,6 @@ def run(
         resources={"metadata": {"path": str(folder)}},
         store_widget_state=False,
         record_timing=False,
-        on_cell_start=lambda **_: started.append(time.monotonic()) if not started else None,
         on_cell_complete=lambda cell_index, **_: bar.update(cell_index + 1 - bar.n),
     )
     env = {**os.environ, **notebooks.kernel_environment()} if env is None else env
@@ -105,7 +103,7 @@ def run(
         raise
     finally:
         bar.close()
-    return notebook, time.monotonic() - started[0] if started else 0.0
+    return notebook, notebooks.seconds_of_kernels() - before
 
 
 def refuse_noise(notebook: NotebookNode, name: str) -> None:

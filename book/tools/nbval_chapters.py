@@ -12,7 +12,6 @@ neither PNGs nor widget ids, and nothing at all in a cell without an execution c
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -53,8 +52,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None):
     """
     result = yield
     if item.path.suffix == ".ipynb" and (nextitem is None or nextitem.path != item.path):
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        total = usage.ru_utime + usage.ru_stime
+        total = notebooks.seconds_of_kernels()
         item.user_properties.append((COMPUTED, total - item.config.stash.get(BEFORE, 0.0)))
         item.config.stash[BEFORE] = total
     return result

@@ -150,7 +150,7 @@ def test_a_crash_harms_nobody_else(tmp_path):
     for student, code in CRASHES.items():
         course.hand_in(student, crash(code))
     course.hand_in("zoe", sound)
-    said = course.nbgrader("autograde", course.name, "--Execute.timeout=20", check=False)
+    said = course.nbgrader("autograde", course.name, "--Execute.timeout=30", check=False)
 
     scores = course.scores()
     first = next(cell for cell in course.reference.cells if cell.metadata.get("nbgrader", {}).get("grade"))

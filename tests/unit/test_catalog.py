@@ -26,6 +26,7 @@ def test_entry_stands_where_it_says(id):
     e = attn_lib.entry(id)
     assert e.cls.__module__ == f"attn_lib.{e.family}.{e.id}"
     assert e.id in attn_lib.list_modules(e.family)
+    assert catalog.entry_of(e.cls) is e and catalog.entry_of(torch.nn.Linear) is None
     assert set(e.builds_on) <= set(attn_lib.list_modules())
 
 

@@ -30,15 +30,14 @@ BLOCKED = {"matplotlib", "ipywidgets", "IPython", "PIL", "skimage", "sklearn", "
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    # A copy without build leftovers: setuptools would otherwise pack a stale build/ folder.
-    subprocess.run(["git", "clone", "-q", ROOT, folder / "clone"], check=True)
+    # From a copy of the sources alone: setuptools would pack a stale build/ folder, and leave one behind.
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "attn_lib", "pyproject.toml", "README.md",
                             "LICENSE"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    for name in files:
-        if (ROOT / name).exists():
-            (folder / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "clone" / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, folder / "clone"], check=True)
+    for name in filter(lambda name: (ROOT / name).exists(), files):
+        (folder / "sources" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "sources" / name).write_bytes((ROOT / name).read_bytes())
+    pip_wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
+    subprocess.run([*pip_wheel, folder / "sources"], check=True)
     return next(folder.glob("*.whl"))
 
 
