@@ -65,8 +65,8 @@ SIGNS = {
         (r"symmetries\(|\bflip|\broll\(|perm|\.mT|transpose", "a symmetry, tried out"),
     ],
     "inside": [
-        (r"\btoys\.", "a small task, trained here"),
-        (r"viz\.(curves|compare)\(", "the ablated model beside it"),
+        (r"viz\.(curves|compare)\(", "the ablated model's learning beside the module's"),
+        (ASSERTS.pattern, "an assertion of what learning made of it"),
     ],
     "cost": [
         (r"measure\.(cost|saved_bytes)\(", "measure.cost or measure.saved_bytes"),
