@@ -98,7 +98,8 @@ test-site: book
 lock: $(READY)  ## pin the requirements again (UPGRADE=--upgrade for newer versions)
 	$(BIN)/python -m pip install --quiet uv
 	@cp requirements.txt requirements.tmp; \
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --no-annotate --no-header --quiet $(UPGRADE) -o requirements.tmp \
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --no-annotate --no-header \
+	    --quiet $(UPGRADE) -o requirements.tmp \
 	  && { sed -n '/^#/p' requirements.txt; sed '/^#/d' requirements.tmp; } > requirements.new.tmp \
 	  && mv requirements.new.tmp requirements.txt; rm -f requirements.tmp
 

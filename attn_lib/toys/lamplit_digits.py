@@ -26,7 +26,7 @@ SIZE = 22  # pixels of the whole scene
 DISPLAY = slice(3, 19)  # rows and columns of the black display
 INK = slice(7, 15)  # rows and columns of the 8 × 8 digits
 LAMP = 0.7  # warm: red · e^0.7, blue · e^-0.7; cold: the other way round
-BLIND = 0.55  # best possible accuracy without looking at the light: right in ½, and by luck in 1/10 of the rest
+BLIND = 0.55  # best accuracy of whoever answers alike under both lamps: right in ½, by luck in 1/10 of the rest
 PHOTOGRAPHS = {
     "train": ("astronaut", "coffee", "cells", "retina", "hubble"),
     "test": ("cat", "rocket", "motorcycle"),

@@ -79,9 +79,10 @@ class NameCollapsedCells(SphinxPostTransform):
 
 
 def keep_blocks(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Show what a docstring sets apart as it stands: ``` fences, and indented blocks after a paragraph.
+    """Let a docstring be read as it was written.
 
-    Formulas, tables and examples read well in the source; reStructuredText would run their lines together.
+    ``` fences, and indented blocks after a paragraph, are shown as they stand: reStructuredText would run the lines of
+    a formula, table or example together. |a − b| is no substitution, and the star of (B, *S) no emphasis.
     """
     result: list[str] = []
     fenced, last = False, ""
@@ -99,10 +100,18 @@ def keep_blocks(app: Sphinx, what: str, name: str, obj: object, options: object,
         if not fenced and after_gap and plain and line.startswith(" ") and not last.endswith("::"):
             result += ["::", ""]
             last = ".."
-        result.append(f"    {line}" if fenced else line)
+        literal = fenced or (last == ".." and line.startswith(" "))
+        result.append(f"    {line}" if fenced else line if literal else plain_signs(line))
         if line.strip() and not (line.startswith(" ") and last == ".."):
             last = line
     lines[:] = [*result, ""]
+
+
+def plain_signs(line: str) -> str:
+    """Escape, outside `code`, the signs that mathematics and reStructuredText both use."""
+    parts = re.split(r"(`+[^`]*`+)", line)
+    parts[::2] = [re.sub(r"\||(?<=[\s(,])\*(?=\w+[\s),\]])", r"\\\g<0>", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 # --- links between chapter and class ----------------------------------------------------------------------------------
@@ -138,7 +147,7 @@ def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def module_reference() -> str:
-    """Every class of the catalogue, by family."""
+    """Every class of the catalogue, by family, each with what else its file offers."""
     lines: list[str] = []
     for family, caption in FAMILIES.items():
         members = [attn_lib.entry(id) for id in attn_lib.list_modules(family)]
@@ -146,6 +155,11 @@ def module_reference() -> str:
             lines += [f"## {caption}", "", "```{eval-rst}"]
             for entry in members:
                 lines += [f".. autoclass:: {entry.cls.__module__}.{entry.cls.__qualname__}", ""]
+                for name, thing in vars(inspect.getmodule(entry.cls)).items():
+                    own = getattr(thing, "__module__", None) == entry.cls.__module__ and not name.startswith("_")
+                    if own and thing is not entry.cls and (inspect.isfunction(thing) or inspect.isclass(thing)):
+                        kind = "autoclass" if inspect.isclass(thing) else "autofunction"
+                        lines += [f".. {kind}:: {entry.cls.__module__}.{name}", ""]
             lines += ["```", ""]
     return "\n".join(lines)
 

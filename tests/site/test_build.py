@@ -89,8 +89,8 @@ with sums():
     pass
 ```
 
-:param a, b: the terms,
-    on two lines.
+:param a, b: the terms |a| and `|b|`,
+    (B, *S) on two lines, *not* three.
 
 - an item
 
@@ -112,8 +112,8 @@ What it computes, as written:
     with sums():
         pass
 
-:param a,b: the terms,
-    on two lines.
+:param a,b: the terms \\|a\\| and `|b|`,
+    (B, \\*S) on two lines, *not* three.
 
 - an item
 

@@ -85,7 +85,7 @@ def test_without_scripts_a_picture_is_left(browser, chapter):
         for explorer in page.locator(EXPLORER).all():
             picture = explorer.locator("img").first
             assert picture.is_visible() and picture.get_attribute("alt").strip()
-            assert picture.evaluate("image => image.naturalWidth") > 100
+            assert picture.evaluate("image => image.naturalWidth && image.getBoundingClientRect().width") > 100
 
 
 def test_the_landing_page_has_one(site):
