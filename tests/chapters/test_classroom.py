@@ -4,7 +4,9 @@ Full marks for the reference solution, none for the untouched student copy, and 
 we could think of harm nobody else's.
 """
 
+import ast
 import subprocess
+import symtable
 import sys
 from pathlib import Path
 
@@ -101,10 +103,33 @@ def solutions(notebook):
 
 
 def only_exercises(notebook):
-    """Drop the cells that are no exercise, as a student may: what is left runs in seconds."""
-    notebook.cells = [
-        cell for cell in notebook.cells if "nbgrader" in cell.metadata or "import attn_lib" in cell.source
-    ]
+    """Keep the exercises and the cells that define the names they use, as a student may: it runs in seconds."""
+    kept, needed = [], set()
+    for cell in reversed(notebooks.code_cells(notebook)):
+        defined, used = names(cell.source)
+        if "nbgrader" in cell.metadata or defined & needed:
+            kept.insert(0, cell)
+            needed = (needed - defined) | used
+    notebook.cells = kept
+
+
+def names(source):
+    """The names that a cell gives to the cells after it, and those that it takes from the cells before it."""
+    defined, used = set(), set()
+    for statement in anatomy.python(source).body:
+        table = symtable.symtable(ast.unparse(statement), "cell", "exec")
+        binds = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+        reads, tables = set(), [table]
+        for scope in tables:
+            tables += scope.get_children()
+            for symbol in scope.get_symbols():
+                if symbol.is_referenced() and (scope is table or symbol.is_global()):
+                    reads.add(symbol.get_name())
+        if not isinstance(statement, ast.Assign | ast.AugAssign):
+            reads -= binds  # a loop's variable, a function that calls itself
+        used |= reads - defined
+        defined |= binds
+    return defined, used
 
 
 def test_reference_gets_full_marks_and_the_stub_none(chapter, tmp_path):
