@@ -12,8 +12,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
            name: str = "A", dims: str = "") -> Tensor:
     """Softmax attention softmax(scale · q kᵀ + bias) v.
 
-    Fused (`F.scaled_dot_product_attention`), so that no attention matrix exists; inside a trace the matrix is
-    made, and recorded under `name`.
+    By `F.scaled_dot_product_attention`: no attention matrix exists where torch has a fused kernel for the device
+    and the shapes (on a CPU: four axes, contiguous, D = E). Inside a trace the matrix is made, and recorded
+    under `name`.
 
     Args:
         q: queries (…, N, D).

@@ -95,6 +95,16 @@ def test_check_prints_equality_and_refuses_everything_else(capsys):
         t.check("z", z[0])
 
 
+def test_check_takes_masked_logits(capsys):
+    with trace() as t:
+        D = tap("D", torch.tensor([[1.0, -torch.inf]]))
+    t.check("D", D.clone())
+    assert capsys.readouterr().out == "D  (1, 2)  equals the library's\n"
+    for wrong in (D.nan_to_num(neginf=-1e9), -D, torch.full_like(D, -torch.inf)):
+        with pytest.raises(AssertionError, match="differs from the library's"):
+            t.check("D", wrong)
+
+
 def test_compiled_code_is_whole_and_unmarked():
     x = torch.ones(1, 3)
     compiled = torch.compile(Twice(), fullgraph=True, backend="eager")
