@@ -94,7 +94,9 @@ def matrix(
     aspect = max(m.shape[0] / m.shape[1] for m in named.values())
     side = min((style.WIDTH - 1.2) / len(named) - 0.3, 3.6, 3.6 / aspect)
     width = min(style.WIDTH, max(4.4, (side + 0.3) * len(named) + 1.2))
-    sheet = Sheet(title, alt, width=width, height=max(1.2, side * aspect) + (1.0 if len(named) > 1 else 0.75))
+    height = max(1.2, side * aspect) + (1.0 if len(named) > 1 else 0.75)
+    # Compressed, for pictures of a fixed aspect: the plain layout would push labels over the rim.
+    sheet = Sheet(title, alt, width=width, height=height, layout="compressed")
     with sheet as fig:
         axes = np.atleast_1d(fig.subplots(1, len(named)))
         for ax, (name, m) in zip(axes, named.items(), strict=True):

@@ -627,3 +627,14 @@ def test_a_card_sets_no_text_colour_and_escapes():
     assert "color:#" not in markup.replace("solid #", "") and "color:inherit" in markup
     assert 'href="https://arxiv.org/abs/1709.01507"' in markup
     assert "<script" not in markup and "src=" not in markup
+
+
+@pytest.mark.parametrize("shape", [(11, 15), (15, 11), (4, 30), (30, 4), (8, 8)], ids=str)
+@pytest.mark.parametrize("title", ["Short?", "Which of all the cells does a network get right, seen from the frame?"])
+@pytest.mark.parametrize("panels", [1, 3])
+def test_no_label_of_a_matrix_is_cut_off(shape, title, panels):
+    maps = torch.rand(shape) if panels == 1 else {f"map {i}": torch.rand(shape) for i in range(panels)}
+    figure = viz.matrix(maps, title=title, alt="a", xlabel="key, gjpqy", ylabel="query")
+    picture = np.asarray(Image.open(io.BytesIO(figure.png)).convert("L"))
+    rim = np.concatenate([picture[:2].ravel(), picture[-2:].ravel(), picture[:, :2].ravel(), picture[:, -2:].ravel()])
+    assert rim.min() > 250, "something is drawn up to the rim"
