@@ -52,7 +52,7 @@ SIGNS = {
     "problem": [(r"toys\.\w+", "real data from toys"), (r"viz\.\w+\(", "a figure")],
     "mechanism": [
         (r"(?s)\$\$.+?\$\$\s*\(eq-", "a labelled equation"),
-        (r"(?m)^\|.*[Ss]hape.*\|$|viz\.symbols\(", "a table of symbols with a Shape column"),
+        (r"(?m)^\|.*[Ss]hape.*\|$", "a table of symbols with a Shape column"),
         (r"viz\.flow\(", "viz.flow, the flow drawn from the module's trace"),
     ],
     "steps": [(r"(?s)\.check\(.*\.check\(", "at least two t.check(…)")],
