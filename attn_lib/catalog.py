@@ -45,7 +45,7 @@ CONTRACT = {
     "export": "torch.export",
 }
 
-DEFAULT_SIZE = {"H": 12, "W": 16, "N": 20, "T": 10}
+DEFAULT_SIZE = {"H": 12, "W": 16, "N": 20, "L": 40, "T": 10}
 
 _ENTRIES: dict[str, "Entry"] = {}
 _discovered = False
@@ -64,7 +64,8 @@ class Entry:
         paper: key of the paper in `book/references.bib`.
         title, venue, year, arxiv: the paper; `arxiv` is its number or None.
         code: address of the authors' released code, or None.
-        layout: axes of the inputs, separated by commas for several inputs ("B C H W").
+        layout: axes of the inputs, separated by commas for several inputs ("B C H W"). A set of options that
+            holds `layout`, of a module that takes several, has its own; see `layout_of`.
         output: axes of the output; primed letters where a size may differ from the input's.
         example: options of a small runnable instance.
         variants: further named sets of options, tested like the example.
@@ -74,6 +75,8 @@ class Entry:
         commutes_with: names from `SYMMETRIES` that hold for any weights; those not named are broken.
         forbids: property of `CONTRACT` that the paper itself rules out -> the reason.
         builds_on: ids of the modules it grew out of.
+        reduces_to: what it becomes at a limit (the id of a module, or the name of a known operation such as
+            "convolution") -> the limit. Each is proven in `tests/unit/test_limits.py`.
     """
 
     id: str
@@ -96,6 +99,7 @@ class Entry:
     commutes_with: frozenset[str] = frozenset()
     forbids: Mapping[str, str] = field(default_factory=dict)
     builds_on: tuple[str, ...] = ()
+    reduces_to: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _member("family", self.family, FAMILIES)
@@ -107,6 +111,7 @@ class Entry:
         object.__setattr__(self, "variants", MappingProxyType(frozen))
         object.__setattr__(self, "example", MappingProxyType(dict(self.example)))
         object.__setattr__(self, "forbids", MappingProxyType(dict(self.forbids)))
+        object.__setattr__(self, "reduces_to", MappingProxyType(dict(self.reduces_to)))
         object.__setattr__(self, "commutes_with", frozenset(self.commutes_with))
         object.__setattr__(self, "output", self.output or self.layout.split(",")[0].strip())
 
@@ -122,6 +127,11 @@ class Entry:
         _member("variant", variant, self.variants)
         return dict(self.variants[variant])
 
+    def layout_of(self, variant: str | None = None) -> str:
+        """Axes of the inputs of the example, or of a variant that takes another layout."""
+        own = self.options(variant).get("layout")
+        return self.layout if own is None else ", ".join([own] * len(self.layout.split(",")))
+
     def shapes(self, batch: int = 2, size: tuple[int, ...] | None = None, variant: str | None = None):
         """Shapes of the inputs: one tuple an input.
 
@@ -131,7 +141,7 @@ class Entry:
                 ((H, W), (N,), (T, N), (T, H, W)); small and non-square when None.
         """
         options = self.options(variant)
-        axes = [part.split() for part in self.layout.split(",")]
+        axes = [part.split() for part in self.layout_of(variant).split(",")]
         free = list(dict.fromkeys(a for part in axes for a in part if a not in "BC" and not a.isdigit()))
         if size is None:
             size = tuple(DEFAULT_SIZE[a] for a in free)

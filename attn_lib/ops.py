@@ -33,6 +33,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     return tap(name, (logits if bias is None else logits + bias).softmax(-1), dims) @ v
 
 
+def mean_and_max(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and maximum of x over the axes `dim`, which stay with size 1.
+
+    Where several entries tie for the maximum, its gradient is divided among them.
+    """
+    return x.mean(dim, keepdim=True), x.amax(dim, keepdim=True)
+
+
+def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means along the rows and along the columns of a feature map (B, C, H, W): (B, C, H) and (B, C, W)."""
+    return x.mean(3), x.mean(2)
+
+
 def bilinear_sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """x at positions between its pixels: x(p) = Σ_q G(q, p) · x(q), and zero outside the image.
 

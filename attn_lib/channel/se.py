@@ -24,6 +24,7 @@ from ..tap import tap
     example=dict(channels=64),
     variants={"no bias": dict(channels=16, reduction=4, bias=False), "narrow": dict(channels=6, reduction=6)},
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+    reduces_to={"identity": "gate bias b₂ → ∞"},
 )
 class SEAttention(nn.Module):
     """Squeeze-and-Excitation: y = s · x with s = σ(W₂ δ(W₁ z)), z = mean of x over H and W, δ = ReLU.

@@ -87,6 +87,7 @@ def deform_conv2d(
                         offset_groups=3),
     },
     commutes_with={"translation"},
+    reduces_to={"convolution": "Δp = 0 and Δm = 1"},
 )
 class DeformConv2d(nn.Module):
     """Deformable convolution: y(p₀) = Σₖ wₖ · x(p₀ + pₖ + Δpₖ) · Δmₖ, with Δp and Δm from a convolution of x.

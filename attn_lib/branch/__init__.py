@@ -1,0 +1,3 @@
+"""Branch attention: which of several parallel paths answers."""
+
+__all__ = []

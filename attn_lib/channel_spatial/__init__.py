@@ -1,0 +1,3 @@
+"""Channel and spatial attention: which feature maps matter, and where."""
+
+__all__ = []

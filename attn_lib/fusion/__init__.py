@@ -1,0 +1,3 @@
+"""Fusion: two or more inputs become one, and a gate says how much of each."""
+
+__all__ = []

@@ -1,0 +1,3 @@
+"""MLPs that mix along the axes of a feature map, with no attention matrix at all."""
+
+__all__ = []

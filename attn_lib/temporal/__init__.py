@@ -1,0 +1,3 @@
+"""Temporal attention: which steps of a series matter to which."""
+
+__all__ = []

@@ -1,0 +1,118 @@
+"""What every module becomes when a knob is turned to its end. Each identity is exact.
+
+The catalog states these limits (`Entry.reduces_to`), and the family map of the book draws them. Here each is proven;
+the last test holds the two lists together. A module is drawn with random weights in float64, one knob is turned, and
+the known operation stands beside it, written in the plainest way.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import attn_lib
+
+PROVEN: set[tuple[str, str]] = set()
+
+
+def limit(id: str, becomes: str):
+    """Marks a test as the proof of `attn_lib.entry(id).reduces_to[becomes]`."""
+
+    def enter(test):
+        assert (id, becomes) not in PROVEN, f"{id} → {becomes} is proven twice"
+        PROVEN.add((id, becomes))
+        return test
+
+    return enter
+
+
+def module(id: str, **options):
+    """A module whose parameters are all random, in float64 and evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        m = attn_lib.create(id, **options).double().eval()
+        for p in m.parameters():
+            p.data = torch.randn_like(p) * 0.5
+    return m.requires_grad_(False)
+
+
+def normal(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Self-attention of tokens (B, N, D), every pair computed."""
+    return torch.einsum("bnm,bme->bne", (scale * torch.einsum("bnd,bmd->bnm", q, k)).softmax(-1), v)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, HW, C)"""
+    return x.flatten(2).transpose(1, 2)
+
+
+# ---- channel ---------------------------------------------------------------------------------------------------------
+
+
+@limit("se", "identity")
+def test_se_with_a_large_gate_bias_is_the_identity():
+    se, x = module("se", channels=6, reduction=2), normal(2, 6, 5, 7)
+    se.W2.bias.fill_(1000.0)
+    assert torch.equal(se(x), x)
+
+
+# ---- spatial ---------------------------------------------------------------------------------------------------------
+
+
+@limit("ccnet", "identity")
+def test_criss_cross_attention_with_gamma_0_is_the_identity():
+    cca, x = module("ccnet", channels=8), normal(2, 8, 5, 7)
+    cca.gamma.fill_(0.0)
+    assert torch.equal(cca(x), x)
+
+
+@limit("ccnet", "self-attention")
+def test_criss_cross_attention_of_one_row_is_self_attention():
+    cca, x = module("ccnet", channels=8, recurrence=1), normal(2, 8, 1, 9)
+    q, k, v = (tokens(conv(x)) for conv in (cca.WQ, cca.WK, cca.WV))
+    expected = x + cca.gamma * softmax_attention(q, k, v, scale=1.0).transpose(1, 2).reshape_as(x)
+    torch.testing.assert_close(cca(x), expected)
+
+
+# ---- channel and spatial ---------------------------------------------------------------------------------------------
+
+
+# ---- branch ----------------------------------------------------------------------------------------------------------
+
+
+# ---- temporal --------------------------------------------------------------------------------------------------------
+
+
+# ---- self-attention --------------------------------------------------------------------------------------------------
+
+
+# ---- mlp -------------------------------------------------------------------------------------------------------------
+
+
+# ---- convolution -----------------------------------------------------------------------------------------------------
+
+
+@limit("deform", "convolution")
+def test_deformable_convolution_without_offsets_is_convolution():
+    deform, x = module("deform", channels=4), normal(2, 4, 6, 7)
+    deform.offset_conv.weight.fill_(0.0)
+    deform.offset_conv.bias[: 2 * 9] = 0.0     # Δp
+    deform.offset_conv.bias[2 * 9 :] = 1000.0  # Δm = σ(1000) = 1
+    torch.testing.assert_close(deform(x), F.conv2d(x, deform.weight, deform.bias, padding=1))
+
+
+# ---- fusion ----------------------------------------------------------------------------------------------------------
+
+
+# ---- the list --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("id", attn_lib.list_modules())
+def test_every_limit_that_the_catalog_states_is_proven_here(id):
+    stated = set(attn_lib.entry(id).reduces_to)
+    assert stated, f"{id} states no limit; every module has at least one"
+    assert stated == {becomes for proven, becomes in PROVEN if proven == id}
