@@ -1,7 +1,7 @@
 """Figures and kernel-free explorers. Each answers the question in its title and carries alternative text."""
 
 from .charts import bars, compare, curves, matrix
-from .explore import Explorer, explore_attention, explore_frames, explore_points
+from .explore import Explorer, explore_attention, explore_frames, explore_pixels, explore_points
 from .figures import Figure
 from .flow import flow
 from .images import channels, images, overlay, points
@@ -19,6 +19,7 @@ __all__ = [
     "curves",
     "explore_attention",
     "explore_frames",
+    "explore_pixels",
     "explore_points",
     "flow",
     "images",

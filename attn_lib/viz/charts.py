@@ -22,7 +22,8 @@ def bars(
     """Bars, one an entry: gates, weights, means of channels.
 
     Args:
-        values: ``(n,)``; or a dict name → ``(n,)``, whose bars stand in groups.
+        values: ``(n,)``; or a dict name → ``(n,)``, whose bars stand in groups; or a dict panel → either of these,
+            drawn one below the other on one scale: give a single series a name, panel → {name: ``(n,)``}.
         title: the question the figure answers.
         alt: alternative text.
         labels: one name an entry; their numbers otherwise.
@@ -33,9 +34,11 @@ def bars(
     Raises:
         ValueError: lengths that differ, a highlight out of range, an empty title or alt.
     """
-    series = {k: to_array(v, f"values {k!r}" if k else "values", 1) for k, v in panels(_whole(values)).items()}
-    n = len(next(iter(series.values())))
-    for name, v in series.items():
+    nested = isinstance(values, Mapping) and any(isinstance(v, Mapping) for v in values.values())
+    drawn = {str(k): _series(v) for k, v in values.items()} if nested else {"": _series(values)}
+    everything = [(name, v) for series in drawn.values() for name, v in series.items()]
+    n = len(everything[0][1])
+    for name, v in everything:
         if len(v) != n:
             raise ValueError(f"values {name!r} has {len(v)} entries, the first series has {n}: they must agree")
     if labels is not None and len(labels) != n:
@@ -43,31 +46,42 @@ def bars(
     chosen = _indices(highlight)
     if any(not 0 <= i < n for i in chosen):
         raise ValueError(f"highlight={highlight!r} must be between 0 and {n - 1}")
-    sheet = Sheet(title, alt, height=2.4)
+    sheet = Sheet(title, alt, height=2.4 if len(drawn) == 1 else 0.8 + 1.2 * len(drawn))
     with sheet as fig:
-        ax = fig.subplots()
-        width = 0.8 / len(series)
-        for k, (name, v) in enumerate(series.items()):
-            where = np.arange(n) + (k - (len(series) - 1) / 2) * width
-            plain = style.series_colour(k)
-            marked = style.ACCENT if len(series) == 1 else plain
-            colours = [marked if i in chosen else plain for i in range(n)]
-            ax.bar(where, v, width=width, color=colours, label=name)
-        if len(series) > 1:
-            for i in chosen:
-                ax.axvspan(i - 0.5, i + 0.5, color=style.SOFT, zorder=0)
-            ax.legend(ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-        if min(v.min() for v in series.values()) < 0:
-            ax.axhline(0, color=style.MUTED, linewidth=0.8)
+        axes = np.atleast_1d(fig.subplots(len(drawn), sharex=True, sharey=True))
+        for ax, (panel, series) in zip(axes, drawn.items(), strict=True):
+            _draw_bars(ax, series, chosen)
+            ax.set_title(panel)
+            ax.set_ylabel(ylabel or "")
+        if min(v.min() for _, v in everything) < 0:
+            for ax in axes:
+                ax.axhline(0, color=style.MUTED, linewidth=0.8)
         ax.set_xlim(-0.6, n - 0.4)
         if labels is not None:
             ax.set_xticks(range(n), labels, **_tilt(labels))
         elif n <= 24:
             ax.set_xticks(range(n))
-        ax.tick_params(axis="x", length=0)
-        ax.yaxis.grid(True)
-        ax.set(xlabel=xlabel or "", ylabel=ylabel or "")
+        ax.set_xlabel(xlabel or "")
     return sheet.figure
+
+
+def _series(values: Any) -> dict[str, np.ndarray]:
+    return {k: to_array(v, f"values {k!r}" if k else "values", 1) for k, v in panels(_whole(values)).items()}
+
+
+def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int]) -> None:
+    width = 0.8 / len(series)
+    for k, (name, v) in enumerate(series.items()):
+        where = np.arange(len(v)) + (k - (len(series) - 1) / 2) * width
+        plain = style.series_colour(k)
+        marked = style.ACCENT if len(series) == 1 else plain
+        ax.bar(where, v, width=width, color=[marked if i in chosen else plain for i in range(len(v))], label=name)
+    if len(series) > 1:
+        for i in chosen:
+            ax.axvspan(i - 0.5, i + 0.5, color=style.SOFT, zorder=0)
+        ax.legend(ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    ax.tick_params(axis="x", length=0)
+    ax.yaxis.grid(True)
 
 
 def matrix(
@@ -163,7 +177,9 @@ def curves(
     return sheet.figure
 
 
-def compare(series: Mapping[str, Any], *, title: str, alt: str, xlabel: str) -> Figure:
+def compare(
+    series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, reference: Mapping[str, float] | None = None,
+) -> Figure:  # fmt: skip
     """Scores of several models over seeds: one row a model, one dot a seed, the mean as a bar with its value.
 
     Args:
@@ -171,6 +187,7 @@ def compare(series: Mapping[str, Any], *, title: str, alt: str, xlabel: str) -> 
         title: the question the figure answers.
         alt: alternative text.
         xlabel: what the score is.
+        reference: label → score, drawn as a dashed line through all rows: chance, or a known bound.
 
     Raises:
         ValueError: an empty list, an empty title or alt.
@@ -194,6 +211,10 @@ def compare(series: Mapping[str, Any], *, title: str, alt: str, xlabel: str) -> 
         ax.set_yticks(range(len(rows)), list(rows))
         ax.tick_params(axis="y", length=0, labelsize=style.TEXT_SIZE)
         ax.set_ylim(len(rows) - 0.5, -0.5)
+        for name, score in (reference or {}).items():
+            ax.axvline(score, color=style.MUTED, linewidth=1, linestyle="--", zorder=0)
+            ax.annotate(name, (score, -0.5), xytext=(0, 4), textcoords="offset points", ha="center",
+                        color=style.MUTED, size=style.SMALL_SIZE)  # fmt: skip
         ax.xaxis.grid(True)
         ax.set_xlabel(xlabel)
     return sheet.figure

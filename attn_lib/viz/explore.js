@@ -77,10 +77,11 @@
     let [row, col] = data.start, overlay = 1, held = false;
 
     const heat = (ctx, panel, query) => {
-      const [h, w] = panel.shape, tile = new ImageData(w, h);
-      panel.heat.subarray(query * h * w, (query + 1) * h * w).forEach((weight, i) => {
-        tile.data.set(colours.subarray(3 * weight, 3 * weight + 3), 4 * i);
-        tile.data[4 * i + 3] = 64 + 0.6 * weight;
+      const [h, w] = panel.shape, tile = new ImageData(w, h), first = panel.still ? 0 : query * h * w;
+      panel.heat.subarray(first, first + h * w).forEach((weight, i) => {
+        const at = 3 * weight + (panel.signed ? 768 : 0);  // diverging
+        tile.data.set(colours.subarray(at, at + 3), 4 * i);
+        tile.data[4 * i + 3] = 64 + 0.6 * (panel.signed ? 2 * Math.abs(weight - 128) : weight);
       });
       panel.small.getContext("2d").putImageData(tile, 0, 0);
       ctx.globalAlpha = overlay;

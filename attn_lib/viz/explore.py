@@ -20,13 +20,16 @@ from . import style
 from .arrays import of_panel, panels, to_array, to_image
 from .explore_live import controls, index_slider, setting_slider, share_slider
 from .explore_page import BUDGET, Explorer, img, jpeg, page, png, uri
-from .explore_panels import Heat, Panel, Points, pack
+from .explore_panels import Heat, Map, Panel, Points, pack
 from .explore_scene import Scene, encode, is_coarse, photograph
 from .figures import Figure, check_texts
 
-__all__ = ["BUDGET", "MAX_FRAMES", "Explorer", "explore_attention", "explore_frames", "explore_points"]
+__all__ = [
+    "BUDGET", "MAX_FRAMES", "Explorer", "explore_attention", "explore_frames", "explore_pixels", "explore_points",
+]  # fmt: skip
 
 MAX_FRAMES = 48
+NOUNS = {"attention": "query", "pixels": "pixel", "points": "output"}
 
 
 def explore_attention(
@@ -44,10 +47,11 @@ def explore_attention(
 
     Colour is the weight over the row's largest weight, so that small weights stay visible. The line below states
     that largest weight, the sum where it is not 1, and the effective number of cells, exp of the row's entropy.
+    Where A has weights below 0, colours diverge (red above 0, blue below) and the smallest weight is stated too.
 
     Args:
         image: ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``, float in [0, 1] or uint8; shown with 256 pixels at most.
-        A: ``(Hq, Wq, Hk, Wk)``, not negative: ``A[r, c]`` is the row of query (r, c). Or a callable
+        A: ``(Hq, Wq, Hk, Wk)``: ``A[r, c]`` is the row of query (r, c). Or a callable
             ``(row, col) -> (Hk, Wk)`` together with ``grid``. A dict label → A draws panels that share the query;
             their key grids may differ.
         title: the question the explorer answers.
@@ -58,8 +62,8 @@ def explore_attention(
         start: ``(row, col)`` of the first query; the middle by default.
 
     Raises:
-        ValueError: wrong rank, query grids that differ, negative or non-finite weights, a start outside the grid,
-            more than ``BUDGET`` bytes, an empty title or alt.
+        ValueError: wrong rank, query grids that differ, non-finite weights, a start outside the grid, more than
+            ``BUDGET`` bytes, an empty title or alt.
     """
     check_texts(title, alt)
     if mark not in ("query", None):
@@ -70,6 +74,38 @@ def explore_attention(
         views.append(Heat(name, _evaluate(a, grid, label) if callable(a) else a, label))
     beside = {} if reference is None else _named(reference)
     return _grid_explorer("attention", image, views, beside, start, title, alt, mark=mark is not None)
+
+
+def explore_pixels(
+    image: Any,
+    maps: Any,
+    *,
+    title: str,
+    alt: str,
+    reference: Any = None,
+    start: tuple[int, int] | None = None,
+) -> Explorer:
+    """Maps over a photograph, side by side: choose a pixel, read what each map holds there.
+
+    Colour runs from the smallest to the largest value of a map; one with values below 0 has diverging colours around
+    0. The line below states each map's value, its range, and the share of the map that lies below that value.
+
+    Args:
+        image: ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``, float in [0, 1] or uint8; shown with 256 pixels at most.
+        maps: ``(h, w)``, or a dict label → ``(h, w)``; all of one size, which may be coarser than the photograph.
+        title: the question the explorer answers.
+        alt: alternative text.
+        reference: a further picture beside the panels, or a dict label → picture.
+        start: ``(row, col)`` of the first pixel; the middle by default.
+
+    Raises:
+        ValueError: wrong rank, maps of different sizes, non-finite values, a start outside the map, more than
+            ``BUDGET`` bytes, an empty title or alt.
+    """
+    check_texts(title, alt)
+    views = [Map(name, m, f"maps[{name!r}]" if name else "maps") for name, m in _named(maps).items()]
+    beside = {} if reference is None else _named(reference)
+    return _grid_explorer("pixels", image, views, beside, start, title, alt)
 
 
 def explore_points(
@@ -171,9 +207,9 @@ def _grid_explorer(
     height, width = photo.shape[:2]
     beside = {name or "reference": photograph(p, "reference", (height, width)) for name, p in beside.items()}
     pad = min(max(height, width) // 8, max(v.margin((height, width)) for v in views))
-    scene = Scene(photo, views, beside, pad, mark, "query" if kind == "attention" else "output")
+    scene = Scene(photo, views, beside, pad, mark, NOUNS[kind])
     texts = [scene.describe((row, col)) for row in range(rows) for col in range(cols)]
-    colours = np.rint(255 * matplotlib.colormaps[style.HEAT](np.arange(256))[:, :3]).astype(np.uint8)
+    signed = {v.signed for v in views if isinstance(v, Heat)}
     data = {
         "grid": (rows, cols),
         "start": start,
@@ -184,10 +220,10 @@ def _grid_explorer(
         "pictures": [encode(p) for p in (photo, *beside.values())],
         "panels": [{"label": v.name, "picture": 0, **v.pack((height, width))} for v in views]
         + [{"label": name, "picture": i} for i, name in enumerate(beside, 1)],
-        "colours": pack(colours),
+        "colours": pack(np.concatenate([_colours(style.HEAT), _colours(style.DIVERGING)])),
         "texts": pack(np.frombuffer(json.dumps(texts).encode("ascii"), np.uint8)),
         "hint": f"Hover, tap or drag; a click holds the {scene.noun}. Arrow keys move it (with Shift by four), "
-        "Home brings it back." + " Pale yellow is the row's largest weight." * (kind == "attention"),
+        "Home brings it back." + _legend(kind, signed),
     }
     picture = scene.small(start)
     html = page(kind, title, img(jpeg(picture, 75), alt, picture.width), scene.describe(start), data)
@@ -216,6 +252,15 @@ def _live_frames(draw: Callable[..., Figure], choices: Mapping[str, list], first
         return img(frame.png, frame.alt, frame.width), words
 
     return controls({name: setting_slider(name, values, _text) for name, values in choices.items()}, show, title)
+
+
+def _colours(name: str) -> np.ndarray:
+    return np.rint(255 * matplotlib.colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
+
+
+def _legend(kind: str, signed: set[bool]) -> str:
+    what = "row's largest weight" if kind == "attention" else "map's largest value"
+    return f" Pale yellow is the {what}." * (False in signed) + " Red is above 0, blue below." * (True in signed)
 
 
 def _named(value: Any) -> dict[str, Any]:

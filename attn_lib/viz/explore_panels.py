@@ -45,44 +45,67 @@ class Panel(Protocol):
 
 
 class Heat:
-    """Attention rows (Hq, Wq, Hk, Wk)."""
+    """Attention rows (Hq, Wq, Hk, Wk); weights below 0 make it signed, with a diverging colour map."""
 
     def __init__(self, name: str, A: Any, label: str):
         self.name = name
-        self.A = _magnitudes(A, label, "(Hq, Wq, Hk, Wk)")
+        self.A = _finite(A, label, "(Hq, Wq, Hk, Wk)")
         self.cells = self.A.shape[:2]
+        self.signed = bool(self.A.min() < 0)
 
     def describe(self, cell: tuple[int, int]) -> str:
         row = self.A[cell]
         total = row.sum()
-        if total == 0:
+        if not row.any():
             return "all weights are 0"
+        text = f"largest weight {number(row.max())} at {_where(row.argmax(), row)}"
+        if self.signed:
+            return text + f" · smallest {number(row.min())} at {_where(row.argmin(), row)} · sum {number(total)}"
         p = row[row > 0] / total
-        r, c = np.unravel_index(row.argmax(), row.shape)
-        text = f"largest weight {number(row.max())} at row {r}, col {c}"
         if abs(total - 1) > 0.005:
             text += f" · sum {number(total)}"
         return text + f" · effective cells {number(np.exp(-(p * np.log(p)).sum()))} of {row.size}"
 
     def pack(self, size: tuple[int, int]) -> dict[str, Any]:
         rows = self.A.reshape(self.cells[0] * self.cells[1], -1)
-        top = rows.max(1, keepdims=True)
-        levels = 4 * np.rint(63 * rows / np.where(top > 0, top, 1)).astype(np.uint8)  # 64 shades: the eye sees no more
-        levels[np.arange(len(rows)), rows.argmax(1)] = np.where(top[:, 0] > 0, 255, 0)  # one cell is the largest
-        return {"heat": pack(levels), "shape": self.A.shape[2:]}
+        return {"heat": pack(_levels(rows, self.signed)), "shape": self.A.shape[2:], "signed": self.signed}
 
     def margin(self, size: tuple[int, int]) -> int:
         return 0
 
     def ground(self, photo: np.ndarray, cell: tuple[int, int], overlay: float) -> np.ndarray:
-        row = upsample(self.A[cell], photo.shape[:2])
-        row = row / (row.max() or 1.0)
-        grey = (photo @ (0.299, 0.587, 0.114))[..., None]
-        alpha = overlay * (0.25 + 0.6 * row)[..., None]
-        return (photo + overlay * (grey - photo)) * (1 - alpha) + matplotlib.colormaps[style.HEAT](row)[..., :3] * alpha
+        row = self.A[cell]
+        return _under_heat(photo, row / (np.abs(row).max() or 1.0), self.signed, overlay)
 
     def dots(self, draw: ImageDraw.ImageDraw, cell: tuple[int, int], place: Place, unit: float) -> None:
         """A heat map has no marks of its own."""
+
+
+class Map(Heat):
+    """One map (H, W), the same whatever cell is chosen; the cell's own value is what is read."""
+
+    def __init__(self, name: str, values: Any, label: str):
+        self.name = name
+        self.values = _finite(values, label, "(H, W)")
+        self.cells = self.values.shape
+        self.signed = bool(self.values.min() < 0)
+        low, high = self.values.min(), self.values.max()
+        # Signed: 0 is the middle. Otherwise the map's own range: a gate between 0.6 and 0.7 has contrasts as well.
+        spread = np.abs(self.values).max() if self.signed else high - low
+        self.shade = (self.values - (0 if self.signed else low)) / (spread or 1.0)
+
+    def describe(self, cell: tuple[int, int]) -> str:
+        value = self.values[cell]
+        low, high = number(self.values.min(), 3), number(self.values.max(), 3)
+        share = np.floor(100 * (self.values < value).mean())
+        return f"{number(value, 3)} · the map runs from {low} to {high}; {share:.0f} % of it lies below"
+
+    def pack(self, size: tuple[int, int]) -> dict[str, Any]:
+        levels = _levels(self.shade.reshape(1, -1), self.signed)
+        return {"heat": pack(levels), "shape": self.cells, "signed": self.signed, "still": True}
+
+    def ground(self, photo: np.ndarray, cell: tuple[int, int], overlay: float) -> np.ndarray:
+        return _under_heat(photo, self.shade, self.signed, overlay)
 
 
 class Points:
@@ -146,14 +169,43 @@ class Points:
         return (places + 0.5) / self.size
 
 
-def number(x: float) -> str:
-    """Two significant digits without trailing zeros or a padded exponent."""
-    return f"{x:.2g}".replace("e-0", "e-") if x < 9.95 else f"{x:.0f}"
+def number(x: float, digits: int = 2) -> str:
+    """So many significant digits, without trailing zeros or a padded exponent, and with a true minus."""
+    text = f"{x:.0f}" if abs(x) >= 10**digits - 0.5 else f"{x + 0.0:.{digits}g}"
+    return text.replace("-", "−").replace("e−0", "e-").replace("e−", "e-")
 
 
 def pack(array: np.ndarray) -> str:
     """The array's bytes, deflated, in base64: what ``unpack`` in explore.js reads."""
     return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode("ascii")
+
+
+def _levels(rows: np.ndarray, signed: bool) -> np.ndarray:
+    """Rows as bytes in 64 shades (the eye sees no more), each over its largest magnitude.
+
+    Signed ones have 0 at 128. Otherwise exactly one cell of a row is 255, the largest.
+    """
+    top = np.abs(rows).max(1, keepdims=True)
+    share = rows / np.where(top > 0, top, 1)
+    if signed:
+        return (128 + 4 * np.rint(31 * share)).astype(np.uint8)
+    levels = 4 * np.rint(63 * share).astype(np.uint8)
+    levels[np.arange(len(rows)), rows.argmax(1)] = np.where(top[:, 0] > 0, 255, 0)
+    return levels
+
+
+def _under_heat(photo: np.ndarray, shade: np.ndarray, signed: bool, overlay: float) -> np.ndarray:
+    """The photograph in grey under a heat map of `shade`, in [0, 1] or, signed, in [−1, 1]."""
+    shade = upsample(shade, photo.shape[:2])
+    colours = matplotlib.colormaps[style.DIVERGING if signed else style.HEAT](0.5 + shade / 2 if signed else shade)
+    grey = (photo @ (0.299, 0.587, 0.114))[..., None]
+    alpha = overlay * (0.25 + 0.6 * np.abs(shade))[..., None]
+    return (photo + overlay * (grey - photo)) * (1 - alpha) + colours[..., :3] * alpha
+
+
+def _where(index: int, row: np.ndarray) -> str:
+    r, c = np.unravel_index(index, row.shape)
+    return f"row {r}, col {c}"
 
 
 def _disc(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, **options: Any) -> None:

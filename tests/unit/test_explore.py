@@ -74,17 +74,21 @@ def bars(height: float) -> viz.Figure:
 # --- what is stored ---
 
 
+KINDS = ["attention", "pixels", "points", "frames"]
+
+
 def all_kinds() -> dict[str, viz.Explorer]:
     ticks = torch.arange(4) * 16.0
     points = torch.stack(torch.meshgrid(ticks, ticks, indexing="ij"), -1)[:, :, None]
     return {
         "attention": viz.explore_attention(photo(), softmax_rows(4, 4, 4, 4), **TEXTS),
+        "pixels": viz.explore_pixels(photo(), {"x": ticks[:, None] + ticks, "gate": ticks.repeat(4, 1)}, **TEXTS),
         "points": viz.explore_points(photo(), points, **TEXTS),
         "frames": viz.explore_frames(bars, height=[0.5, 2.0], **TEXTS),
     }
 
 
-@pytest.mark.parametrize("kind", ["attention", "points", "frames"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_bundle_holds_html_picture_and_text(kind):
     data, metadata = all_kinds()[kind]._repr_mimebundle_()
     assert set(data) == {"text/html", "image/png", "text/plain"}
@@ -100,7 +104,7 @@ def test_bundle_holds_html_picture_and_text(kind):
     assert output == {"aria-live": "polite"}
 
 
-@pytest.mark.parametrize("kind", ["attention", "points", "frames"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_html_is_self_contained_and_the_same_on_every_run(kind):
     one, two = all_kinds()[kind], all_kinds()[kind]
     assert (one.html, one.png) == (two.html, two.png)
@@ -184,11 +188,38 @@ def readout(row: list[list[float]]) -> str:
         ([[0.0, 0.0], [0.0, 0.0]], "all weights are 0"),
         ([[0.9, 0.1]], "largest weight 0.9 at row 0, col 0 · effective cells 1.4 of 2"),
         ([[2e-7, 1e-7]], "largest weight 2e-7 at row 0, col 0 · sum 3e-7 · effective cells 1.9 of 2"),
+        ([[3.0, -1.0], [0.0, -2.5]],
+         "largest weight 3 at row 0, col 0 · smallest −2.5 at row 1, col 1 · sum −0.5"),
         ([[1 / 100] * 100], "largest weight 0.01 at row 0, col 0 · effective cells 100 of 100"),
     ],
 )
 def test_readout(row, says):
     assert readout(row) == f"query row 0, col 0 · {says}"
+
+
+def test_signed_rows_have_0_in_the_middle_of_their_colours():
+    a = torch.tensor([[[[1.0, -1.0], [0.0, -0.5]], [[-2.0, -4.0], [0.0, 1.0]]]])
+    page = Page(viz.explore_attention(photo(), a, **TEXTS).html)
+    panel = page.data["panels"][0]
+    assert panel["signed"] and "Red is above 0" in page.data["hint"]
+    assert unpack(panel["heat"], np.uint8).tolist() == [252, 4, 128, 64, 64, 4, 128, 160]
+    unsigned = Page(viz.explore_attention(photo(), a.abs(), **TEXTS).html)
+    assert not unsigned.data["panels"][0]["signed"] and "Pale yellow is the row's" in unsigned.data["hint"]
+
+
+def test_pixels_read_every_map_and_use_its_whole_range():
+    gate = torch.tensor([[0.60, 0.62], [0.66, 0.70]])
+    page = Page(viz.explore_pixels(photo(), {"gate": gate, "x": gate - 0.65}, start=(0, 0), **TEXTS).html)
+    first, second = page.data["panels"]
+    assert unpack(first["heat"], np.uint8)[[0, 3]].tolist() == [0, 255] and not first["signed"]
+    assert second["signed"] and all(p["still"] and len(unpack(p["heat"], np.uint8)) == 4 for p in (first, second))
+    assert texts_of(page)[2].split("\n") == [
+        "pixel row 1, col 0",
+        "gate: 0.66 · the map runs from 0.6 to 0.7; 50 % of it lies below",
+        "x: 0.01 · the map runs from −0.05 to 0.05; 50 % of it lies below",
+    ]
+    flat = Page(viz.explore_pixels(photo(), torch.full((2, 2), 0.5), **TEXTS).html)
+    assert "0.5 · the map runs from 0.5 to 0.5; 0 % of it lies below" in texts_of(flat)[0]
 
 
 def test_every_query_has_its_readout():
@@ -342,7 +373,9 @@ def frames(draw=bars, **settings):
         (lambda: attention({}), "empty"),
         (lambda: attention({"x": with_value(float("nan"))}), r"A\['x'\] has 1 values that are NaN"),
         (lambda: attention(with_value(float("inf"))), "NaN or infinite"),
-        (lambda: attention(with_value(-0.25)), "negative value -0.25"),
+        (lambda: viz.explore_pixels(photo(), A, **TEXTS), r"maps has shape \(2, 2, 2, 2\): it must be \(H, W\)"),
+        (lambda: viz.explore_pixels(photo(), {"a": A[0, 0], "b": A[0, 0, :1]}, **TEXTS), "share one query grid"),
+        (lambda: viz.explore_pixels(photo(), A[0, 0] / 0, **TEXTS), "maps has 4 values that are NaN or infinite"),
         (lambda: attention({"a": A, "b": softmax_rows(2, 3, 2, 2)}), "share one query grid"),
         (lambda: attention(A, start=1), "start=1 must be a "),
         (lambda: attention(A, start=(2, 0)), r"start=\(2, 0\) must be .* 2×2 query grid"),

@@ -384,6 +384,29 @@ def test_bars_are_as_high_as_their_values():
     assert np.allclose(np.array(heights) / heights[0], [1, 0.5, 0.25], atol=0.02)
 
 
+def test_bars_in_panels_share_one_scale():
+    nested = {"k = 1": {"gate": [1.0, 0.2]}, "k = 3": {"gate": [0.5, 0.1]}}
+    picture = pixels(viz.bars(nested, **SAY))
+    filled = near(picture, style.SERIES_COLOURS[0])
+    rows = np.nonzero(filled.any(1))[0]
+    panels = np.split(rows, np.nonzero(np.diff(rows) > 3)[0] + 1)
+    assert len(panels) == 2
+    assert len(panels[1]) / len(panels[0]) == pytest.approx(0.5, abs=0.03)
+    with pytest.raises(ValueError, match="'gate' has 3 entries, the first series has 2"):
+        viz.bars({"a": {"gate": [1.0, 2.0]}, "b": {"gate": [1.0, 2.0, 3.0]}}, **SAY)
+
+
+def test_compare_draws_its_reference_where_it_lies():
+    scores = {"model": [0.2, 0.2], "other": [1.0, 1.0]}
+    picture = pixels(viz.compare(scores, **SAY, xlabel="accuracy", reference={"chance": 0.6}))
+    first, last = (near(picture, style.SERIES_COLOURS[k]) for k in (0, 1))  # the bars of the two means
+    top, bottom = (np.nonzero(bar.any(1))[0].mean().astype(int) for bar in (first, last))
+    grey = (picture[top:bottom] < 200).all(-1).mean(0) > 0.3  # dashes: about half of the rows
+    left, right = (np.nonzero(bar.any(0))[0].mean() for bar in (first, last))
+    between = [x for x in np.nonzero(grey)[0] if left + 8 < x < right - 8]
+    assert between == [pytest.approx((left + right) / 2, abs=3)]
+
+
 @pytest.mark.parametrize(
     ("value", "said"), [(0.5, "500 m"), (1, "1"), (999.9, "1 k"), (2.5e9, "2.5 G"), (0, "0"), (3e-7, "300 n")]
 )
