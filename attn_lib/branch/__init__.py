@@ -1,3 +1,5 @@
 """Branch attention: which of several parallel paths answers."""
 
-__all__ = []
+from .sk import SKAttention
+
+__all__ = ["SKAttention"]

@@ -1,3 +1,5 @@
 """Channel and spatial attention: which feature maps matter, and where."""
 
-__all__ = []
+from .coord import CoordinateAttention
+
+__all__ = ["CoordinateAttention"]

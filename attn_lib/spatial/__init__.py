@@ -1,5 +1,6 @@
 """Spatial attention: which positions matter, the same answer for every channel."""
 
 from .ccnet import CrissCrossAttention
+from .non_local import NonLocalAttention
 
-__all__ = ["CrissCrossAttention"]
+__all__ = ["CrissCrossAttention", "NonLocalAttention"]

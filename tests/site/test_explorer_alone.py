@@ -250,6 +250,35 @@ def test_margin_keeps_mouse_and_photograph_aligned(show):
         assert text(figure).startswith(f"output row {row}, col {col} ")
 
 
+# --- maps and signs ---
+
+
+def test_pixels_keep_their_map_and_read_it(show):
+    values = torch.zeros(6, 8)
+    values[1, 2], values[4, 7] = 1.0, 0.5
+    page = show(viz.explore_pixels(torch.zeros(48, 64), values, start=(0, 0), **TEXTS))
+    figure = page.locator("figure")
+    assert text(figure) == "pixel row 0, col 0 · 0 · the map runs from 0 to 1; 0 % of it lies below"
+    assert hottest(figure) == (1, 2)
+    hover(figure, 4, 7)
+    assert text(figure) == "pixel row 4, col 7 · 0.5 · the map runs from 0 to 1; 95 % of it lies below"
+    assert hottest(figure) == (1, 2)
+
+
+def test_signed_weights_are_red_above_0_and_blue_below(show):
+    A = torch.zeros(6, 8, 6, 8)
+    A[:, :, 1, 2], A[:, :, 4, 6] = 1.0, -1.0
+    page = show(viz.explore_attention(torch.full((48, 64), 0.5), A, mark=None, **TEXTS))
+    image = pixels(page.locator("figure"))
+    height, width = image.shape[0] // 6, image.shape[1] // 8
+
+    def colour(row: int, col: int) -> np.ndarray:
+        return image[row * height + height // 2, col * width + width // 2]
+
+    assert colour(1, 2)[0] > colour(1, 2)[2] + 60 and colour(4, 6)[2] > colour(4, 6)[0] + 60
+    assert np.ptp(colour(0, 0)) < 10, "0 has no colour"
+
+
 # --- on a page with others, in dark, without scripts ---
 
 

@@ -65,7 +65,8 @@ def test_odd_and_non_square_sizes(id, variant, size):
 @each_case
 def test_batch_of_one_in_training_mode(id, variant):
     module, inputs = make(id, variant, "batch_one", batch=1)
-    outputs(module.train()(*inputs))[0].sum().backward()
+    leaves = [x.requires_grad_() for x in inputs]  # a module without parameters has a backward pass too
+    outputs(module.train()(*leaves))[0].sum().backward()
 
 
 @each_case
@@ -82,9 +83,10 @@ def test_items_of_a_batch_do_not_see_each_other(id, variant):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_and_autocast(id, variant, dtype, device):
     module, inputs = make(id, variant, "half", device=device)
-    exact = outputs(module(*inputs))
+    leaves = [x.requires_grad_() for x in inputs]
+    exact = outputs(module(*leaves))
     with torch.autocast(device, dtype):
-        cast = outputs(module(*inputs))
+        cast = outputs(module(*leaves))
     half_module, half_inputs = make(id, variant, device=device, dtype=dtype)
     half = outputs(half_module(*half_inputs))
     for y, a, h in zip(exact, cast, half, strict=True):
@@ -93,7 +95,7 @@ def test_half_precision_and_autocast(id, variant, dtype, device):
         assert (a.float() - y).abs().max() < 0.05 * scale, "autocast strays from float32"
         assert (h.float() - y).abs().max() < 0.10 * scale, "half precision strays from float32"
     sum(a.float().square().sum() for a in cast).backward()
-    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    assert all(torch.isfinite(p.grad).all() for p in (*module.parameters(), *leaves))
 
 
 @each_case
@@ -157,12 +159,13 @@ def test_every_parameter_and_input_receives_a_gradient(id, variant, device):
 def test_gradients_are_those_of_finite_differences(id, variant):
     module, inputs = make(id, variant, batch=1, dtype=torch.float64)
     module.eval()
-    names, values = zip(*module.named_parameters(), strict=True)
+    parameters = dict(module.named_parameters())
+    names, values = tuple(parameters), tuple(parameters.values())
     leaves = [x.clone().requires_grad_() for x in inputs]
 
     def f(*args):
-        parameters = dict(zip(names, args[:len(names)], strict=True))
-        return torch.func.functional_call(module, parameters, args[len(names):])
+        drawn = dict(zip(names, args[:len(names)], strict=True))
+        return torch.func.functional_call(module, drawn, args[len(names):])
 
     assert torch.autograd.gradcheck(f, (*values, *leaves), fast_mode=True)
 

@@ -78,10 +78,76 @@ def test_criss_cross_attention_of_one_row_is_self_attention():
     torch.testing.assert_close(cca(x), expected)
 
 
+@limit("non_local", "identity")
+def test_a_non_local_block_without_its_way_out_is_the_identity():
+    block, x = module("non_local", channels=8), normal(2, 8, 5, 7)
+    block.W_z.weight.fill_(0.0)
+    assert torch.equal(block(x), x)
+
+
+@limit("non_local", "self-attention")
+def test_the_embedded_gaussian_with_the_usual_scale_is_one_head_of_self_attention():
+    block, x = module("non_local", channels=8, scale=None), normal(2, 8, 5, 7)
+    q, k, v = (tokens(conv(x)) for conv in (block.W_theta, block.W_phi, block.W_g))
+    y = softmax_attention(q, k, v, scale=4**-0.5) @ block.W_z.weight[:, :, 0, 0].T
+    torch.testing.assert_close(tokens(block(x)), y + tokens(x))
+
+
+@limit("non_local", "mean")
+def test_a_non_local_block_that_asks_nothing_adds_the_mean_of_the_image():
+    block, x = module("non_local", channels=8), normal(2, 8, 5, 7)
+    block.W_theta.weight.fill_(0.0)
+    torch.testing.assert_close(block(x), x + block.W_z(block.W_g(x).mean((2, 3), keepdim=True)))
+
+
 # ---- channel and spatial ---------------------------------------------------------------------------------------------
 
 
+@limit("coord", "row gate")
+def test_coordinate_attention_with_open_columns_is_a_gate_for_every_row():
+    coord, x = module("coord", channels=6), normal(2, 6, 5, 7)
+    coord.Fw.bias.fill_(1000.0)
+    s = torch.sigmoid(coord.Fh(F.hardswish(coord.BN(coord.F1(x.mean(3))))))  # B C H
+    torch.testing.assert_close(coord(x), x * s[..., None])
+
+
+@limit("coord", "identity")
+def test_coordinate_attention_with_open_rows_and_columns_is_the_identity():
+    coord, x = module("coord", channels=6), normal(2, 6, 5, 7)
+    coord.Fh.bias.fill_(1000.0)
+    coord.Fw.bias.fill_(1000.0)
+    assert torch.equal(coord(x), x)
+
+
+@limit("coord", "se")
+def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
+    coord, se = module("coord", channels=6, reduction=2, min_hidden=1), module("se", channels=6, reduction=2)
+    x, k = normal(2, 6, 1, 9), 1e9  # the mean of the only row is the mean of the map
+    coord.Fw.bias.fill_(torch.inf)
+    coord.F1.weight.copy_(se.W1.weight[..., None])
+    coord.BN.weight.fill_(k * (1 + coord.BN.eps) ** 0.5)
+    coord.BN.bias.copy_(k * se.W1.bias)                   # f = h-swish(k v) is k ReLU(v), but for |v| < 3 / k
+    coord.Fh.weight.copy_(se.W2.weight[..., None] / k)
+    coord.Fh.bias.copy_(se.W2.bias)
+    torch.testing.assert_close(coord(x), se(x))
+
+
 # ---- branch ----------------------------------------------------------------------------------------------------------
+
+
+@limit("sk", "convolution")
+def test_selective_kernel_with_one_branch_is_convolution_batch_norm_relu():
+    sk, x = module("sk", channels=6, groups=3, dilations=(2,)), normal(2, 6, 5, 7)
+    conv, bn, relu = sk.branches[0]
+    U = F.conv2d(x, conv.weight, padding=2, dilation=2, groups=3)
+    torch.testing.assert_close(sk(x), F.relu(F.batch_norm(U, bn.running_mean, bn.running_var, bn.weight, bn.bias)))
+
+
+@limit("sk", "mean")
+def test_selective_kernel_without_logits_is_the_mean_of_its_branches():
+    sk, x = module("sk", channels=6, groups=3, dilations=(1, 2, 3)), normal(2, 6, 5, 7)
+    sk.A.weight.fill_(0.0)
+    torch.testing.assert_close(sk(x), sum(branch(x) for branch in sk.branches) / 3)
 
 
 # ---- temporal --------------------------------------------------------------------------------------------------------
