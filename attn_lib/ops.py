@@ -1,11 +1,14 @@
-"""Tensor operations that several modules share."""
+"""Tensor operations that several modules share: attention, positions, windows, neighbourhoods, pooling, sampling."""
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-from .checks import check_tensor
+from .checks import check_divisible, check_tensor
 from .tap import tap, tracing
+
+# ---- softmax attention -----------------------------------------------------------------------------------------------
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias: Tensor | None = None,
@@ -13,8 +16,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     """Softmax attention softmax(scale · q kᵀ + bias) v.
 
     By `F.scaled_dot_product_attention`: no attention matrix exists where torch has a fused kernel for the device
-    and the shapes (on a CPU: four axes, contiguous, D = E). Inside a trace the matrix is made, and recorded
-    under `name`.
+    and the shapes (on a CPU: D = E, and each row of D in one piece). Inside a trace the matrix is made, and
+    recorded under `name`.
 
     Args:
         q: queries (…, N, D).
@@ -28,9 +31,120 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
         (…, N, E)
     """
     if not tracing():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        return _fused(q, k, v, scale, bias)
     logits = q @ k.transpose(-2, -1) * (q.shape[-1] ** -0.5 if scale is None else scale)
     return tap(name, (logits if bias is None else logits + bias).softmax(-1), dims) @ v
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor | None) -> Tensor:
+    """`F.scaled_dot_product_attention` with the four axes that its fused kernels want."""
+    if q.ndim == 4:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    lead, pairs = q.shape[:-2], (q.shape[-2], k.shape[-2])
+    if bias is not None and bias.ndim > 2:
+        bias = bias.expand(*lead, *pairs).reshape(-1, 1, *pairs)
+    q, k, v = (t.reshape(-1, 1, *t.shape[-2:]) for t in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return y.reshape(*lead, *y.shape[-2:])
+
+
+# ---- positions -------------------------------------------------------------------------------------------------------
+
+
+def relative_logits(q: Tensor, table: Tensor) -> Tensor:
+    """Logits of relative positions along one axis: q_i · r_{j−i}.
+
+    Only the N·(N+M−1) products of queries and offsets are made, never the N·M·D vectors that they belong to.
+
+    Args:
+        q: queries (…, N, D).
+        table: r (N+M−1, D), a vector for each offset j − i of N queries and M keys, from −(N−1) to M−1.
+
+    Returns:
+        (…, N, M)
+    """
+    N, M = q.shape[-2], table.shape[0] - q.shape[-2] + 1
+    products = q @ table.transpose(-2, -1)  # (…, N, N+M−1): every query with every offset
+    i, j = torch.arange(N, device=q.device)[:, None], torch.arange(M, device=q.device)
+    return products.gather(-1, (j - i + N - 1).expand(*products.shape[:-1], M))
+
+
+def relative_bias(table: Tensor, H: int, W: int) -> Tensor:
+    """A learned number for every pair of pixels that depends on their offset alone.
+
+    Args:
+        table: (…, 2·H−1, 2·W−1), by offset key − query in rows and columns; the middle belongs to offset (0, 0).
+        H, W: size of the feature map.
+
+    Returns:
+        (…, HW, HW), queries before keys, pixels row by row.
+
+    Raises:
+        ValueError: if the table has another size.
+    """
+    if table.shape[-2:] != (2 * H - 1, 2 * W - 1):
+        shape = (2 * H - 1, 2 * W - 1)
+        raise ValueError(f"table has shape {tuple(table.shape)}; its last two axes must be {shape} for H={H}, W={W}")
+    y, x = torch.arange(H, device=table.device), torch.arange(W, device=table.device)
+    rows, cols = y - y[:, None] + H - 1, x - x[:, None] + W - 1
+    return table[..., rows[:, None, :, None], cols[None, :, None, :]].flatten(-4, -3).flatten(-2)
+
+
+# ---- windows and neighbourhoods --------------------------------------------------------------------------------------
+
+
+def pad_to_multiple(x: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """A feature map with zeros below and to the right, so that h divides its height and w its width.
+
+    Returns:
+        the padded map (B, C, H′, W′), and which of its pixels are real, (H′, W′) in bool.
+    """
+    H, W = x.shape[-2:]
+    down, right = -H % h, -W % w
+    real = torch.ones(H, W, dtype=torch.bool, device=x.device)
+    return F.pad(x, (0, right, 0, down)), F.pad(real, (0, right, 0, down))
+
+
+def windows(x: Tensor, h: int, w: int) -> Tensor:
+    """A feature map cut into windows of h × w pixels: (B, C, H, W) → (B, H/h · W/w, h·w, C), all row by row.
+
+    Raises:
+        ValueError: if h does not divide H, or w does not divide W; see `pad_to_multiple`.
+    """
+    check_divisible("H", x.shape[2], "h", h)
+    check_divisible("W", x.shape[3], "w", w)
+    return rearrange(x, "B C (R h) (S w) -> B (R S) (h w) C", h=h, w=w)
+
+
+def unwindows(x: Tensor, h: int, w: int, H: int, W: int) -> Tensor:
+    """The feature map (B, C, H, W) of its windows (B, H/h · W/w, h·w, C): undoes `windows`."""
+    return rearrange(x, "B (R S) (h w) C -> B C (R h) (S w)", R=H // h, S=W // w, h=h, w=w)
+
+
+def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1) -> tuple[Tensor, Tensor]:
+    """The K = kH·kW neighbours of every pixel, itself in the middle.
+
+    Neighbours outside the map are zeros. A softmax has to mask them by the second output: a zero is a key like
+    any other, and takes its share.
+
+    Args:
+        x: feature map (B, C, H, W).
+        kernel_size: (kH, kW), both odd.
+        dilation: distance between neighbours in pixels.
+
+    Returns:
+        (B, C, K, H, W), neighbours row by row, and which of them lie on the map, (K, H, W) in bool.
+    """
+    B, C, H, W = x.shape
+    padding = tuple(dilation * (k // 2) for k in kernel_size)
+    on_map = F.pad(torch.ones(H, W, dtype=torch.bool, device=x.device), (padding[1],) * 2 + (padding[0],) * 2)
+    rows, cols = (torch.arange(k, device=x.device)[:, None] * dilation + torch.arange(n, device=x.device)
+                  for k, n in zip(kernel_size, (H, W), strict=True))
+    on_map = on_map[rows[:, None, :, None], cols[None, :, None, :]].flatten(0, 1)
+    return F.unfold(x, kernel_size, dilation, padding).view(B, C, -1, H, W), on_map
+
+
+# ---- pooling along axes ----------------------------------------------------------------------------------------------
 
 
 def mean_and_max(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -44,6 +158,9 @@ def mean_and_max(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]
 def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
     """Means along the rows and along the columns of a feature map (B, C, H, W): (B, C, H) and (B, C, W)."""
     return x.mean(3), x.mean(2)
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
 
 
 def bilinear_sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attn_lib import ops
+from attn_lib import measure, ops
 from attn_lib.tap import trace
 
 
@@ -29,6 +29,109 @@ def test_attend_is_softmax_attention_traced_or_not(scale, biased):
     torch.testing.assert_close(fused, expected)
     torch.testing.assert_close(materialised, expected)
     torch.testing.assert_close(t["A"].sum(-1), torch.ones(2, 3, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("lead", [(6,), (2, 3), (2, 2, 3), (1, 2, 2, 3)], ids=str)
+@pytest.mark.parametrize("biased", [None, (), (1,), "full"], ids=str)
+def test_attend_takes_any_number_of_leading_axes(lead, biased):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(*lead, n, d, generator=g, dtype=torch.float64) for n, d in ((5, 4), (7, 4), (7, 6)))
+    shape = (*lead, 5, 7) if biased == "full" else (*(biased or ()), 5, 7)
+    bias = None if biased is None else torch.randn(shape, generator=g, dtype=torch.float64)
+    A = (q @ k.mT / 2 + (0 if bias is None else bias)).softmax(-1)
+    torch.testing.assert_close(ops.attend(q, k, v, bias=bias), A @ v)
+
+
+def test_attend_keeps_no_matrix_whatever_the_number_of_axes():
+    for lead in ((4,), (2, 2), (2, 2, 1)):
+        short, long = (
+            measure.saved_bytes(lambda q, k, v: ops.attend(q, k, v), [torch.randn(*lead, n, 16) for _ in range(3)])
+            for n in (64, 256)
+        )
+        assert long / short == pytest.approx(4, rel=0.01), lead
+
+
+# ---- positions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("N", "M"), [(5, 5), (3, 7), (4, 1), (1, 4)])
+def test_relative_logits_pick_the_vector_of_the_offset(N, M):
+    q, table = torch.randn(2, 3, N, 4, dtype=torch.float64), torch.randn(N + M - 1, 4, dtype=torch.float64)
+    expected = torch.empty(2, 3, N, M, dtype=torch.float64)
+    for i in range(N):
+        for j in range(M):
+            expected[..., i, j] = q[:, :, i] @ table[(j - i) + (N - 1)]
+    torch.testing.assert_close(ops.relative_logits(q, table), expected)
+
+
+def test_relative_bias_depends_on_the_offset_alone():
+    H, W = 3, 5
+    table = torch.randn(2, 2 * H - 1, 2 * W - 1)
+    bias = ops.relative_bias(table, H, W)
+    assert bias.shape == (2, H * W, H * W)
+    for query in range(H * W):
+        for key in range(H * W):
+            down, right = key // W - query // W, key % W - query % W
+            assert torch.equal(bias[:, query, key], table[:, H - 1 + down, W - 1 + right])
+    with pytest.raises(ValueError, match=r"table has shape \(2, 5, 9\); its last two axes must be \(9, 5\)"):
+        ops.relative_bias(table, W, H)
+
+
+# ---- windows and neighbourhoods --------------------------------------------------------------------------------------
+
+
+def test_windows_hold_their_pixels_row_by_row_and_go_back():
+    x = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6).float()
+    w = ops.windows(x, 2, 3)
+    assert w.shape == (2, 4, 6, 3)
+    for n, (row, col) in enumerate([(0, 0), (0, 3), (2, 0), (2, 3)]):
+        assert torch.equal(w[:, n].mT.reshape(2, 3, 2, 3), x[:, :, row:row + 2, col:col + 3])
+    assert torch.equal(ops.unwindows(w, 2, 3, 4, 6), x)
+    with pytest.raises(ValueError, match="W=6 must be divisible by w=4"):
+        ops.windows(x, 2, 4)
+
+
+@pytest.mark.parametrize(("H", "W"), [(5, 7), (6, 8), (1, 1)])
+def test_padding_to_a_multiple_says_what_is_real(H, W):
+    x = torch.randn(2, 3, H, W)
+    padded, real = ops.pad_to_multiple(x, 3, 4)
+    assert padded.shape[-2] % 3 == padded.shape[-1] % 4 == 0
+    assert padded.shape[-2] < H + 3 and padded.shape[-1] < W + 4
+    assert torch.equal(padded[:, :, :H, :W], x)
+    assert torch.equal(real.nonzero(), torch.ones(H, W).nonzero()) and not padded[:, :, ~real].any()
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+@pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3), (1, 5), (5, 3)], ids=str)
+def test_neighbourhoods_against_indexing(kernel_size, dilation):
+    x = torch.randn(2, 3, 4, 6)
+    near, on_map = ops.neighbourhoods(x, kernel_size, dilation)
+    kH, kW = kernel_size
+    assert near.shape == (2, 3, kH * kW, 4, 6) and on_map.shape == (kH * kW, 4, 6)
+    for k in range(kH * kW):
+        for row in range(4):
+            for col in range(6):
+                r, c = row + dilation * (k // kW - kH // 2), col + dilation * (k % kW - kW // 2)
+                there = 0 <= r < 4 and 0 <= c < 6
+                assert on_map[k, row, col] == there
+                assert torch.equal(near[:, :, k, row, col], x[:, :, r, c] if there else torch.zeros(2, 3))
+
+
+# ---- pooling along axes ----------------------------------------------------------------------------------------------
+
+
+def test_pooling_along_axes():
+    x = torch.randn(2, 3, 4, 5)
+    mean, largest = ops.mean_and_max(x, (2, 3))
+    assert mean.shape == largest.shape == (2, 3, 1, 1)
+    torch.testing.assert_close(mean.flatten(1), x.flatten(2).sum(-1) / 20)
+    assert torch.equal(largest.flatten(1), x.flatten(2).max(-1).values)
+    rows, cols = ops.strip_means(x)
+    torch.testing.assert_close(rows, torch.stack([x[:, :, i].sum(-1) / 5 for i in range(4)], -1))
+    torch.testing.assert_close(cols, torch.stack([x[..., j].sum(-1) / 4 for j in range(5)], -1))
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
 
 
 def all_pixels(x, rows, cols):
