@@ -1,5 +1,6 @@
 """Channel attention: which feature maps matter, the same answer at every position."""
 
+from .eca import ECAAttention
 from .se import SEAttention
 
-__all__ = ["SEAttention"]
+__all__ = ["ECAAttention", "SEAttention"]

@@ -1,5 +1,7 @@
 """Channel and spatial attention: which feature maps matter, and where."""
 
+from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
+from .simam import SimAM
 
-__all__ = ["CoordinateAttention"]
+__all__ = ["CBAM", "ChannelAttention", "CoordinateAttention", "JointCBAM", "SimAM", "SpatialAttention"]

@@ -1,3 +1,5 @@
 """Fusion: two or more inputs become one, and a gate says how much of each."""
 
-__all__ = []
+from .gated import GatedFusion
+
+__all__ = ["GatedFusion"]

@@ -1,3 +1,5 @@
 """MLPs that mix along the axes of a feature map, with no attention matrix at all."""
 
-__all__ = []
+from .vip import WeightedPermuteMLP
+
+__all__ = ["WeightedPermuteMLP"]

@@ -45,7 +45,6 @@ class Course:
             "IPYTHONDIR": str(folder / "ipython"),
         }
         assignment.make(chapter, self.folder)
-        self.nbgrader("release_assignment", self.name)
 
     def nbgrader(self, *arguments, cwd=None, check=True):
         """Run one of nbgrader's commands; return what it said."""
@@ -132,8 +131,14 @@ def names(source):
     return defined, used
 
 
+def points(course):
+    """What each check of the reference is worth."""
+    cells = [cell.metadata.get("nbgrader", {}) for cell in course.reference.cells]
+    return {meta["grade_id"]: meta["points"] for meta in cells if meta.get("grade")}
+
+
 def test_reference_gets_full_marks_and_the_stub_none(chapter, tmp_path):
-    """The whole way, for every chapter."""
+    """Every chapter; of it the exercises and what they need, as `make test-notebooks` runs the whole."""
     course = Course(tmp_path, chapter)
     released = notebooks.read(course.folder / "release" / course.name / chapter.name)
     assert [cell.source for cell in solutions(released)] == [
@@ -143,16 +148,25 @@ def test_reference_gets_full_marks_and_the_stub_none(chapter, tmp_path):
     assert not any(cell.get("outputs") for cell in released.cells), "outputs give answers away"
     assert "](../" not in "".join(cell.source for cell in released.cells), "a link that needs the book's folders"
 
+    def solved(notebook):
+        course.solve(notebook)
+        only_exercises(notebook)
+
+    course.hand_in("ada", solved)
+    course.hand_in("untouched", only_exercises)
+    course.nbgrader("autograde", course.name, f"--Execute.timeout={PATIENCE}")
+    assert course.scores() == {"ada": points(course), "untouched": dict.fromkeys(points(course), 0)}
+
+
+def test_the_whole_way(tmp_path):
+    """One chapter through nbgrader's exchange, from release to grading, run from its first cell to its last."""
+    course = Course(tmp_path, notebooks.find(["channel/se"])[0])
+    course.nbgrader("release_assignment", course.name)
     course.submit("ada", course.solve)
     course.submit("untouched", lambda notebook: None)
     course.nbgrader("collect", course.name)
     course.nbgrader("autograde", course.name, f"--Execute.timeout={PATIENCE}")
-    possible = {
-        cell.metadata["nbgrader"]["grade_id"]: cell.metadata["nbgrader"]["points"]
-        for cell in course.reference.cells
-        if cell.metadata.get("nbgrader", {}).get("grade")
-    }
-    assert course.scores() == {"ada": possible, "untouched": dict.fromkeys(possible, 0)}
+    assert course.scores() == {"ada": points(course), "untouched": dict.fromkeys(points(course), 0)}
 
 
 def test_a_crash_harms_nobody_else(tmp_path):

@@ -53,6 +53,29 @@ def tokens(x: Tensor) -> Tensor:
 # ---- channel ---------------------------------------------------------------------------------------------------------
 
 
+@limit("eca", "channel-wise gate")
+def test_eca_without_neighbours_is_a_channel_wise_gate():
+    eca, x = module("eca", channels=6, kernel_size=1), normal(2, 6, 5, 7)
+    w = eca.conv.weight.item()
+    torch.testing.assert_close(eca(x), x * torch.sigmoid(w * x.mean((2, 3), keepdim=True)))
+
+
+@limit("eca", "linear layer")
+def test_eca_with_a_kernel_of_2c_minus_1_is_a_linear_layer_with_a_toeplitz_matrix():
+    eca, x = module("eca", channels=6, kernel_size=11), normal(2, 6, 5, 7)
+    c = torch.arange(6)
+    T = eca.conv.weight[0, 0, c - c[:, None] + 5]  # T[c, d] = w_{d − c}: every entry is a weight, none is cut off
+    s = torch.sigmoid(F.linear(x.mean((2, 3)), T))
+    torch.testing.assert_close(eca(x), x * s[:, :, None, None])
+
+
+@limit("eca", "SiLU")
+def test_eca_on_one_pixel_with_the_kernel_1_is_silu():
+    eca, x = module("eca", channels=6, kernel_size=1), normal(2, 6, 1, 1)
+    eca.conv.weight.fill_(1.0)
+    torch.testing.assert_close(eca(x), F.silu(x))
+
+
 @limit("se", "identity")
 def test_se_with_a_large_gate_bias_is_the_identity():
     se, x = module("se", channels=6, reduction=2), normal(2, 6, 5, 7)
@@ -103,6 +126,22 @@ def test_a_non_local_block_that_asks_nothing_adds_the_mean_of_the_image():
 # ---- channel and spatial ---------------------------------------------------------------------------------------------
 
 
+@limit("cbam", "se")
+def test_cbam_without_the_maximum_and_the_spatial_gate_is_squeeze_and_excitation():
+    cbam = module("cbam", channels=6, reduction=2, max_branch=False, spatial=False)
+    se, x = module("se", channels=6, reduction=2), normal(2, 6, 5, 7)
+    cbam.channel.W0, cbam.channel.W1 = se.W1, se.W2
+    assert torch.equal(cbam(x), se(x))
+
+
+@limit("cbam", "identity")
+def test_cbam_with_large_biases_of_both_gates_is_the_identity():
+    cbam, x = module("cbam", channels=6, reduction=2), normal(2, 6, 5, 7)
+    cbam.channel.W1.bias.fill_(1000.0)
+    cbam.spatial.f.bias.fill_(1000.0)
+    assert torch.equal(cbam(x), x)
+
+
 @limit("coord", "row gate")
 def test_coordinate_attention_with_open_columns_is_a_gate_for_every_row():
     coord, x = module("coord", channels=6), normal(2, 6, 5, 7)
@@ -132,13 +171,27 @@ def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
     torch.testing.assert_close(coord(x), se(x))
 
 
+@limit("simam", "constant gate")
+def test_simam_with_a_large_lambda_gates_everything_alike():
+    simam, x = module("simam", channels=6, lam=1e30), normal(2, 6, 5, 7)
+    assert torch.equal(simam(x), x * torch.sigmoid(torch.tensor(0.5, dtype=x.dtype)))
+
+
+@limit("simam", "activation function")
+def test_simam_of_standardised_channels_is_an_activation_function():
+    x = normal(2, 6, 5, 7)
+    x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)
+    simam = module("simam", channels=6, lam=1e-15)
+    torch.testing.assert_close(simam(x), x * torch.sigmoid(x**2 / 4 + 0.5))
+
+
 # ---- branch ----------------------------------------------------------------------------------------------------------
 
 
 @limit("sk", "convolution")
 def test_selective_kernel_with_one_branch_is_convolution_batch_norm_relu():
     sk, x = module("sk", channels=6, groups=3, dilations=(2,)), normal(2, 6, 5, 7)
-    conv, bn, relu = sk.branches[0]
+    conv, bn, _ = sk.branches[0]
     U = F.conv2d(x, conv.weight, padding=2, dilation=2, groups=3)
     torch.testing.assert_close(sk(x), F.relu(F.batch_norm(U, bn.running_mean, bn.running_var, bn.weight, bn.bias)))
 
@@ -159,6 +212,35 @@ def test_selective_kernel_without_logits_is_the_mean_of_its_branches():
 # ---- mlp -------------------------------------------------------------------------------------------------------------
 
 
+@limit("vip", "channel MLP")
+def test_permute_mlp_without_its_spatial_branches_is_a_channel_mlp():
+    vip, x = module("vip", channels=6, height=5, width=7, segments=2, weighted=False), normal(2, 6, 5, 7)
+    vip.WH.weight.fill_(0.0)
+    vip.WW.weight.fill_(0.0)
+    torch.testing.assert_close(vip(x), F.conv2d(F.conv2d(x, vip.WC.weight), vip.WP.weight, vip.WP.bias))
+
+
+@limit("vip", "convolution")
+def test_permute_mlp_with_equal_weights_at_equal_distance_is_convolution_along_the_columns():
+    vip, x = module("vip", channels=6, height=5, width=7, segments=2, weighted=False), normal(2, 6, 5, 7)
+    kernel = normal(2, 2, 9)  # s, s′, distance −4 … 4
+    distance = torch.arange(5) - torch.arange(5)[:, None]  # h′ − h
+    vip.WH.weight.copy_(kernel[:, :, distance + 4].permute(2, 0, 3, 1).reshape(10, 10))
+    vip.WW.weight.fill_(0.0)
+    vip.WC.weight.fill_(0.0)
+    groups = F.conv2d(x.reshape(2 * 3, 2, 5, 7), kernel[..., None], padding=(4, 0))  # each group of S = 2 channels
+    torch.testing.assert_close(vip(x), F.conv2d(groups.reshape_as(x), vip.WP.weight, vip.WP.bias))
+
+
+@limit("vip", "token mixing")
+def test_permute_mlp_of_one_column_and_one_segment_is_token_mixing():
+    vip, x = module("vip", channels=6, height=5, width=1, segments=1, weighted=False), normal(2, 6, 5, 1)
+    vip.WW.weight.fill_(0.0)
+    vip.WC.weight.fill_(0.0)
+    mixed = torch.einsum("mn,bnc->bmc", vip.WH.weight, tokens(x))  # as in MLP-Mixer: one matrix for all channels
+    torch.testing.assert_close(tokens(vip(x)), mixed @ vip.WP.weight[:, :, 0, 0].T + vip.WP.bias)
+
+
 # ---- convolution -----------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +254,32 @@ def test_deformable_convolution_without_offsets_is_convolution():
 
 
 # ---- fusion ----------------------------------------------------------------------------------------------------------
+
+
+@limit("gated", "mean")
+def test_gated_fusion_without_weights_is_the_mean():
+    fuse, x, y = module("gated", channels=6), normal(2, 6, 5, 7), normal(2, 6, 5, 7, seed=2)
+    for p in fuse.parameters():
+        p.fill_(0.0)
+    torch.testing.assert_close(fuse(x, y), (x + y) / 2)
+
+
+@limit("gated", "identity")
+def test_gated_fusion_with_a_large_bias_is_the_identity_on_one_input():
+    fuse, x, y = module("gated", channels=6), normal(2, 6, 5, 7), normal(2, 6, 5, 7, seed=2)
+    fuse.Wz2.bias.fill_(1000.0)
+    assert torch.equal(fuse(x, y), x)
+    fuse.Wz2.bias.fill_(-1000.0)
+    assert torch.equal(fuse(x, y), y)
+
+
+@limit("gated", "highway layer")
+def test_gated_fusion_of_a_layer_and_its_input_is_a_highway_layer():
+    fuse, x = module("gated", channels=6, layout="B T N C"), normal(2, 5, 7, 6)
+    fuse.Wz1.weight.fill_(0.0)
+    layer = torch.tanh(x @ normal(6, 6, seed=2))
+    T = torch.sigmoid(x @ fuse.Wz2.weight.T + fuse.Wz2.bias)  # the transform gate sees the input alone
+    torch.testing.assert_close(fuse(layer, x), layer * T + x * (1 - T))
 
 
 # ---- the list --------------------------------------------------------------------------------------------------------
