@@ -67,7 +67,8 @@ class Entry:
         layout: axes of the inputs, separated by commas for several inputs ("B C H W"). A set of options that
             holds `layout`, of a module that takes several, has its own; see `layout_of`.
         output: axes of the output; primed letters where a size may differ from the input's.
-        example: options of a small runnable instance.
+        example: options of a small runnable instance. `height` and `width`, where a module has them, are those of
+            its inputs: they follow the size that is asked for.
         variants: further named sets of options, tested like the example.
         inputs: makes the inputs where random normal tensors of `layout` would not do;
             called as `inputs(shapes, generator)` with one shape tuple an input.
@@ -120,39 +121,47 @@ class Entry:
         """Path of the chapter from the book's root, without its ending."""
         return f"chapters/{self.family}/{self.id}"
 
-    def options(self, variant: str | None = None) -> dict[str, Any]:
-        """The example's options, or those of a variant."""
-        if variant is None:
-            return dict(self.example)
-        _member("variant", variant, self.variants)
-        return dict(self.variants[variant])
+    def options(self, variant: str | None = None, size: tuple[int, ...] | None = None) -> dict[str, Any]:
+        """The example's options, or those of a variant, for inputs of a size as in `sizes`."""
+        if variant is not None:
+            _member("variant", variant, self.variants)
+        options = dict(self.example if variant is None else self.variants[variant])
+        sizes = self.sizes(size, variant)
+        return options | {name: sizes[axis] for name, axis in (("height", "H"), ("width", "W")) if name in options}
 
     def layout_of(self, variant: str | None = None) -> str:
         """Axes of the inputs of the example, or of a variant that takes another layout."""
-        own = self.options(variant).get("layout")
+        own = (self.example if variant is None else self.variants[variant]).get("layout")
         return self.layout if own is None else ", ".join([own] * len(self.layout.split(",")))
 
-    def shapes(self, batch: int = 2, size: tuple[int, ...] | None = None, variant: str | None = None):
-        """Shapes of the inputs: one tuple an input.
+    def sizes(self, size: tuple[int, ...] | None = None, variant: str | None = None) -> dict[str, int]:
+        """Sizes of the axes other than B and C, by name; small and non-square when `size` is None.
 
         Args:
-            batch: size of axis B.
-            size: sizes of the axes other than B and C, in the order in which `layout` names them
-                ((H, W), (N,), (T, N), (T, H, W)); small and non-square when None.
+            size: in the order in which the layout names the axes: (H, W), (N,), (T, N), (T, H, W).
+
+        Raises:
+            ValueError: if there are more or fewer.
         """
-        options = self.options(variant)
-        axes = [part.split() for part in self.layout_of(variant).split(",")]
-        free = list(dict.fromkeys(a for part in axes for a in part if a not in "BC" and not a.isdigit()))
+        free = list(dict.fromkeys(a for a in self.layout_of(variant).replace(",", " ").split()
+                                  if a not in "BC" and not a.isdigit()))
         if size is None:
             size = tuple(DEFAULT_SIZE[a] for a in free)
         if len(size) != len(free):
             raise ValueError(f"size={size} must hold {len(free)} numbers ({', '.join(free)}) for module {self.id!r}")
-        known = {"B": batch, "C": options.get("channels", options.get("dim")), **dict(zip(free, size, strict=True))}
-        return [tuple(int(a) if a.isdigit() else known[a] for a in part) for part in axes]
+        return dict(zip(free, size, strict=True))
+
+    def shapes(self, batch: int = 2, size: tuple[int, ...] | None = None,
+               variant: str | None = None) -> list[tuple[int, ...]]:
+        """Shapes of the inputs, one an input; `size` as in `sizes`."""
+        options = self.options(variant, size)
+        known = {"B": batch, "C": options.get("channels", options.get("dim")), **self.sizes(size, variant)}
+        return [tuple(int(a) if a.isdigit() else known[a] for a in part.split())
+                for part in self.layout_of(variant).split(",")]
 
     def make_inputs(self, batch: int = 2, size: tuple[int, ...] | None = None, *, variant: str | None = None,
                     seed: int = 0) -> tuple[Tensor, ...]:
-        """Seeded float32 inputs on the CPU; arguments as in `shapes`."""
+        """Seeded float32 inputs on the CPU; arguments as in `sizes`."""
         generator = torch.Generator().manual_seed(seed)
         shapes = self.shapes(batch, size, variant)
         if self.inputs is not None:
@@ -231,7 +240,7 @@ def example(id: str, variant: str | None = None, *, batch: int = 2, size: tuple[
     e = entry(id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = e.cls(**e.options(variant))
+        module = e.cls(**e.options(variant, size))
         if generic:
             with torch.no_grad():
                 for p in module.parameters():

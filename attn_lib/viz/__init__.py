@@ -2,6 +2,7 @@
 
 from .charts import bars, compare, curves, matrix
 from .explore import Explorer, explore_attention, explore_frames, explore_pixels, explore_points
+from .family_map import FamilyMap, family_map
 from .figures import Figure
 from .flow import flow
 from .images import channels, images, overlay, points
@@ -12,6 +13,7 @@ from .timing import roofline, timing
 __all__ = [
     "FAMILY_COLOURS",
     "Explorer",
+    "FamilyMap",
     "Figure",
     "bars",
     "channels",
@@ -21,6 +23,7 @@ __all__ = [
     "explore_frames",
     "explore_pixels",
     "explore_points",
+    "family_map",
     "flow",
     "images",
     "matrix",

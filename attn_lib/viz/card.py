@@ -6,10 +6,13 @@ import html
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+
 from .. import catalog
 from ..measure import cost, records, saved_bytes
 from ..measure.suite import sizes
 from . import style
+from .family_map import known
 from .timing import latest
 
 SIDE = 56  # of the feature map that FLOPs, memory and times are given for
@@ -92,6 +95,9 @@ def card(id: str) -> Card:
     ]
     if entry.builds_on:
         rows.append(Row("Builds on", ", ".join(catalog.entry(other).name for other in entry.builds_on)))
+    if entry.reduces_to:
+        limits = "; ".join(f"{known(what)} ({when})" for what, when in entry.reduces_to.items())
+        rows.append(Row("At its limits", limits))
     place = f"{entry.cls.__module__}.{entry.cls.__qualname__}"
     rows.append(Row("Class", place, f"<code>{html.escape(place)}</code>"))
     return Card(entry.id, entry.name, style.FAMILY_COLOURS[entry.family], tuple(rows))
@@ -117,11 +123,10 @@ def _axes(layout: str) -> str:
 
 def _costs(entry: catalog.Entry) -> list[Row]:
     (small,), (large,) = (sizes(entry.layout, [side]) for side in (SIDE, 2 * SIDE))
-    module, inputs = catalog.example(entry.id, batch=1, size=small)
-    counted = cost(module, inputs)
-    grown = saved_bytes(*catalog.example(entry.id, batch=1, size=large)) / max(1, counted.saved_bytes)
-    options = ", ".join(f"{name}={value!r}" for name, value in entry.example.items())
-    one = "one input of " + _times(inputs[0].shape[1:])
+    counted = cost(*_evaluating(entry, small))
+    grown = saved_bytes(*_evaluating(entry, large)) / max(1, counted.saved_bytes)
+    options = ", ".join(f"{name}={value!r}" for name, value in entry.options(size=small).items())
+    one = "one input of " + _times(entry.shapes(1, small)[0][1:])
     doubled = f"{_times(small)} → {_times(large)}"
     memory = f"{style.si(counted.saved_bytes, 'B')} for {one}; × {grown:.1f} for {doubled}"
     return [
@@ -129,6 +134,12 @@ def _costs(entry: catalog.Entry) -> list[Row]:
         Row("FLOPs", f"{_count(counted.flops)} for {one}, in matrix products and convolutions"),
         Row("Kept for backward", memory if counted.saved_bytes else "nothing but its inputs and parameters"),
     ]
+
+
+def _evaluating(entry: catalog.Entry, size: tuple[int, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The example in evaluation mode, where a batch of one is enough for every module."""
+    module, inputs = catalog.example(entry.id, batch=1, size=size)
+    return module.eval(), inputs
 
 
 def _time(entry: catalog.Entry) -> str:

@@ -139,6 +139,13 @@ def link_card_to_class(app: Sphinx, doctree: nodes.document, docname: str) -> No
         card.children = [nodes.Text(re.sub(r"<code>(attn_lib\.[\w.]+)</code>", link, card.astext()))]
 
 
+def link_map_to_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """The family map links to notebooks, as Jupyter wants it; on the site those are pages."""
+    for map_ in doctree.findall(lambda node: isinstance(node, nodes.raw) and 'class="attn-map"' in node.astext()):
+        links = re.sub(r'(<a href="[\w./-]+)\.ipynb"', rf'\1{app.builder.out_suffix}"', map_.astext())
+        map_.children = [nodes.Text(links)]
+
+
 def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put generated reference where a page says `% module-reference` or `% task-reference`."""
     for mark, generate in (("% module-reference", module_reference), ("% task-reference", task_reference)):
@@ -269,4 +276,5 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("autodoc-process-docstring", keep_blocks, priority=600)  # after napoleon
     app.connect("autodoc-process-docstring", link_class_to_chapter, priority=700)
     app.connect("doctree-resolved", link_card_to_class)
+    app.connect("doctree-resolved", link_map_to_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

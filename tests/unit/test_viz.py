@@ -18,6 +18,7 @@ from torch import nn
 import attn_lib
 from attn_lib import viz
 from attn_lib.measure import Timing
+from attn_lib.measure.suite import sizes
 from attn_lib.ops import attend
 from attn_lib.tap import tap
 from attn_lib.viz import style
@@ -612,7 +613,7 @@ def test_the_scaling_legend_sets_fit_beside_theory(texts):
 def test_a_card_says_what_the_catalog_and_the_module_say(id):
     entry, card = attn_lib.entry(id), attn_lib.card(id)
     said = {row.label: row.text for row in card.rows}
-    module, _ = attn_lib.example(id)
+    module, _ = attn_lib.example(id, size=sizes(entry.layout, [56])[0])
     assert said["Parameters"].startswith(f"{sum(p.numel() for p in module.parameters()):,} (")
     assert entry.title in said["Paper"] and str(entry.year) in said["Paper"] and entry.venue in said["Paper"]
     assert said["Fresh module"] == ("returns its input unchanged" if entry.identity_at_init else "changes its input")
@@ -661,3 +662,23 @@ def test_no_label_of_a_matrix_is_cut_off(shape, title, panels):
     picture = np.asarray(Image.open(io.BytesIO(figure.png)).convert("L"))
     rim = np.concatenate([picture[:2].ravel(), picture[-2:].ravel(), picture[:, :2].ravel(), picture[:, -2:].ravel()])
     assert rim.min() > 250, "something is drawn up to the rim"
+
+
+# --- the family map ---
+
+
+def test_family_map_links_every_module_where_it_is_drawn():
+    family_map = viz.family_map(**SAY, root="../..")
+    assert set(family_map.places) == set(attn_lib.list_modules())
+    picture = pixels(family_map.figure)
+    html = family_map._repr_html_()
+    for id, (left, top, width, height) in family_map.places.items():
+        entry = attn_lib.entry(id)
+        assert f'<a href="../../{entry.family}/{id}.ipynb" aria-label="{entry.name}, {entry.year}"' in html
+        rows, cols = (slice(round(n * at), round(n * (at + size)))
+                      for n, at, size in zip(picture.shape, (top, left), (height, width), strict=False))
+        assert near(picture[rows, cols], style.FAMILY_COLOURS[entry.family]).sum() > 50, f"{id} has its box elsewhere"
+    tops = {id: place[1] for id, place in family_map.places.items()}
+    assert tops["deform"] < tops["se"] < tops["ccnet"], "years run downwards"
+    data, metadata = family_map._repr_mimebundle_()
+    assert {"text/html", "image/png", "text/plain"} == set(data) and metadata["image/png"]["alt"] == SAY["alt"]
