@@ -9,6 +9,7 @@ import torch
 
 from .. import catalog
 from . import suite
+from .counterparts import COUNTERPARTS, against
 from .records import RECORDED, Row, file_name, load_text, merge, stamp, write
 
 
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted: modules measured to the end are in {out}", file=sys.stderr)
         return 130
     print(summary(rows))
+    print(beside_counterparts(ids, device))
     print(f"{len(rows)} rows in {out}")
     unsteady = sum(row["iqr"] > row["median"] / 4 for row in rows if not row["error"])
     if unsteady:
@@ -61,6 +63,19 @@ def summary(rows: list[Row]) -> str:
         result = row["error"] or f"{row['median'] * 1e3:10.4f} ms  {row['roofline']:7.1%} of the roofline"
         lines.append(what + result)
     return "\n".join(lines)
+
+
+def beside_counterparts(ids: Sequence[str], device: torch.device) -> str:
+    """A line for each module that a well-kept package has as well: our time over theirs, from one run."""
+    lines = ["", "forward+backward, our time over that of"]
+    for id in ids:
+        if id in COUNTERPARTS:
+            try:
+                result = against(id, device, side=suite.COMPILED_SIDE, batch=suite.BATCH[device.type])[id]
+            except ImportError as error:
+                result = str(error).splitlines()[0]
+            lines.append(f"{id:<20} {COUNTERPARTS[id].label:<30} {result}")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 if __name__ == "__main__":

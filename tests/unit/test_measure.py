@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import attn_lib
 from attn_lib import measure
 from attn_lib.measure import call, progress, suite
-from attn_lib.measure.__main__ import main
+from attn_lib.measure.__main__ import beside_counterparts, main
+from attn_lib.measure.counterparts import COUNTERPARTS, import_package
 from attn_lib.measure.records import SCHEMA, flatten, load_text, merge, write
 
 REPO = Path(__file__).resolve().parents[2]
@@ -638,3 +640,27 @@ class TestCall:
         monkeypatch.setitem(sys.modules, "tqdm", None)
         assert list(progress.progress([1, 2, 3], "bar")) == [1, 2, 3]
         assert "bar 3/3" in capsys.readouterr().err
+
+
+# --- beside other packages ---
+
+
+@pytest.mark.parametrize("id", sorted(COUNTERPARTS))
+def test_a_counterpart_has_our_shape_and_as_many_parameters(id):
+    """A ratio of times says something only about two modules that do the same work."""
+    other, entry = COUNTERPARTS[id], attn_lib.entry(id)
+    C = entry.example["channels"]
+    ours, theirs = entry.cls(C, **other.options), other.make(import_package(other.package), C)
+    (x,) = entry.make_inputs()
+    assert ours(x).shape == theirs(x).shape
+    count = [sum(p.numel() for p in m.parameters()) for m in (ours, theirs)]
+    assert abs(count[0] - count[1]) <= 2 * C, count
+
+
+def test_counterparts_are_timed_in_turns_and_a_missing_package_is_named(monkeypatch):
+    text = beside_counterparts(["ccnet", "se"], torch.device("cpu"))
+    assert re.search(r"\nse +timm SEModule +× \d+\.\d\d ± ", text), text
+    assert "ccnet" not in text
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "timm.layers.squeeze_excite is not installed" in beside_counterparts(["se"], torch.device("cpu"))
+    assert beside_counterparts(["ccnet"], torch.device("cpu")) == ""

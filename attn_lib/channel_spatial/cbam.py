@@ -1,0 +1,191 @@
+"""CBAM: a gate for every channel, then a gate for every position, both from means and maxima."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..catalog import register
+from ..checks import check_at_most, check_feature_map, check_int, check_odd, check_tensor
+from ..ops import mean_and_max
+from ..tap import tap
+
+
+class ChannelAttention(nn.Module):
+    """Channel attention of CBAM: x₁ = M_c · x with M_c = σ(MLP(c_avg) + MLP(c_max)), MLP(z) = W₁ δ(W₀ z), δ = ReLU.
+
+    c_avg and c_max are the mean and the maximum of x over H and W; both go through the same MLP. With both, the
+    bias of W₁ counts twice, as in the authors' release.
+
+    Args:
+        channels: C, at least 1.
+        reduction: r, from 1 to C; W₀ is C/r × C, rounded down where r does not divide C.
+        bias: whether W₀ and W₁ carry a bias.
+        max_branch: False drops MLP(c_max); what remains is Squeeze-and-Excitation.
+
+    Shape:
+        x (B, C, H, W) → x₁ (B, C, H, W), any H, W ≥ 1.
+
+    Raises:
+        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True, max_branch: bool = True):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        self.reduction = check_int("reduction", reduction)
+        check_at_most("reduction", reduction, "channels", channels)
+        self.max_branch = max_branch
+        hidden = channels // reduction
+        self.W0 = nn.Linear(channels, hidden, bias=bias)
+        self.W1 = nn.Linear(hidden, channels, bias=bias)
+
+    def mlp(self, z: Tensor) -> Tensor:
+        return self.W1(F.relu(self.W0(z)))
+
+    def gate(self, c_avg: Tensor, c_max: Tensor | None) -> Tensor:
+        """M_c (B, C), eq. 2, from the two descriptors (B, C), or from the mean alone."""
+        return torch.sigmoid(self.mlp(c_avg) if c_max is None else self.mlp(c_avg) + self.mlp(c_max))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels)
+        c_avg = tap("c_avg", x.mean((2, 3)), "B C")
+        c_max = tap("c_max", x.amax((2, 3)), "B C") if self.max_branch else None
+        Mc = tap("Mc", self.gate(c_avg, c_max), "B C")          # eq. 2
+        return tap("x1", Mc[:, :, None, None] * x, "B C H W")   # eq. 1, first line
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, reduction={self.reduction}, max_branch={self.max_branch}"
+
+
+class SpatialAttention(nn.Module):
+    """Spatial attention of CBAM: y = M_s · x₁ with M_s = σ(f([s_avg; s_max])), f a k × k convolution of 2 planes to 1.
+
+    s_avg and s_max are the mean and the maximum of x₁ over its channels, stacked in this order, the paper's. The
+    release stacks them the other way round: flip the input axis of its kernels.
+
+    Args:
+        kernel_size: k, odd.
+        bias: whether f carries a bias.
+        norm: batch normalisation behind f in place of its bias: the release has it, the paper's equation has not.
+
+    Shape:
+        x₁ (B, C, H, W) → y (B, C, H, W), any C, H, W ≥ 1.
+
+    Raises:
+        ValueError: for an even kernel, or an input that is not a feature map.
+    """
+
+    def __init__(self, *, kernel_size: int = 7, bias: bool = True, norm: bool = False):
+        super().__init__()
+        self.kernel_size = check_odd("kernel_size", kernel_size)
+        self.f = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=bias and not norm)
+        self.norm = nn.BatchNorm2d(1, momentum=0.01) if norm else nn.Identity()
+
+    def forward(self, x1: Tensor) -> Tensor:
+        check_tensor(x1, "B C H W", name="x1")
+        s_avg, s_max = mean_and_max(x1, 1)
+        s = torch.cat([tap("s_avg", s_avg, "B 1 H W"), tap("s_max", s_max, "B 1 H W")], 1)
+        Ms = tap("Ms", torch.sigmoid(self.norm(self.f(s))), "B 1 H W")  # eq. 3
+        return tap("y", Ms * x1, "B C H W")                             # eq. 1, second line
+
+
+@register(
+    "cbam",
+    family="channel_spatial",
+    name="CBAM",
+    summary="It gates positions as well as channels, and its channel gate sees the maximum beside the mean.",
+    paper="woo2018cbam",
+    title="CBAM: Convolutional Block Attention Module",
+    venue="ECCV",
+    year=2018,
+    arxiv="1807.06521",
+    code="https://github.com/Jongchan/attention-module",
+    layout="B C H W",
+    example=dict(channels=64),
+    variants={
+        "release": dict(channels=32, norm=True),
+        "no bias": dict(channels=16, reduction=4, bias=False, kernel_size=3),
+        "channel only": dict(channels=6, reduction=6, spatial=False),
+        "mean only": dict(channels=12, reduction=5, max_branch=False, kernel_size=1),
+    },
+    commutes_with={"translation"},
+    builds_on=("se",),
+    reduces_to={"se": "no max branch, no spatial part", "identity": "biases of W₁ and f → ∞"},
+)
+class CBAM(nn.Module):
+    """Convolutional block attention: x₁ = M_c · x, then y = M_s · x₁.
+
+    M_c = σ(MLP(c_avg) + MLP(c_max)) is a gate a channel, from mean and maximum of x over H and W; see
+    `ChannelAttention`. M_s = σ(f([s_avg; s_max])) is a gate a position, from mean and maximum of x₁ over C; see
+    `SpatialAttention`. The paper calls x F, x₁ F′ and y F″. Its equations write no biases; the release has them in
+    the MLP, and in the batch normalisation that it puts behind f (`norm=True`).
+
+    Args:
+        channels: C, at least 1.
+        reduction: r, from 1 to C; the paper's default is 16.
+        kernel_size: k of f, odd; 7 in the paper.
+        bias: whether the MLP and f carry biases.
+        max_branch: False leaves the maximum out of the channel gate.
+        spatial: False leaves out the spatial gate: y = x₁.
+        norm: batch normalisation behind f in place of its bias, as in the release.
+
+    Shape:
+        x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
+
+    Raises:
+        ValueError: for an argument out of range, an even kernel, or an input that is not a feature map of C channels.
+
+    Paper:
+        Woo, Park, Lee and Kweon, CBAM: Convolutional Block Attention Module, ECCV 2018, arXiv 1807.06521.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, kernel_size: int = 7, bias: bool = True,
+                 max_branch: bool = True, spatial: bool = True, norm: bool = False):
+        super().__init__()
+        self.channel = ChannelAttention(channels, reduction=reduction, bias=bias, max_branch=max_branch)
+        self.spatial = SpatialAttention(kernel_size=kernel_size, bias=bias, norm=norm) if spatial else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = self.channel(x)
+        return self.spatial(x1)
+
+
+class JointCBAM(nn.Module):
+    """CBAM for two maps of one scene, such as colour and depth: y_a = M_s,a · M_c,a · a and y_b = M_s,b · M_c,b · b.
+
+    One MLP sees both maps: (M_c,a, M_c,b) = σ(MLP([avg a; avg b]) + MLP([max a; max b])), so that one map can open
+    and close channels of the other. Each map has a spatial gate of its own, so their sizes may differ.
+
+    A variation, not in the paper. The nearest published module is MMTM (Vaezi Joze et al., CVPR 2020,
+    arXiv 1911.08670), which joins the means of two maps. A class of this name in circulation is another one: it
+    joins the channel and the spatial logits of a single map of fixed size.
+
+    Args:
+        channels: C of either map, at least 1.
+        reduction: r, from 1 to 2C: the MLP has 2C inputs, 2C/r hidden units and 2C outputs.
+        kernel_size: k of the two spatial convolutions, odd.
+        bias: whether the MLP and the convolutions carry biases.
+
+    Shape:
+        a (B, C, H, W), b (B, C, H′, W′) → y_a, y_b of the same shapes.
+
+    Raises:
+        ValueError: for an argument out of range, an even kernel, inputs that are not feature maps of C channels, or
+            batches of different size.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, kernel_size: int = 7, bias: bool = True):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        self.channel = ChannelAttention(2 * channels, reduction=reduction, bias=bias)
+        self.spatial_a = SpatialAttention(kernel_size=kernel_size, bias=bias)
+        self.spatial_b = SpatialAttention(kernel_size=kernel_size, bias=bias)
+
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        check_feature_map(a, self.channels, "a")
+        check_tensor(b, "B C H W", {"B": len(a), "C": self.channels}, "b")
+        c_avg = tap("c_avg", torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1), "B 2*C")
+        c_max = tap("c_max", torch.cat([a.amax((2, 3)), b.amax((2, 3))], 1), "B 2*C")
+        Mc = tap("Mc", self.channel.gate(c_avg, c_max), "B 2*C")[:, :, None, None]
+        Mc_a, Mc_b = Mc.chunk(2, 1)
+        return self.spatial_a(Mc_a * a), self.spatial_b(Mc_b * b)

@@ -1,0 +1,85 @@
+"""Coordinate attention: one gate for every row and one for every column, in each channel."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..catalog import register
+from ..checks import check_feature_map, check_int
+from ..ops import strip_means
+from ..tap import tap
+
+
+@register(
+    "coord",
+    family="channel_spatial",
+    name="Coordinate attention",
+    summary="It says where as well as which channel, by one factor for each row and one for each column.",
+    paper="hou2021coordinate",
+    title="Coordinate Attention for Efficient Mobile Network Design",
+    venue="CVPR",
+    year=2021,
+    arxiv="2103.02907",
+    code="https://github.com/houqb/CoordAttention",
+    layout="B C H W",
+    example=dict(channels=64),
+    variants={
+        "no minimum": dict(channels=16, reduction=4, min_hidden=1),
+        "few channels": dict(channels=6),
+    },
+    commutes_with={"row_column_permutation", "translation", "flip_h", "flip_w"},
+    builds_on=("se",),
+    reduces_to={
+        "row gate": "bias of F_w → ∞: only the rows are gated",
+        "identity": "biases of F_h and F_w → ∞",
+        "se": "a map of one row, bias of F_w → ∞, h-swish(k·v)/k → ReLU(v)",
+    },
+)
+class CoordinateAttention(nn.Module):
+    """Coordinate attention: y = x · gʰ · gʷ, a gate gʰ = σ(F_h fʰ) for each row and gʷ = σ(F_w fʷ) for each column.
+
+    [fʰ, fʷ] = δ(BN(F₁ [zʰ, zʷ])) with zʰ = mean of x over each row, zʷ = mean of x over each column, δ = h-swish.
+    F₁, F_h and F_w are 1 × 1 convolutions; F₁ and BN serve rows and columns alike.
+
+    Equation 6 reads δ(F₁ ·) and does not say which δ: BN is from the paper's Figure 2, h-swish from the release.
+    It gives f C/r channels; the release has max(8, C/r), as here: `min_hidden=1` is the equation to the letter.
+    F_h and F_w have biases as in the release. Its bias of F₁ is left out: BN cancels it.
+
+    Args:
+        channels: C, at least 1.
+        reduction: r, at least 1; the release's default is 32. C/r is rounded down where r does not divide C.
+        min_hidden: least number of channels of f, at least 1.
+
+    Shape:
+        x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
+
+    Raises:
+        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+
+    Paper:
+        Hou, Zhou and Feng, Coordinate Attention for Efficient Mobile Network Design, CVPR 2021, arXiv 2103.02907.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 32, min_hidden: int = 8):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        self.reduction = check_int("reduction", reduction)
+        hidden = max(check_int("min_hidden", min_hidden), channels // reduction)
+        self.F1 = nn.Conv1d(channels, hidden, 1, bias=False)
+        self.BN = nn.BatchNorm1d(hidden)
+        self.Fh = nn.Conv1d(hidden, channels, 1)
+        self.Fw = nn.Conv1d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels)
+        H, W = x.shape[2:]
+        zh, zw = strip_means(x)
+        zh, zw = tap("zh", zh, "B C H"), tap("zw", zw, "B C W")                          # eq. 4 and 5
+        f = tap("f", F.hardswish(self.BN(self.F1(torch.cat([zh, zw], 2)))), "B M H+W")   # eq. 6
+        fh, fw = f.split([H, W], dim=2)
+        gh = tap("gh", torch.sigmoid(self.Fh(fh)), "B C H")                              # eq. 7
+        gw = tap("gw", torch.sigmoid(self.Fw(fw)), "B C W")                              # eq. 8
+        return tap("y", x * gh[:, :, :, None] * gw[:, :, None, :], "B C H W")            # eq. 9
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, reduction={self.reduction}"

@@ -1,0 +1,87 @@
+"""SimAM: a gate for every neuron, from how far it stands out of its own channel. No parameters."""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from ..catalog import register
+from ..checks import check_feature_map, check_int
+from ..tap import tap
+
+
+@register(
+    "simam",
+    family="channel_spatial",
+    name="SimAM",
+    summary="It gives every position of every channel a gate of its own without a single weight: the further a value "
+            "lies from the mean of its channel, the more of it passes.",
+    paper="yang2021simam",
+    title="SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
+    venue="ICML",
+    year=2021,
+    code="https://github.com/ZjjConan/SimAM",
+    layout="B C H W",
+    example=dict(channels=64),
+    variants={"ImageNet": dict(channels=6, lam=0.1), "biased": dict(channels=3, unbiased=False)},
+    commutes_with={"channel_permutation", "spatial_permutation", "row_column_permutation", "translation", "flip_h",
+                   "flip_w", "transpose"},
+    reduces_to={
+        "constant gate": "λ → ∞: every gate is σ(½)",
+        "activation function": "on standardised channels, λ → 0: y = x · σ(x²/4 + ½)",
+    },
+)
+class SimAM(nn.Module):
+    """SimAM: y = σ(1/e*) · x with 1/e* = (x − μ)² / (4 (v + λ)) + ½, μ and v the mean and variance of each channel.
+
+    e* is the least energy of a line w·x + b that should be 1 at one neuron and −1 at all others of its channel:
+    e(w, b) = (1 − (w t + b))² + mean of (−1 − (w xᵢ + b))² over the others + λ w². The lower e*, the better the
+    neuron can be told apart. Every gate lies in [σ(½), 1) = [0.62, 1).
+
+    The statistics are those of all M = HW neurons, not of all others: the paper's approximation, the same for all
+    neurons of a channel. v divides by M − 1 as the released code does and the listing in the paper's Figure 3; the
+    line below the paper's equation 5 divides by M (`unbiased=False`). Half precision is computed in float32.
+
+    Args:
+        channels: C, at least 1. There are no weights to size by it; inputs are checked against it.
+        lam: λ > 0; 1e-4 is the paper's value for CIFAR and the default of the released module, 0.1 the one for
+            ImageNet and COCO.
+        unbiased: whether v divides by M − 1 rather than M.
+
+    Shape:
+        x (B, C, H, W) → y (B, C, H, W), any H, W with HW ≥ 2.
+
+    Raises:
+        ValueError: for an argument out of range, an input that is not a feature map of C channels, or a map of
+            1 × 1, where there is no other neuron to differ from.
+
+    Paper:
+        Yang, Zhang, Li and Xie, SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural
+        Networks, ICML 2021.
+    """
+
+    def __init__(self, channels: int, *, lam: float = 1e-4, unbiased: bool = True):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        if isinstance(lam, bool) or not isinstance(lam, Real) or not 0 < lam < math.inf:
+            raise ValueError(f"lam={lam!r} must be a positive number: without it a constant channel gives 0/0")
+        self.lam = float(lam)
+        self.unbiased = unbiased
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels)
+        M = x.shape[2] * x.shape[3]
+        if M == 1:
+            raise ValueError("x is a map of 1 × 1; it must hold at least 2 positions: a neuron is measured "
+                             "against the others of its channel")
+        t = x.to(torch.promote_types(x.dtype, torch.float32))  # float16 has no squares above 256²
+        μ = tap("μ", t.mean((2, 3), keepdim=True), "B C 1 1")
+        d = tap("d", (t - μ).square(), "B C H W")
+        v = tap("v", d.sum((2, 3), keepdim=True) / (M - self.unbiased), "B C 1 1")
+        E_inv = tap("E_inv", d / (4 * (v + self.lam)) + 0.5, "B C H W")  # 1/e*, eq. 5
+        g = tap("g", torch.sigmoid(E_inv), "B C H W")
+        return tap("y", x * g.to(x.dtype), "B C H W")                    # refine, eq. 6
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, lam={self.lam:g}"

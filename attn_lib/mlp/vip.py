@@ -1,0 +1,114 @@
+"""Vision Permutator: mixes along columns, rows and channels with dense layers, and weighs the three answers."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..catalog import register
+from ..checks import check_at_most, check_divisible, check_int, check_tensor
+from ..tap import tap
+
+
+@register(
+    "vip",
+    family="mlp",
+    name="Weighted Permute-MLP",
+    summary="It lets a position learn from its whole row and column by weights that know every position by number.",
+    paper="hou2022vision",
+    title="Vision Permutator: A Permutable MLP-Like Architecture for Visual Recognition",
+    venue="TPAMI",
+    year=2022,
+    arxiv="2106.12368",
+    code="https://github.com/houqb/VisionPermutator",
+    layout="B C H W",
+    example=dict(channels=64, height=12, width=16, segments=4),
+    variants={
+        "plain": dict(channels=12, height=12, width=16, segments=3, weighted=False),
+        "one segment, biases": dict(channels=6, height=12, width=16, segments=1, reduction=2, bias=True),
+    },
+    reduces_to={
+        "channel MLP": "plain, W_H = W_W = 0",
+        "convolution": "plain, W_W = W_C = 0, W_H depends on h − h′ alone",
+        "token mixing": "plain, W_W = W_C = 0, a map of one column, S = 1",
+    },
+)
+class WeightedPermuteMLP(nn.Module):
+    """Weighted Permute-MLP: y = W_P Σ_k a_k ⊙ X_k + b_P over three linear branches k = H, W, C.
+
+    The C channels are numbered c = nS + s: N = C/S groups of S neighbours. One matrix W_H mixes the H·S numbers
+    of a group in one column of the map, one matrix W_W the W·S numbers of a group in one row, W_C all channels
+    of one position:
+
+        X_H[n, s, h, w] = Σ_{h′, s′} W_H[(h, s), (h′, s′)] x[n, s′, h′, w],
+        X_W[n, s, h, w] = Σ_{w′, s′} W_W[(w, s), (w′, s′)] x[n, s′, h, w′],
+        X_C[c, h, w]    = Σ_{c′} W_C[c, c′] x[c′, h, w].
+
+    The weights come from split attention, for every channel a softmax over the three branches:
+
+        z = mean of X_H + X_W + X_C over H and W,   a[c] = softmax over k of (W₂ GELU(W₁ z + b₁) + b₂)[3c + k].
+
+    The paper sets S so that H·S = W·S = C. Other S, and H ≠ W, only change the shapes of W_H and W_W; the
+    authors' release can neither, all its layers are C × C. Its `segment_dim` is N. It takes (B, H, W, C).
+
+    Args:
+        channels: C, at least 1.
+        height: H of every input, at least 1.
+        width: W of every input, at least 1.
+        segments: S, a divisor of C. None means C/H where H = W, as in the paper.
+        weighted: False leaves the split attention out: y = W_P (X_H + X_W + X_C) + b_P, the paper's Permute-MLP.
+        reduction: C/reduction is the width of the hidden layer of the split attention, rounded down; from 1 to C.
+        bias: whether W_H, W_W and W_C carry biases (`qkv_bias` in the release, which has no q, k or v).
+
+    Shape:
+        x (B, C, H, W) → (B, C, H, W), for the one H and W that it was made for.
+
+    Raises:
+        ValueError: for an argument out of range, or an input that is not a feature map of C channels, H × W.
+
+    Paper:
+        Hou, Jiang, Yuan, Cheng, Yan and Feng, Vision Permutator: A Permutable MLP-Like Architecture for Visual
+        Recognition, TPAMI 2022, arXiv 2106.12368.
+    """
+
+    def __init__(self, channels: int, *, height: int, width: int, segments: int | None = None, weighted: bool = True,
+                 reduction: int = 4, bias: bool = False):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        self.height, self.width = check_int("height", height), check_int("width", width)
+        self.segments = S = _segments(channels, height, width) if segments is None else check_int("segments", segments)
+        check_divisible("channels", channels, "segments", S)
+        self.reduction = check_int("reduction", reduction)
+        check_at_most("reduction", reduction, "channels", channels)
+        self.WH = nn.Linear(height * S, height * S, bias=bias)
+        self.WW = nn.Linear(width * S, width * S, bias=bias)
+        self.WC = nn.Conv2d(channels, channels, 1, bias=bias)
+        self.weighted = weighted
+        if weighted:
+            self.W1 = nn.Linear(channels, channels // reduction)
+            self.W2 = nn.Linear(channels // reduction, 3 * channels)
+        self.WP = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tensor(x, "B C H W", {"C": self.channels, "H": self.height, "W": self.width})
+        columns = rearrange(x, "B (N S) H W -> B N W (H S)", S=self.segments)
+        rows = rearrange(x, "B (N S) H W -> B N H (W S)", S=self.segments)
+        XH = tap("XH", rearrange(self.WH(columns), "B N W (H S) -> B (N S) H W", S=self.segments), "B C H W")
+        XW = tap("XW", rearrange(self.WW(rows), "B N H (W S) -> B (N S) H W", S=self.segments), "B C H W")
+        XC = tap("XC", self.WC(x), "B C H W")
+        if not self.weighted:
+            return tap("y", self.WP(XH + XW + XC), "B C H W")
+        z = tap("z", (XH + XW + XC).mean((2, 3)), "B C")
+        a = tap("a", self.W2(F.gelu(self.W1(z))).unflatten(1, (-1, 3)).softmax(2), "B C 3")
+        aH, aW, aC = a[..., None, None].unbind(2)  # B C 1 1 each
+        return tap("y", self.WP(aH * XH + aW * XW + aC * XC), "B C H W")
+
+    def extra_repr(self) -> str:
+        return (f"channels={self.channels}, height={self.height}, width={self.width}, segments={self.segments}, "
+                f"weighted={self.weighted}")
+
+
+def _segments(channels: int, height: int, width: int) -> int:
+    """The paper's S = C/H = C/W, with which every layer is C × C."""
+    if height != width:
+        raise ValueError(f"segments=None must be a number where height={height} and width={width} differ")
+    return check_divisible("channels", channels, "height", height)

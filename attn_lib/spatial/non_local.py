@@ -1,0 +1,148 @@
+"""Non-local block: every position takes what it needs from all positions, however far away they are."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..catalog import register
+from ..checks import check_at_most, check_choice, check_feature_map, check_int
+from ..ops import attend
+from ..tap import tap, tracing
+
+PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+
+
+@register(
+    "non_local",
+    family="spatial",
+    name="Non-local block",
+    summary="It lets every position compare itself with all others and collect from those that matter to it.",
+    paper="wang2018nonlocal",
+    title="Non-local Neural Networks",
+    venue="CVPR",
+    year=2018,
+    arxiv="1711.07971",
+    code="https://github.com/facebookresearch/video-nonlocal-net",
+    layout="B C H W",
+    example=dict(channels=64),
+    variants={
+        "Gaussian": dict(channels=16, pairwise="gaussian"),
+        "dot product": dict(channels=16, pairwise="dot_product"),
+        "concatenation": dict(channels=6, pairwise="concatenation"),
+        "sub-sampled": dict(channels=16, pairwise="gaussian", subsample=2),
+        "release": dict(channels=16, scale=None, subsample=2, pool_first=True, bias=True, norm=True),
+    },
+    identity_at_init=True,
+    commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+    reduces_to={
+        "identity": "W_z = 0, where it starts",
+        "self-attention": "embedded Gaussian with scale 1/√d",
+        "mean": "θ = 0: every position gets the same average",
+    },
+)
+class NonLocalAttention(nn.Module):
+    """Non-local block: z_i = W_z y_i + x_i with y_i = 1/C(x) Σ_j f(x_i, x_j) g(x_j), j over all N = HW positions.
+
+    θ = W_θ x, φ = W_φ x and g = W_g x are 1×1 convolutions to d = C/r channels. The pairwise function f and the
+    normaliser C(x) are
+
+        embedded Gaussian   f = exp(θ_i · φ_j)            C(x) = Σ_j f      (so f / C(x) is a softmax)
+        Gaussian            f = exp(x_i · x_j)            C(x) = Σ_j f
+        dot product         f = θ_i · φ_j                 C(x) = N          (no softmax: A may be negative)
+        concatenation       f = ReLU(w_f · [θ_i, φ_j])    C(x) = N
+
+    and A = f / C(x) is N × N. Outside a trace only concatenation holds it: the Gaussian forms run through
+    `ops.attend`, the dot product is regrouped, (θ φᵀ) g = θ (φᵀ g), where that is cheaper.
+
+    Args:
+        channels: C, at least 1.
+        pairwise: one of the four above.
+        reduction: r, from 1 to C; the bottleneck has C/r channels, rounded down. The paper halves.
+        subsample: side s of the max pooling behind φ and g, at least 1: A becomes N × N/s². The paper has 2, and 1
+            is its eq. 1. Where s does not divide H or W the last windows are smaller.
+        pool_first: pool x before φ and g, as the authors' release does; the paper's text says after.
+        scale: factor of the logits of both Gaussian forms; 1 in the paper, None is 1/√d, as in the release.
+        bias: whether the 1×1 convolutions have one; the paper's equations have none, the release has.
+        norm: batch normalisation behind W_z, as the paper's models have (Section 4.1).
+        zero_init: start with W_z = 0 (with `norm`, its scale and shift), so that a fresh block is the identity.
+
+    Shape:
+        x (B, C, H, W) → z (B, C, H, W), any H, W ≥ 1.
+
+    Raises:
+        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+
+    Paper:
+        Wang, Girshick, Gupta and He, Non-local Neural Networks, CVPR 2018, arXiv 1711.07971.
+    """
+
+    def __init__(self, channels: int, *, pairwise: str = "embedded_gaussian", reduction: int = 2, subsample: int = 1,
+                 pool_first: bool = False, scale: float | None = 1.0, bias: bool = False, norm: bool = False,
+                 zero_init: bool = True):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        check_choice("pairwise", pairwise, PAIRWISE)
+        self.pairwise = pairwise
+        self.reduction = check_int("reduction", reduction)
+        check_at_most("reduction", reduction, "channels", channels)
+        self.subsample = check_int("subsample", subsample)
+        if scale != 1.0 and "gaussian" not in pairwise:
+            raise ValueError(f"scale={scale} must stay 1.0 with pairwise={pairwise!r}: only Gaussian forms have one")
+        self.scale = scale
+        d = channels // reduction
+
+        def embed() -> nn.Module:
+            return nn.Identity() if pairwise == "gaussian" else nn.Conv2d(channels, d, 1, bias=bias)
+
+        self.W_theta, self.W_phi = embed(), embed()
+        self.W_g = nn.Conv2d(channels, d, 1, bias=bias)
+        self.W_z = nn.Conv2d(d, channels, 1, bias=bias)
+        self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        if pairwise == "concatenation":
+            self.w_f = nn.Parameter(torch.randn(2 * d) * (2 * d) ** -0.5)
+        if zero_init:
+            for p in (self.norm if norm else self.W_z).parameters():
+                nn.init.zeros_(p)
+        pool = nn.MaxPool2d(subsample, ceil_mode=True) if subsample > 1 else nn.Identity()
+        self.pool_before, self.pool_after = (pool, nn.Identity()) if pool_first else (nn.Identity(), pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels)
+        x_hat = self.pool_before(x)
+        theta = tap("theta", self.W_theta(x), "B D H W")
+        phi = tap("phi", self.pool_after(self.W_phi(x_hat)), "B D h w")
+        g = tap("g", self.pool_after(self.W_g(x_hat)), "B d h w")
+        y = getattr(self, self.pairwise)(_tokens(theta), _tokens(phi), _tokens(g))  # B 1 N d, eq. 1
+        y = tap("y", y.transpose(2, 3).reshape(-1, g.shape[1], *x.shape[2:]), "B d H W")
+        return tap("z", self.norm(self.W_z(y)) + x, "B C H W")                      # eq. 6
+
+    def embedded_gaussian(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+        """y with f = exp(θ_i · φ_j) over its sum, a softmax: eqs. 2 and 3."""
+        D, d = theta.shape[-1], g.shape[-1]
+        g = F.pad(g, (0, D - d))  # the Gaussian has D = C > d; on a CPU only equal widths are fused
+        return attend(theta, phi, g, scale=self.scale, name="A", dims="B 1 N M")[..., :d]
+
+    gaussian = embedded_gaussian  # θ(x) = φ(x) = x
+
+    def dot_product(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+        """y with f = θ_i · φ_j over the number of positions: eq. 4."""
+        N, M, d = theta.shape[2], phi.shape[2], phi.shape[3]
+        if tracing() or N * M < (N + M) * d / 2:  # the N × M matrix costs less than the two d × d products
+            A = tap("A", theta @ (phi.transpose(2, 3) / M), "B 1 N M")
+            return A @ g
+        return theta @ (phi.transpose(2, 3) @ (g / M))
+
+    def concatenation(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+        """y with f = ReLU(w_f · [θ_i, φ_j]) over the number of positions: eq. 5."""
+        w_theta, w_phi = self.w_f.chunk(2)  # a product with a concatenation is a sum of two products
+        f = F.relu((theta @ w_theta)[..., :, None] + (phi @ w_phi)[..., None, :])
+        return tap("A", f / phi.shape[2], "B 1 N M") @ g
+
+    def extra_repr(self) -> str:
+        options = f"pairwise={self.pairwise!r}, reduction={self.reduction}, subsample={self.subsample}"
+        return f"channels={self.channels}, {options}, scale={self.scale}"
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, 1, HW, C), contiguous: fused attention wants four axes (the second is the heads')."""
+    return x.flatten(2).transpose(1, 2).contiguous()[:, None]
