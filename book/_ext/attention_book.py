@@ -187,11 +187,16 @@ def task_reference() -> str:
 
 
 class ChapterList(SphinxDirective):
-    """The chapters of the book by family: name, what the mechanism does, paper."""
+    """The chapters of the book: the foundations in their order, then by family name, what the mechanism does, paper."""
 
     def run(self) -> list[nodes.Node]:
         found = entries(self.env)
         result: list[nodes.Node] = []
+        order = (Path(self.env.srcdir) / "_toc.yml").read_text(encoding="utf-8")
+        foundations = re.findall(r"chapters/foundations/\w+", order)
+        if foundations:
+            result.append(nodes.rubric("", "Foundations"))
+            result.append(nodes.bullet_list("", *map(self.foundation, foundations), classes=["attn-chapters"]))
         for family, caption in FAMILIES.items():
             members = [entry for entry in found if entry.family == family]
             if members:
@@ -200,13 +205,24 @@ class ChapterList(SphinxDirective):
                 result.append(nodes.bullet_list("", *map(self.item, members), classes=["attn-chapters"]))
         return result
 
+    def foundation(self, chapter: str) -> nodes.list_item:
+        """Title and answer as the chapter itself has them: the first two paragraphs of its first cell."""
+        path = Path(self.env.srcdir) / f"{chapter}.ipynb"
+        self.env.note_dependency(str(path))
+        opening = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title, answer = [part.strip() for part in opening.split("\n\n")][:2]
+        link = self.link(title.removeprefix("# "), chapter)
+        return nodes.list_item("", nodes.paragraph("", "", link), nodes.paragraph(text=answer))
+
     def item(self, entry: Entry) -> nodes.list_item:
         self.env.note_dependency(inspect.getfile(entry.cls))
-        link = addnodes.pending_xref("", nodes.strong(text=entry.name), refdomain="std", reftype="doc",
-                                     reftarget=f"/{entry.chapter}", refexplicit=True, refwarn=True)
         paper = nodes.inline(text=f"{entry.venue} {entry.year}", classes=["attn-paper"])
-        head = nodes.paragraph("", "", link, nodes.Text(" "), paper)
+        head = nodes.paragraph("", "", self.link(entry.name, entry.chapter), nodes.Text(" "), paper)
         return nodes.list_item("", head, nodes.paragraph(text=entry.summary))
+
+    def link(self, name: str, chapter: str) -> nodes.Node:
+        return addnodes.pending_xref("", nodes.strong(text=name), refdomain="std", reftype="doc",
+                                     reftarget=f"/{chapter}", refexplicit=True, refwarn=True)
 
 
 class Bibliography(BibliographyDirective):

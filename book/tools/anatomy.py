@@ -32,6 +32,7 @@ PARTS = (
     "problem", "mechanism", "by-hand", "steps", "assembled", "limits", "inside", "cost", "pitfalls", "use",
     "exercises", "references",
 )  # fmt: skip
+FOUNDATION_PARTS = ("problem", "ideas", "pitfalls", "exercises", "references")
 KINDS = ("derive", "predict", "code")
 IGNORED = "nbval-ignore-output"
 H1 = re.compile(r"^# ", re.MULTILINE)
@@ -50,6 +51,7 @@ TIMES = re.compile(r"\bviz\.timing\(|\bmeasure\.(timing|compare_timings)\(")
 # What a part holds, as patterns in the sources of its cells.
 SIGNS = {
     "problem": [(r"toys\.\w+", "real data from toys"), (r"viz\.\w+\(", "a figure")],
+    "ideas": [(rf"(?s)(?:{ASSERTS.pattern}).*(?:{ASSERTS.pattern})", "at least two asserted claims")],
     "mechanism": [
         (r"(?s)\$\$.+?\$\$\s*\(eq-", "a labelled equation"),
         (r"(?m)^\|.*[Ss]hape.*\|$", "a table of symbols with a Shape column"),
@@ -99,6 +101,16 @@ class Chapter:
     def id(self) -> str:
         """The module's id, which is also the file's name."""
         return self.path.stem
+
+    @property
+    def is_foundation(self) -> bool:
+        """Whether the chapter explains no module of the catalog but what all of them stand on."""
+        return self.path.parent.name == "foundations"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that the chapter must have, in their order."""
+        return FOUNDATION_PARTS if self.is_foundation else PARTS
 
     @property
     def cells(self) -> list[NotebookNode]:
@@ -184,7 +196,7 @@ def opening(chapter: Chapter) -> list[str]:
         found.append("cell 2 must be the set-up cell of book/tools/notebooks.py, letter by letter")
     if not {"setup", "hide-input"} <= set(notebooks.tags(setup)):
         found.append('cell 2 must have the tags "setup" and "hide-input"')
-    if card.source.strip() != f'attn_lib.card("{chapter.id}")':
+    if not chapter.is_foundation and card.source.strip() != f'attn_lib.card("{chapter.id}")':
         found.append(f'cell 3 must be attn_lib.card("{chapter.id}")')
     return found
 
@@ -214,13 +226,13 @@ def promises(chapter: Chapter) -> list[str]:
 @check
 def parts_in_order(chapter: Chapter) -> list[str]:
     """Every part is there, in its order."""
-    found = [f'no cell has the tag "part:{part}"' for part in PARTS if part not in chapter.starts]
+    found = [f'no cell has the tag "part:{part}"' for part in chapter.parts if part not in chapter.starts]
     found += [
-        f'the tag "part:{part}" names no part' for part in chapter.starts if part not in ("title", *PARTS)
+        f'the tag "part:{part}" names no part' for part in chapter.starts if part not in ("title", *chapter.parts)
     ]
-    order = [chapter.starts[part] for part in PARTS if part in chapter.starts]
+    order = [chapter.starts[part] for part in chapter.parts if part in chapter.starts]
     if order != sorted(order):
-        found.append("the parts are not in the order " + ", ".join(PARTS))
+        found.append("the parts are not in the order " + ", ".join(chapter.parts))
     return found
 
 
@@ -247,7 +259,10 @@ def references(chapter: Chapter) -> list[str]:
     """The paper and its official code are named at the end."""
     if "references" not in chapter.starts:
         return []  # parts_in_order says so
-    entry, text = attn_lib.entry(chapter.id), chapter.text("references", "markdown")
+    text = chapter.text("references", "markdown")
+    if chapter.is_foundation:
+        return [] if CITATION.search(text) else ["the references cite nothing"]
+    entry = attn_lib.entry(chapter.id)
     found = []
     if entry.paper not in [key.strip() for group in CITATION.findall(text) for key in group.split(",")]:
         found.append(f"the references do not cite the paper, {{cite}}`{entry.paper}`")

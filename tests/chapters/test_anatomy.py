@@ -233,6 +233,18 @@ def test_damage_is_noticed(check, says, spoil):
     assert any(says in problem for problem in check(Chapter(spoilt.notebook, spoilt.path)))
 
 
+def test_a_foundation_has_parts_of_its_own_and_no_card():
+    """The chapters that explain no module are held to their own list."""
+    good = Chapter.load(notebooks.find(["channel/se"])[0])
+    foundation = Chapter(copy.deepcopy(good.notebook), good.path.parents[1] / "foundations" / "se.ipynb")
+    no_card(foundation)
+    assert anatomy.opening(foundation) == []
+    assert any("part:ideas" in problem for problem in anatomy.parts_in_order(foundation))
+    assert any("part:cost" in problem for problem in anatomy.parts_in_order(foundation))
+    no_reference(foundation)
+    assert anatomy.references(foundation) == ["the references cite nothing"]
+
+
 def test_every_check_is_seen_failing():
     """A check that no damage reaches might as well not be there."""
     assert set(anatomy.CHECKS) == {param.values[0] for param in BROKEN}

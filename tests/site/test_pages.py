@@ -9,6 +9,8 @@ import pytest
 import static_checks
 from playwright.sync_api import expect
 
+import attn_lib
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -78,13 +80,32 @@ def test_pictures_carry_the_text_that_was_stored_with_them(site, chapter):
 
 
 def test_chapter_and_class_link_to_each_other(site, chapter):
-    import attn_lib
-
+    if chapter.parent.name == "foundations":
+        return  # it explains no class
     entry = attn_lib.entry(chapter.stem)
     name = f"{entry.cls.__module__}.{entry.cls.__qualname__}"
     assert any(link.endswith(f"api/modules.html#{name}") for link in static_checks.read(chapter).links)
     reference = static_checks.read(site / "book" / "api" / "modules.html").links
     assert f"../../{chapter.relative_to(site).as_posix()}" in reference
+
+
+def test_the_family_map_leads_to_every_chapter(browser, site):
+    """It is drawn on the foundations' first page; a click, or Enter on the focused name, opens the chapter."""
+    page_of_map = site / "chapters" / "foundations" / "gating.html"
+    problems = []
+    with browsers.opened(browser, page_of_map.as_uri(), problems) as page:
+        links = page.locator(".attn-map a")
+        assert links.count() == len(attn_lib.list_modules())
+        targets = [page_of_map.parent / link.get_attribute("href") for link in links.all()]
+        assert all(target.exists() for target in targets), [t for t in targets if not t.exists()]
+        se = page.locator(".attn-map a[href$='channel/se.html']")
+        se.locator("i").hover()
+        expect(se.locator("span")).to_be_visible()
+        expect(se.locator("span")).to_contain_text("Squeeze-and-Excitation")
+        se.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/channel/se.html")
+    assert problems == []
 
 
 def test_chapter_opens_in_colab(chapter):
