@@ -349,8 +349,12 @@ def _warn_of_similar(model: nn.Module, label: str, entry: catalog.Entry | None) 
         return
     words = re.sub(r"[^a-z]", "", entry.name.lower().replace(" and ", " ").replace("-and-", "-"))
     names = {entry.id.replace("_", "") + ending for ending in ("", "module", "block", "layer", "attn", "attention")}
-    similar = [path for path, m in model.named_modules() if isinstance(m, entry.cls)
-               or (type(m).__name__.lower() in names | {words})]
+
+    def same(name: str) -> bool:  # "squeezeexcite" is the beginning of "squeezeexcitation", up to its last letter
+        return name in names | {words} or (len(name) > 8 and words.startswith(name[:-1]))
+
+    similar = [path for path, m in model.named_modules()
+               if isinstance(m, entry.cls) or same(type(m).__name__.lower().replace("_", ""))]
     if similar:
         warnings.warn(f"the network holds {len(similar)} of {label} already, such as {similar[0]!r}", UserWarning,
                       stacklevel=3)
