@@ -22,30 +22,32 @@ class Counterpart:
     Attributes:
         label: the package's name for it, "timm SEModule".
         package: what must be installed.
-        make: called with the imported package and C; returns the module.
+        make: called with the imported package, C and the side of a square input; returns the module.
         options: of ours, where its plain form would not be the same operator.
     """
 
     label: str
     package: str
-    make: Callable[[ModuleType, int], nn.Module]
+    make: Callable[[ModuleType, int, int], nn.Module]
     options: dict[str, object]
 
 
-def _timm(file: str, name: str, make: Callable[[ModuleType, int], nn.Module], **options: object) -> Counterpart:
+def _timm(file: str, name: str, make: Callable[[ModuleType, int, int], nn.Module], **options: object) -> Counterpart:
     return Counterpart(f"timm {name}", f"timm.layers.{file}", make, options)
 
 
 COUNTERPARTS = {
-    "cbam": _timm("cbam", "CbamModule", lambda timm, C: timm.CbamModule(C, rd_channels=C // 16, mlp_bias=True),
+    "cbam": _timm("cbam", "CbamModule", lambda timm, C, side: timm.CbamModule(C, rd_channels=C // 16, mlp_bias=True),
                   norm=True),
-    "coord": _timm("coord_attn", "CoordAttn", lambda timm, C: timm.CoordAttn(C, rd_channels=8, bias=True)),
-    "eca": _timm("eca", "EcaModule", lambda timm, C: timm.EcaModule(C)),
-    "non_local": _timm("non_local_attn", "NonLocalAttn", lambda timm, C: timm.NonLocalAttn(C, rd_channels=C // 2),
+    "coord": _timm("coord_attn", "CoordAttn", lambda timm, C, side: timm.CoordAttn(C, rd_channels=8, bias=True)),
+    "eca": _timm("eca", "EcaModule", lambda timm, C, side: timm.EcaModule(C)),
+    "mhsa": _timm("bottleneck_attn", "BottleneckAttn", lambda timm, C, side: timm.BottleneckAttn(
+        C, feat_size=(side, side), num_heads=4, dim_head=C // 4, scale_pos_embed=True)),
+    "non_local": _timm("non_local_attn", "NonLocalAttn", lambda timm, C, side: timm.NonLocalAttn(C, rd_channels=C // 2),
                        scale=64**-0.5, bias=True, norm=True),
-    "se": _timm("squeeze_excite", "SEModule", lambda timm, C: timm.SEModule(C, rd_channels=C // 16, bias=True)),
+    "se": _timm("squeeze_excite", "SEModule", lambda timm, C, side: timm.SEModule(C, rd_channels=C // 16, bias=True)),
     "sk": _timm("selective_kernel", "SelectiveKernel",
-                lambda timm, C: timm.SelectiveKernel(C, groups=32, rd_divisor=32, split_input=False)),
+                lambda timm, C, side: timm.SelectiveKernel(C, groups=32, rd_divisor=32, split_input=False)),
 }
 
 
@@ -65,8 +67,9 @@ def against(id: str, device: torch.device, *, side: int, batch: int = 2, backwar
     other = COUNTERPARTS[id]
     package = import_package(other.package)
     entry = catalog.entry(id)
-    C = entry.example["channels"]
-    ours, theirs = entry.cls(C, **other.options), other.make(package, C)
+    options = entry.options(size=(side, side))
+    C = options["channels"]
+    ours, theirs = entry.cls(**options, **other.options), other.make(package, C, side)
     inputs = map_tensors(lambda t: t.to(device), entry.make_inputs(batch, (side, side)))
     calls = {other.label: (theirs.to(device).train(backward), inputs), id: (ours.to(device).train(backward), inputs)}
     return compare_timings(calls, backward=backward)

@@ -1,3 +1,5 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
-__all__ = []
+from .mhsa import MHSA2d
+
+__all__ = ["MHSA2d"]

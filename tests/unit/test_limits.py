@@ -209,6 +209,24 @@ def test_selective_kernel_without_logits_is_the_mean_of_its_branches():
 # ---- self-attention --------------------------------------------------------------------------------------------------
 
 
+@limit("mhsa", "self-attention")
+def test_mhsa_without_position_vectors_is_self_attention_on_tokens():
+    mhsa, x = module("mhsa", channels=8, heads=2, height=5, width=7), normal(2, 8, 5, 7)
+    mhsa.Rh.fill_(0.0)
+    mhsa.Rw.fill_(0.0)
+    torchs = torch.nn.MultiheadAttention(8, 2, bias=False, batch_first=True).double()
+    torchs.in_proj_weight.data = torch.cat([W.weight[:, :, 0, 0] for W in (mhsa.Wq, mhsa.Wk, mhsa.Wv)])
+    torchs.out_proj.weight.data = torch.eye(8, dtype=torch.float64)  # MHSA has no projection at its end
+    torch.testing.assert_close(tokens(mhsa(x)), torchs(tokens(x), tokens(x), tokens(x))[0])
+
+
+@limit("mhsa", "mean")
+def test_mhsa_that_asks_nothing_returns_the_mean_value_everywhere():
+    mhsa, x = module("mhsa", channels=8, heads=2, height=5, width=7), normal(2, 8, 5, 7)
+    mhsa.Wq.weight.fill_(0.0)
+    torch.testing.assert_close(mhsa(x), mhsa.Wv(x).mean((2, 3), keepdim=True).expand_as(x))
+
+
 # ---- mlp -------------------------------------------------------------------------------------------------------------
 
 

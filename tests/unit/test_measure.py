@@ -649,9 +649,10 @@ class TestCall:
 def test_a_counterpart_has_our_shape_and_as_many_parameters(id):
     """A ratio of times says something only about two modules that do the same work."""
     other, entry = COUNTERPARTS[id], attn_lib.entry(id)
-    C = entry.example["channels"]
-    ours, theirs = entry.cls(C, **other.options), other.make(import_package(other.package), C)
-    (x,) = entry.make_inputs()
+    options = entry.options(size=(12, 12))
+    C = options["channels"]
+    ours, theirs = entry.cls(**options, **other.options), other.make(import_package(other.package), C, 12)
+    (x,) = entry.make_inputs(size=(12, 12))
     assert ours(x).shape == theirs(x).shape
     count = [sum(p.numel() for p in m.parameters()) for m in (ours, theirs)]
     assert abs(count[0] - count[1]) <= 2 * C, count
