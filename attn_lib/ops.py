@@ -16,8 +16,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     """Softmax attention softmax(scale · q kᵀ + bias) v.
 
     By `F.scaled_dot_product_attention`: no attention matrix exists where torch has a fused kernel for the device
-    and the shapes (on a CPU: D = E, and each row of D in one piece). Inside a trace the matrix is made, and
-    recorded under `name`.
+    and the shapes (on a CPU: D = E). Inside a trace the matrix is made, and recorded under `name`.
 
     Args:
         q: queries (…, N, D).
@@ -37,7 +36,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention` with the four axes that its fused kernels want."""
+    """`F.scaled_dot_product_attention` with what its fused kernels want: four axes, vectors in one piece."""
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     if q.ndim == 4:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     lead, pairs = q.shape[:-2], (q.shape[-2], k.shape[-2])
