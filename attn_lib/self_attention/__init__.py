@@ -1,5 +1,6 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
+from .biformer import BiLevelRoutingAttention
 from .mhsa import MHSA2d
 
-__all__ = ["MHSA2d"]
+__all__ = ["BiLevelRoutingAttention", "MHSA2d"]

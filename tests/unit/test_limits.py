@@ -227,6 +227,32 @@ def test_mhsa_that_asks_nothing_returns_the_mean_value_everywhere():
     torch.testing.assert_close(mhsa(x), mhsa.Wv(x).mean((2, 3), keepdim=True).expand_as(x))
 
 
+@limit("biformer", "mhsa")
+def test_bi_level_routing_that_chooses_every_region_is_full_attention():
+    bra, x = module("biformer", channels=8, heads=2, regions=3, topk=9), normal(2, 8, 5, 7)
+    mhsa = module("mhsa", channels=8, heads=2, position=None)
+    for name in ("Wq", "Wk", "Wv"):  # biases of BRA's q, k, v are none of MHSA's
+        getattr(bra, name).bias.fill_(0.0)
+        getattr(bra, name).weight.copy_(getattr(mhsa, name).weight)
+    bra.LCE.weight.fill_(0.0)
+    bra.LCE.bias.fill_(0.0)
+    torch.testing.assert_close(bra(x), bra.Wo(mhsa(x)))
+
+
+@limit("biformer", "window attention")
+def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention():
+    bra, x = module("biformer", channels=8, heads=1, regions=2, topk=1), normal(2, 8, 4, 6)
+    bra.route = lambda q, k, real: torch.arange(4).view(1, 4, 1).expand(2, 4, 1)
+    y = torch.empty_like(x)
+    for rows in (slice(0, 2), slice(2, 4)):
+        for columns in (slice(0, 3), slice(3, 6)):
+            window = x[:, :, rows, columns]
+            q, k, v = (tokens(W(window)) for W in (bra.Wq, bra.Wk, bra.Wv))
+            attended = softmax_attention(q, k, v, scale=8**-0.5)
+            y[:, :, rows, columns] = attended.mT.reshape(window.shape)
+    torch.testing.assert_close(bra(x), bra.Wo(y + bra.LCE(bra.Wv(x))))
+
+
 # ---- mlp -------------------------------------------------------------------------------------------------------------
 
 
