@@ -78,12 +78,12 @@ class WeightedPermuteMLP(nn.Module):
         self.segments = S = _segments(channels, height, width) if segments is None else check_int("segments", segments)
         check_divisible("channels", channels, "segments", S)
         self.reduction = check_int("reduction", reduction)
-        check_at_most("reduction", reduction, "channels", channels)
         self.WH = nn.Linear(height * S, height * S, bias=bias)
         self.WW = nn.Linear(width * S, width * S, bias=bias)
         self.WC = nn.Conv2d(channels, channels, 1, bias=bias)
         self.weighted = weighted
         if weighted:
+            check_at_most("reduction", reduction, "channels", channels)
             self.W1 = nn.Linear(channels, channels // reduction)
             self.W2 = nn.Linear(channels // reduction, 3 * channels)
         self.WP = nn.Conv2d(channels, channels, 1)

@@ -1,3 +1,5 @@
 """Temporal attention: which steps of a series matter to which."""
 
-__all__ = []
+from .pyraformer import CoarserScaleConstruction, PyramidalAttention
+
+__all__ = ["CoarserScaleConstruction", "PyramidalAttention"]

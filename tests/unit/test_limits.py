@@ -206,6 +206,23 @@ def test_selective_kernel_without_logits_is_the_mean_of_its_branches():
 # ---- temporal --------------------------------------------------------------------------------------------------------
 
 
+@limit("pyraformer", "self-attention")
+def test_pyramidal_attention_of_one_scale_with_enough_neighbours_is_self_attention():
+    pam, x = module("pyraformer", dim=8, heads=1, scales=1, neighbours=13), normal(2, 7, 8)
+    nodes = F.layer_norm(x, (8,), pam.construct.norm.weight, pam.construct.norm.bias)
+    y = softmax_attention(pam.Wq(nodes), pam.Wk(nodes), pam.Wv(nodes), scale=8**-0.5)
+    torch.testing.assert_close(pam(x), pam.Wo(y))
+
+
+@limit("pyraformer", "banded attention")
+def test_pyramidal_attention_of_one_scale_is_banded_attention():
+    pam, x = module("pyraformer", dim=8, heads=1, scales=1, neighbours=3), normal(2, 7, 8)
+    q, k, v = (W(pam.construct(x)) for W in (pam.Wq, pam.Wk, pam.Wv))
+    y = torch.cat([softmax_attention(q[:, i:i + 1], k[:, max(0, i - 1):i + 2], v[:, max(0, i - 1):i + 2], scale=8**-0.5)
+                   for i in range(7)], 1)
+    torch.testing.assert_close(pam(x), pam.Wo(y))
+
+
 # ---- self-attention --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,220 @@
+"""Pyramidal attention: a step of a series sees its neighbours, and the rest through coarser and coarser summaries."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..catalog import register
+from ..checks import check_at_most, check_divisible, check_int, check_odd, check_tensor
+from ..ops import attend
+from ..tap import tap
+
+
+def scale_lengths(L: int, children: int, scales: int) -> list[int]:
+    """Nodes of each scale, finest first: L, ⌊L/C⌋, ⌊⌊L/C⌋/C⌋, …, as far as a scale has a node."""
+    lengths = [L]
+    while len(lengths) < scales and lengths[-1] >= children:
+        lengths.append(lengths[-1] // children)
+    return lengths
+
+
+def pyramid_neighbours(lengths: list[int], children: int, neighbours: int, device: torch.device | None = None,
+                       ) -> tuple[Tensor, Tensor]:
+    """Whom each node of the pyramid attends to: A nodes around it in its own scale, its parent, its children.
+
+    Nodes are numbered scale by scale, finest first. Node p's parent is node ⌊p/C⌋ of the next scale; where C does
+    not divide a scale's length the last parent has the remaining nodes as children too, up to 2C−1.
+
+    Args:
+        lengths: nodes of each scale, as from `scale_lengths`.
+        children: C.
+        neighbours: A, odd, the node itself included.
+        device: of the result.
+
+    Returns:
+        Numbers of the nodes (N, K), K = A + 1 + (2C−1), and which of them are there (N, K): at the ends, at the
+        top and at the bottom some are not.
+    """
+    S, options = len(lengths), dict(device=device)
+    size = torch.tensor([0, *lengths, 0], **options)            # one empty scale below and one above
+    start = size.cumsum(0) - size                               # number of each scale's first node
+    scale = torch.repeat_interleave(torch.arange(1, S + 1, **options), size[1:-1], output_size=sum(lengths))
+    p = torch.arange(sum(lengths), **options) - start[scale]    # position within the scale
+    p, own, above, below = (t[:, None] for t in (p, size[scale], size[scale + 1], size[scale - 1]))
+
+    same = p + torch.arange(neighbours, **options) - neighbours // 2
+    parent = torch.minimum(p // children, above - 1)
+    child = p * children + torch.arange(2 * children - 1, **options)
+    theirs = torch.minimum(child // children, own - 1) == p     # the last parent takes the remainder
+    there = torch.cat([(same >= 0) & (same < own), above > 0, theirs & (child < below)], 1)
+    number = torch.cat([same + start[scale][:, None], parent + start[scale + 1][:, None],
+                        child + start[scale - 1][:, None]], 1)
+    return number.where(there, 0), there
+
+
+class CoarserScaleConstruction(nn.Module):
+    """The coarser scales of a series (CSCM): convolutions of width and stride C, one on top of the other.
+
+    x is narrowed to D_b channels, each scale is ELU(BN(conv(finer scale))), all coarser scales are widened again
+    together, set behind x, and normalised (LayerNorm).
+
+    Args:
+        dim: channels of x, at least 1.
+        children: C, nodes of a scale that make one of the next; at least 2.
+        scales: S, at least 1, the series itself included.
+        bottleneck: D_b, from 1 to dim; a quarter of it when None.
+
+    Shape:
+        x (B, L, dim) → (B, N, dim), N = L + ⌊L/C⌋ + …, see `scale_lengths`.
+
+    Raises:
+        ValueError: for an argument out of range, an input that is no series of dim channels, or, in training, a batch
+            of one with a scale of one node, which batch normalisation cannot take.
+    """
+
+    def __init__(self, dim: int, *, children: int = 4, scales: int = 4, bottleneck: int | None = None):
+        super().__init__()
+        self.dim = check_int("dim", dim)
+        self.C = check_int("children", children, at_least=2)  # nn.Module has a method `children`
+        self.scales = check_int("scales", scales)
+        width = max(1, dim // 4) if bottleneck is None else check_int("bottleneck", bottleneck)
+        check_at_most("bottleneck", width, "dim", dim)
+        self.norm = nn.LayerNorm(dim)
+        if scales == 1:
+            return
+        self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.convs = nn.ModuleList(
+            nn.Sequential(nn.Conv1d(width, width, children, stride=children), nn.BatchNorm1d(width), nn.ELU())
+            for _ in range(scales - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tensor(x, "B L C", {"C": self.dim})
+        lengths = scale_lengths(x.shape[1], self.C, self.scales)
+        if self.training and len(x) == 1 and lengths[-1] == 1 < len(lengths):
+            raise ValueError(f"x is a batch of 1 with L={x.shape[1]}: its coarsest scale has one node, and in training "
+                             "batch normalisation needs two values; give a longer series, fewer scales or more items")
+        if len(lengths) == 1:
+            return self.norm(x)
+        coarse, scales = self.down(x).transpose(1, 2), []
+        for conv in self.convs[:len(lengths) - 1]:  # each scale is made from the one before
+            coarse = conv(coarse)
+            scales.append(coarse)
+        return self.norm(torch.cat([x, self.up(torch.cat(scales, 2).transpose(1, 2))], 1))
+
+
+@register(
+    "pyraformer",
+    family="temporal",
+    name="Pyramidal attention",
+    summary="It joins any two steps of a series by a short way over coarser scales, at a price linear in the length.",
+    paper="liu2022pyraformer",
+    title="Pyraformer: Low-Complexity Pyramidal Attention for Long-Range Time Series Modeling and Forecasting",
+    venue="ICLR",
+    year=2022,
+    code="https://github.com/ant-research/Pyraformer",
+    layout="B L C",
+    output="B N C",
+    example=dict(dim=64, scales=3),
+    variants={
+        "masked": dict(dim=16, heads=2, scales=3, sparse=False),
+        "binary, wide": dict(dim=6, heads=3, children=2, scales=4, neighbours=5, bottleneck=2),
+        "one scale": dict(dim=8, heads=1, scales=1),
+    },
+    builds_on=("mhsa",),
+    reduces_to={
+        "self-attention": "S = 1, A ≥ 2L − 1",
+        "banded attention": "S = 1",
+    },
+)
+class PyramidalAttention(nn.Module):
+    """Pyramidal attention: y_i = W_O Σ_{j ∈ N_i} softmax_j(q_i · k_j / √d) v_j over the nodes of a pyramid of scales.
+
+    N_i holds A nodes around i in its own scale (itself included), its parent and its C children, so that a node has at
+    most A + 2C neighbours and the whole costs O(L). The coarser nodes come from `CoarserScaleConstruction`. After
+    several layers every node has seen every other where the coarsest scale is short enough for its neighbours.
+
+    `sparse` gathers the neighbours of every node, as the definition asks. Without it the same is computed with an
+    N × N mask, which costs O(L²), and is what the release runs where it has no kernel of its own (PAM-naive).
+
+    Args:
+        dim: channels of x, at least 1.
+        heads: divides dim.
+        children: C, at least 2.
+        scales: S, at least 1; a short series has fewer.
+        neighbours: A, odd; the release has 3 or 5.
+        bottleneck: channels in which the coarser scales are made; dim/4 when None.
+        construct: True for a series, whose coarser scales are made first; False for all nodes of a pyramid, such as
+            another PyramidalAttention returns.
+        sparse: True for O(L) memory, False for an N × N mask.
+
+    Shape:
+        x (B, L, dim) → y (B, N, dim): all nodes, y[:, :L] the finest. Without `construct`, (B, N, dim) → (B, N, dim).
+
+    Raises:
+        ValueError: for an argument out of range, an input that is no series of dim channels, a number of nodes that no
+            series has, or what `CoarserScaleConstruction` refuses.
+
+    Paper:
+        Liu, Yu, Liao, Li, Lin, Liu and Dustdar, Pyraformer: Low-Complexity Pyramidal Attention for Long-Range Time
+        Series Modeling and Forecasting, ICLR 2022.
+    """
+
+    def __init__(self, dim: int, *, heads: int = 4, children: int = 4, scales: int = 4, neighbours: int = 3,
+                 bottleneck: int | None = None, construct: bool = True, sparse: bool = True):
+        super().__init__()
+        self.dim = check_int("dim", dim)
+        self.heads = check_int("heads", heads)
+        check_divisible("dim", dim, "heads", heads)
+        self.C = check_int("children", children, at_least=2)  # nn.Module has a method `children`
+        self.scales = check_int("scales", scales)
+        self.neighbours = check_odd("neighbours", neighbours)
+        self.sparse = sparse
+        self.construct = (CoarserScaleConstruction(dim, children=children, scales=scales, bottleneck=bottleneck)
+                          if construct else None)
+        self.Wq, self.Wk, self.Wv = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.Wo = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_tensor(x, "B L C" if self.construct else "B N C", {"C": self.dim})
+        L = x.shape[1] if self.construct else self._length(x.shape[1])
+        nodes = tap("nodes", x if self.construct is None else self.construct(x), "B N C")
+        q, k, v = (tap(name, rearrange(W(nodes), "B N (h d) -> B h N d", h=self.heads), "B h N d")
+                   for name, W in (("q", self.Wq), ("k", self.Wk), ("v", self.Wv)))
+        lengths = scale_lengths(L, self.C, self.scales)
+        number, there = pyramid_neighbours(lengths, self.C, self.neighbours, x.device)
+        y = self.gathered(q, k, v, number, there) if self.sparse else self.masked(q, k, v, number, there)
+        return tap("y", self.Wo(rearrange(y, "B h N d -> B N (h d)")), "B N C")
+
+    def gathered(self, q: Tensor, k: Tensor, v: Tensor, number: Tensor, there: Tensor) -> Tensor:
+        """Each query beside its own K keys: memory N·K."""
+        bias = q.new_zeros(there.shape).masked_fill(~there, -torch.inf)
+        y = attend(q[..., None, :], k[:, :, number], v[:, :, number], bias=bias[:, None], name="A", dims="B h N 1 K")
+        return y.squeeze(3)
+
+    def masked(self, q: Tensor, k: Tensor, v: Tensor, number: Tensor, there: Tensor) -> Tensor:
+        """All N × N pairs, of which the mask leaves those of the pyramid."""
+        return attend(q, k, v, bias=pyramid_mask(number, there).to(q), name="A", dims="B h N N")
+
+    def _length(self, N: int) -> int:
+        """The L of a pyramid of N nodes; adding a step adds at least one node, so there is at most one."""
+        short, long = 1, N
+        while short < long:
+            middle = (short + long) // 2
+            if sum(scale_lengths(middle, self.C, self.scales)) < N:
+                short = middle + 1
+            else:
+                long = middle
+        if (there := sum(scale_lengths(short, self.C, self.scales))) != N:
+            raise ValueError(f"x has N={N}; it must be the number of nodes of a pyramid: L={short} steps have {there}")
+        return short
+
+    def extra_repr(self) -> str:
+        sizes = f"dim={self.dim}, heads={self.heads}, children={self.C}, scales={self.scales}"
+        return f"{sizes}, neighbours={self.neighbours}, sparse={self.sparse}"
+
+
+def pyramid_mask(number: Tensor, there: Tensor) -> Tensor:
+    """What `pyramid_neighbours` returns as an additive mask (N, N): 0 where i attends to j, −inf elsewhere."""
+    N = len(number)
+    seen = torch.zeros(N, N + 1, device=number.device).scatter(1, number.where(there, N), 1.0)[:, :N]
+    return torch.zeros_like(seen).masked_fill(seen == 0, -torch.inf)

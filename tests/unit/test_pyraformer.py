@@ -1,0 +1,246 @@
+"""Pyramidal attention against its definition by a graph, its limits, its memory, and known mistakes."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import attn_lib
+from attn_lib import measure
+from attn_lib.temporal import CoarserScaleConstruction, PyramidalAttention
+from attn_lib.temporal.pyraformer import pyramid_mask, pyramid_neighbours, scale_lengths
+
+# L, C, S: divides, with a remainder, with a remainder on two scales, fewer scales than asked, one step
+PYRAMIDS = [(16, 4, 3), (18, 4, 3), (11, 2, 4), (7, 4, 4), (5, 3, 2), (1, 4, 3)]
+
+
+def graph(L: int, C: int, S: int, A: int) -> dict[tuple[int, int], set[tuple[int, int]]]:
+    """The paper's graph, node (scale, position) -> its neighbours, from children to parents one edge at a time."""
+    lengths = [L]
+    while len(lengths) < S and lengths[-1] // C > 0:
+        lengths.append(lengths[-1] // C)
+    edges = {(s, p): set() for s, n in enumerate(lengths) for p in range(n)}
+    for s, p in edges:
+        edges[s, p] |= {(s, o) for o in range(p - (A - 1) // 2, p + (A - 1) // 2 + 1) if (s, o) in edges}
+        if s + 1 < len(lengths):
+            parent = (s + 1, p // C)
+            if parent not in edges:  # the remainder, which fills no parent of its own
+                parent = (s + 1, lengths[s + 1] - 1)
+            edges[s, p].add(parent)
+            edges[parent].add((s, p))
+    return edges
+
+
+def pam(dim=4, *, heads=2, C=2, S=3, A=3, sparse=True, construct=True, seed=0) -> PyramidalAttention:
+    torch.manual_seed(seed)
+    m = PyramidalAttention(dim, heads=heads, children=C, scales=S, neighbours=A, sparse=sparse, construct=construct)
+    for p in m.parameters():
+        p.data = torch.randn_like(p) * 0.5
+    return m.double().eval().requires_grad_(False)
+
+
+def series(*shape, seed=1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---- the graph -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("A", [1, 3, 5])
+@pytest.mark.parametrize(("L", "C", "S"), PYRAMIDS)
+def test_neighbours_are_those_of_the_papers_graph(L, C, S, A):
+    edges = graph(L, C, S, A)
+    nodes = list(edges)  # scale by scale, finest first: the library's numbers
+    number, there = pyramid_neighbours(scale_lengths(L, C, S), C, A)
+    assert number.shape == there.shape == (len(nodes), A + 2 * C)
+    for i, node in enumerate(nodes):
+        mine = number[i][there[i]].tolist()
+        assert len(mine) == len(set(mine)), "nobody counts twice"
+        assert {nodes[j] for j in mine} == edges[node], node
+    mask = pyramid_mask(number, there)
+    assert [[j for j in range(len(nodes)) if mask[i, j] == 0] for i in range(len(nodes))] == [
+        sorted(nodes.index(o) for o in edges[node]) for node in nodes]
+
+
+@pytest.mark.parametrize(("L", "C", "S"), PYRAMIDS)
+def test_the_graph_is_symmetric_and_every_child_has_one_parent(L, C, S):
+    number, there = pyramid_neighbours(scale_lengths(L, C, S), C, 3)
+    seen = pyramid_mask(number, there) == 0
+    assert torch.equal(seen, seen.T) and seen.diagonal().all()
+
+
+def test_any_two_steps_meet_within_as_many_layers_as_the_paper_says():
+    """ℓ layers reach everything if ⌊L/C^(S−1)⌋ − 1 ≤ (A − 1)ℓ/2 at the coarsest scale, and up and down the pyramid."""
+    L, C, S, A = 64, 4, 3, 3
+    lengths = scale_lengths(L, C, S)
+    seen = (pyramid_mask(*pyramid_neighbours(lengths, C, A)) == 0).double()
+    reached, layers = torch.eye(len(seen), dtype=torch.float64), 0
+    while not (reached[:L, :L] > 0).all():
+        reached, layers = reached @ seen, layers + 1
+    assert layers == (lengths[-1] - 1) + 2 * (S - 1)  # along the top, up and down
+    assert layers < (L - 1) // ((A - 1) // 2), "one scale alone needs more"
+
+
+# ---- equation --------------------------------------------------------------------------------------------------------
+
+
+def equations(m: PyramidalAttention, x: Tensor, C: int, S: int, A: int) -> Tensor:
+    """One series (L, dim): scales, then attention along the graph's edges, all with loops."""
+    cscm, L = m.construct, len(x)
+    edges = graph(L, C, S, A)
+    lengths = [sum(s == scale for s, _ in edges) for scale in range(max(s for s, _ in edges) + 1)]
+    nodes, finer = [list(x)], [cscm.down(step) for step in x] if len(lengths) > 1 else None
+    for scale in range(1, len(lengths)):
+        conv, norm, elu = cscm.convs[scale - 1]
+        made = []
+        for p in range(lengths[scale]):
+            summed = conv.bias + sum(conv.weight[:, :, c] @ finer[p * C + c] for c in range(C))
+            normed = (summed - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
+            made.append(elu(normed))
+        finer = made
+        nodes.append([cscm.up(node) for node in made])
+    node = {(s, p): cscm.norm(nodes[s][p]) for s, p in edges}
+    q, k, v = ({n: W(t) for n, t in node.items()} for W in (m.Wq, m.Wk, m.Wv))
+    d, rows = x.shape[1] // m.heads, []
+    for n, others in edges.items():
+        y = torch.zeros(x.shape[1], dtype=x.dtype)
+        for head in range(m.heads):
+            part = slice(head * d, (head + 1) * d)
+            weight = {o: math.exp((q[n][part] @ k[o][part]).item() / math.sqrt(d)) for o in others}
+            y[part] = sum(a / sum(weight.values()) * v[o][part] for o, a in weight.items())
+        rows.append(m.Wo(y))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize(("L", "C", "S"), PYRAMIDS)
+def test_equals_the_equations(L, C, S, sparse):
+    m, x = pam(C=C, S=S, sparse=sparse), series(2, L, 4)
+    torch.testing.assert_close(m(x), torch.stack([equations(m, item, C, S, 3) for item in x]))
+
+
+def test_sparse_and_masked_are_the_same_function_and_have_the_same_gradient():
+    sparse, masked = pam(C=4, S=3), pam(C=4, S=3, sparse=False)
+    x = [series(2, 23, 4).requires_grad_() for _ in range(2)]
+    for m, z in zip((sparse, masked), x, strict=True):
+        m(z).square().sum().backward()
+    torch.testing.assert_close(x[0].grad, x[1].grad)
+
+
+def test_layers_stack_on_all_nodes():
+    first, second, x = pam(C=2, S=3), pam(C=2, S=3, construct=False, seed=2), series(2, 11, 4)
+    nodes = first(x)
+    assert nodes.shape == (2, 11 + 5 + 2, 4) == second(nodes).shape
+    with attn_lib.trace() as t:
+        second(nodes)
+    assert t.names() == ["nodes", "q", "k", "v", "A", "y"] and t["A"].shape == (2, 2, 18, 1, 3 + 4)
+    torch.testing.assert_close(t["A"].sum(-1), torch.ones(2, 2, 18, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("C", "S"), [(2, 4), (4, 3), (3, 1)])
+def test_the_length_is_read_off_the_number_of_nodes_or_refused(C, S):
+    m, possible = pam(C=C, S=S, construct=False), {sum(scale_lengths(L, C, S)): L for L in range(1, 60)}
+    for N in range(1, 60):
+        if N in possible:
+            assert m._length(N) == possible[N]
+        else:
+            with pytest.raises(ValueError, match=rf"N={N}; it must be the number of nodes of a pyramid"):
+                m(series(1, N, 4))
+
+
+# ---- symmetry --------------------------------------------------------------------------------------------------------
+
+
+def test_a_shift_by_a_whole_group_of_the_coarsest_scale_shifts_the_output_away_from_the_ends():
+    m, x = pam(C=2, S=3), series(1, 40, 4)
+    shifted = m(x.roll(4, 1))
+    torch.testing.assert_close(shifted[:, 12:32], m(x)[:, 8:28])
+    assert not torch.allclose(m(x.roll(1, 1))[:, 9:29], m(x)[:, 8:28]), "by one step the groups fall elsewhere"
+
+
+# ---- traps -----------------------------------------------------------------------------------------------------------
+
+
+def test_trap_the_finest_scale_fully_causal():
+    """A circulating mask lets every step see all steps before it: another operator, and N² pairs whatever the path."""
+    L, C, S = 64, 4, 3
+    _, there = pyramid_neighbours(scale_lengths(L, C, S), C, 3)
+    pairs = int(there[:L].sum())
+    assert pairs == 3 * L - 2 + L  # neighbours, and a parent each
+    causal = torch.ones(L, L).tril()
+    assert causal.sum() > 8 * pairs
+
+
+def test_trap_the_remainder_is_lost():
+    """Without a parent the last steps would be cut off from the coarser scales."""
+    m, x = pam(C=4, S=2), series(1, 11, 4)  # 11 = 2·4 + 3: three steps beyond the last full group
+    far = torch.autograd.functional.jacobian(lambda x: m(x)[0, :11].sum(-1), x)[:, 0].abs().sum(-1)  # out, in
+    assert far[10, 4:8].min() > 0, "over the last parent they see its other children's summary"
+    assert (1, 1) in graph(11, 4, 2, 3)[0, 10]
+
+
+def test_trap_absent_neighbours_take_weight():
+    """At the ends slots are empty; they carry number 0 and must have no weight."""
+    m, x = pam(C=2, S=3), series(1, 11, 4)
+    with attn_lib.trace() as t:
+        m(x)
+    _, there = pyramid_neighbours(scale_lengths(11, 2, 3), 2, 3)
+    assert (t["A"][:, :, :, 0][:, :, ~there] == 0).all()
+
+
+def test_trap_one_softmax_a_scale():
+    """Neighbours, parent and children share one softmax: their weights together sum to 1."""
+    m, x = pam(C=2, S=3), series(1, 12, 4)
+    with attn_lib.trace() as t:
+        m(x)
+    own = t["A"][0, 0, :, 0, :3].sum(-1)
+    assert own.max() < 1 and not torch.allclose(own, torch.ones_like(own))
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_is_linear_in_the_length_and_quadratic_with_a_mask():
+    for sparse, least, most in ((True, 0.97, 1.03), (False, 1.7, 2.0)):
+        kept = {}
+        for L in (256, 1024):
+            m = PyramidalAttention(8, heads=2, scales=3, sparse=sparse)
+            kept[L] = measure.saved_bytes(m, torch.randn(1, L, 8))
+        assert least < measure.fit_exponent(list(kept), list(kept.values())) < most, (sparse, kept)
+
+
+# ---- the coarser scales ----------------------------------------------------------------------------------------------
+
+
+def test_coarser_nodes_are_made_of_their_own_steps_alone():
+    torch.manual_seed(0)
+    cscm, x = CoarserScaleConstruction(4, children=3, scales=3).double().eval(), series(1, 20, 4)
+    nodes = cscm(x)
+    assert nodes.shape == (1, 20 + 6 + 2, 4)
+    changed = x.clone()
+    changed[:, 4, 0] += 1.0  # step 4 is in group 1 of the second scale, and in group 0 of the third
+    different = (cscm(changed) != nodes).any(-1)[0].nonzero()[:, 0].tolist()
+    assert different == [4, 20 + 1, 26 + 0]
+
+
+def test_a_single_node_cannot_be_normalised_in_training():
+    m = PyramidalAttention(8, scales=3)
+    with pytest.raises(ValueError, match="batch of 1 with L=17: its coarsest scale has one node"):
+        m(torch.randn(1, 17, 8))
+    m.eval()(torch.randn(1, 17, 8))
+    m.train()(torch.randn(2, 17, 8))
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(dim=6, heads=4), "dim=6 must be divisible by heads=4"),
+    (dict(dim=8, children=1), "children=1 must be an integer of at least 2"),
+    (dict(dim=8, neighbours=4), "neighbours=4 must be odd"),
+    (dict(dim=8, bottleneck=9), "bottleneck=9 must be at most dim=8"),
+])
+def test_bad_option_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        PyramidalAttention(**options)
