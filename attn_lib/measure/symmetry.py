@@ -233,6 +233,8 @@ def _layouts(module: Callable, inputs: tuple, layout: str | None,
         own = catalog.entry_of(type(module))
         if own is not None:
             layout, output = own.layout, output or own.output
+            if isinstance(getattr(module, "layout", None), str):  # a module that takes several says which
+                layout, output = ", ".join([module.layout] * len(shapes)), module.layout
         elif not all(len(shape) in _BY_RANK for shape in shapes):
             raise ValueError(f"layout=None cannot name the axes of {shapes}; give them, such as 'B C'")
         else:

@@ -665,3 +665,12 @@ def test_counterparts_are_timed_in_turns_and_a_missing_package_is_named(monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "timm.layers.squeeze_excite is not installed" in beside_counterparts(["se"], torch.device("cpu"))
     assert beside_counterparts(["ccnet"], torch.device("cpu")) == ""
+
+
+def test_symmetries_of_a_module_in_another_layout_name_its_own_axes():
+    module, inputs = attn_lib.example("gated", "series", generic=True)
+    with pytest.raises(ValueError, match="must name the axes"):
+        measure.symmetries(module, [x[0] for x in inputs])
+    found = measure.symmetries(module, inputs)
+    assert math.isnan(found["flip_h"]), "B T N C has no rows of an image"
+    assert found["channel_permutation"] > 1e-3
