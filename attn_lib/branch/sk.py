@@ -38,7 +38,8 @@ class SKAttention(nn.Module):
     Uₘ = δ(BN(convₘ(x))) is a 3 × 3 convolution with G groups and dilation dₘ, δ = ReLU; the paper's wider kernels,
     5 × 5 and 7 × 7, are 3 × 3 with dilation 2 and 3. The mean runs over H and W, the softmax over the M branches,
     for each channel apart. W is d × O and A is M·O × d with d = max(O/r, L), O/r rounded down. No layer has a bias,
-    as in the authors' release.
+    as in the authors' Caffe release, which is the paper's module. Their later PyTorch ResNets are not: both branches
+    there have dilation 1 and only one has groups, and L is left out.
 
     BN of s takes its mean over the batch: a training batch holds at least two images.
 

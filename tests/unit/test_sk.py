@@ -360,7 +360,7 @@ def test_memory_is_linear_in_the_positions_and_in_the_branches():
     (64, dict(stride=2), dict(stride=2)),
     (64, dict(out_channels=96), dict(out_channels=96)),
     (32, dict(dilations=(1, 2, 3)), dict(kernel_size=[3, 5, 7])),
-    (1024, {}, {}),
+    (128, {}, {}), (256, {}, {}), (512, {}, {}), (1024, {}, {}),  # the widths of SKNet-50
 ])  # fmt: skip
 def test_equals_timm(C, options, theirs, training):
     timm = reference("timm.layers")
@@ -371,7 +371,7 @@ def test_equals_timm(C, options, theirs, training):
         for p in sk.parameters():
             p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=D) * 0.3)
     _copy(sk, theirs)
-    x = randn(3, C, 6, 7)
+    x = randn(3, C, 5, 4)
     torch.testing.assert_close(sk(x), theirs(x), rtol=0, atol=1e-11)
     for mine, other in zip(_norms(sk), _norms(theirs), strict=True):
         torch.testing.assert_close(mine.running_mean, other.running_mean)
