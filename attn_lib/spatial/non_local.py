@@ -61,7 +61,8 @@ class NonLocalAttention(nn.Module):
         subsample: side s of the max pooling behind φ and g, at least 1: A becomes N × N/s². The paper has 2, and 1
             is its eq. 1. Where s does not divide H or W the last windows are smaller.
         pool_first: pool x before φ and g, as the authors' release does; the paper's text says after.
-        scale: factor of the logits of both Gaussian forms; 1 in the paper, None is 1/√d, as in the release.
+        scale: factor of the logits of both Gaussian forms; 1 in the paper. None divides by the root of θ's width, √d,
+            as the release does.
         bias: whether the 1×1 convolutions have one; the paper's equations have none, the release has.
         norm: batch normalisation behind W_z, as the paper's models have (Section 4.1).
         zero_init: start with W_z = 0 (with `norm`, its scale and shift), so that a fresh block is the identity.
@@ -112,31 +113,31 @@ class NonLocalAttention(nn.Module):
         theta = tap("theta", self.W_theta(x), "B D H W")
         phi = tap("phi", self.pool_after(self.W_phi(x_hat)), "B D h w")
         g = tap("g", self.pool_after(self.W_g(x_hat)), "B d h w")
-        y = getattr(self, self.pairwise)(_tokens(theta), _tokens(phi), _tokens(g))  # B 1 N d, eq. 1
-        y = tap("y", y.transpose(2, 3).reshape(-1, g.shape[1], *x.shape[2:]), "B d H W")
+        y = getattr(self, self.pairwise)(_tokens(theta), _tokens(phi), _tokens(g))  # B N d, eq. 1
+        y = tap("y", y.transpose(1, 2).reshape(-1, g.shape[1], *x.shape[2:]), "B d H W")
         return tap("z", self.norm(self.W_z(y)) + x, "B C H W")                      # eq. 6
 
     def embedded_gaussian(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = exp(θ_i · φ_j) over its sum, a softmax: eqs. 2 and 3."""
         D, d = theta.shape[-1], g.shape[-1]
         g = F.pad(g, (0, D - d))  # the Gaussian has D = C > d; on a CPU only equal widths are fused
-        return attend(theta, phi, g, scale=self.scale, name="A", dims="B 1 N M")[..., :d]
+        return attend(theta, phi, g, scale=self.scale, name="A", dims="B N M")[..., :d]
 
     gaussian = embedded_gaussian  # θ(x) = φ(x) = x
 
     def dot_product(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = θ_i · φ_j over the number of positions: eq. 4."""
-        N, M, d = theta.shape[2], phi.shape[2], phi.shape[3]
+        N, M, d = theta.shape[1], *phi.shape[1:]
         if tracing() or N * M < (N + M) * d / 2:  # the N × M matrix costs less than the two d × d products
-            A = tap("A", theta @ (phi.transpose(2, 3) / M), "B 1 N M")
+            A = tap("A", theta @ (phi.transpose(1, 2) / M), "B N M")
             return A @ g
-        return theta @ (phi.transpose(2, 3) @ (g / M))
+        return theta @ (phi.transpose(1, 2) @ (g / M))
 
     def concatenation(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = ReLU(w_f · [θ_i, φ_j]) over the number of positions: eq. 5."""
         w_theta, w_phi = self.w_f.chunk(2)  # a product with a concatenation is a sum of two products
-        f = F.relu((theta @ w_theta)[..., :, None] + (phi @ w_phi)[..., None, :])
-        return tap("A", f / phi.shape[2], "B 1 N M") @ g
+        f = F.relu((theta @ w_theta)[:, :, None] + (phi @ w_phi)[:, None, :])
+        return tap("A", f / phi.shape[1], "B N M") @ g
 
     def extra_repr(self) -> str:
         options = f"pairwise={self.pairwise!r}, reduction={self.reduction}, subsample={self.subsample}"
@@ -144,5 +145,5 @@ class NonLocalAttention(nn.Module):
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, 1, HW, C), contiguous: fused attention wants four axes (the second is the heads')."""
-    return x.flatten(2).transpose(1, 2).contiguous()[:, None]
+    """(B, C, H, W) → (B, HW, C), each vector in one piece, as fused attention wants it."""
+    return x.flatten(2).transpose(1, 2).contiguous()

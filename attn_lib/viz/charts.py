@@ -50,7 +50,7 @@ def bars(
     with sheet as fig:
         axes = np.atleast_1d(fig.subplots(len(drawn), sharex=True, sharey=True))
         for ax, (panel, series) in zip(axes, drawn.items(), strict=True):
-            _draw_bars(ax, series, chosen)
+            _draw_bars(ax, series, chosen, titled=nested)
             ax.set_title(panel)
             ax.set_ylabel(ylabel or "")
         if min(v.min() for _, v in everything) < 0:
@@ -69,7 +69,7 @@ def _series(values: Any) -> dict[str, np.ndarray]:
     return {k: to_array(v, f"values {k!r}" if k else "values", 1) for k, v in panels(_whole(values)).items()}
 
 
-def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int]) -> None:
+def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int], titled: bool) -> None:
     width = 0.8 / len(series)
     for k, (name, v) in enumerate(series.items()):
         where = np.arange(len(v)) + (k - (len(series) - 1) / 2) * width
@@ -79,7 +79,9 @@ def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int]) -> 
     if len(series) > 1:
         for i in chosen:
             ax.axvspan(i - 0.5, i + 0.5, color=style.SOFT, zorder=0)
-        ax.legend(ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        side = 1 if titled else 0  # beside the panel's title, not over it
+        ax.legend(ncols=len(series), loc=("lower left", "lower right")[side], bbox_to_anchor=(side, 1),
+                  borderaxespad=0.2)
     ax.tick_params(axis="x", length=0)
     ax.yaxis.grid(True)
 

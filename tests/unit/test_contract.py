@@ -82,19 +82,19 @@ def test_items_of_a_batch_do_not_see_each_other(id, variant):
 @each_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_and_autocast(id, variant, dtype, device):
-    module, inputs = make(id, variant, "half", device=device)
+    module, inputs = make(id, variant, "half", device=device, batch=8)  # batch norm of a few vectors amplifies rounding
     leaves = [x.requires_grad_() for x in inputs]
     exact = outputs(module(*leaves))
     with torch.autocast(device, dtype):
         cast = outputs(module(*leaves))
-    half_module, half_inputs = make(id, variant, device=device, dtype=dtype)
+    half_module, half_inputs = make(id, variant, device=device, dtype=dtype, batch=8)
     half = outputs(half_module(*half_inputs))
     for y, a, h in zip(exact, cast, half, strict=True):
         assert h.dtype == dtype
         scale = y.abs().max().item()
         assert (a.float() - y).abs().max() < 0.05 * scale, "autocast strays from float32"
         assert (h.float() - y).abs().max() < 0.10 * scale, "half precision strays from float32"
-    sum(a.float().square().sum() for a in cast).backward()
+    sum(a.float().square().mean() for a in cast).backward()  # a sum would overflow float16
     assert all(torch.isfinite(p.grad).all() for p in (*module.parameters(), *leaves))
 
 

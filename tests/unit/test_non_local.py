@@ -103,7 +103,7 @@ def test_equals_the_paper(pairwise, size, options):
     z, A = zip(*(from_the_paper(image, block) for image in x), strict=True)
     assert_close(block(x), torch.stack(z), rtol=0, atol=1e-12)
     t = trace(block, x)
-    assert_close(t["A"][:, 0], torch.stack(A), rtol=0, atol=1e-12)
+    assert_close(t["A"], torch.stack(A), rtol=0, atol=1e-12)
     assert_close(t["z"], torch.stack(z), rtol=0, atol=1e-12)
 
 
@@ -212,7 +212,7 @@ def test_one_position_is_two_linear_maps_and_a_residual(pairwise):
 def test_one_window_over_the_whole_image_gives_every_position_the_same_key(pairwise):
     block, x = make(pairwise, subsample=5), randn(2, 6, 4, 5)
     t = trace(block, x)
-    assert t["A"].shape == (2, 1, 20, 1)
+    assert t["A"].shape == (2, 20, 1)
     assert_close(t["g"][..., 0, 0], block.W_g(x).amax((2, 3)))
     if "gaussian" in pairwise:
         assert_close(block(x) - x, block.W_z(t["g"]).expand_as(x))
@@ -221,12 +221,12 @@ def test_one_window_over_the_whole_image_gives_every_position_the_same_key(pairw
 @pytest.mark.parametrize("pairwise", ["embedded_gaussian", "gaussian"])
 def test_weights_of_the_gaussian_forms_are_a_distribution(pairwise):
     A = trace(make(pairwise, subsample=2), randn(2, 6, 5, 4))["A"]
-    assert A.shape == (2, 1, 20, 6) and (A > 0).all()
-    assert_close(A.sum(-1), torch.ones(2, 1, 20, dtype=D))
+    assert A.shape == (2, 20, 6) and (A > 0).all()
+    assert_close(A.sum(-1), torch.ones(2, 20, dtype=D))
 
 
 def test_weights_of_the_dot_product_are_signed_and_of_low_rank():
-    A = trace(make("dot_product", channels=8), randn(1, 8, 6, 5))["A"][0, 0]
+    A = trace(make("dot_product", channels=8), randn(1, 8, 6, 5))["A"][0]
     assert A.min() < -0.01 and A.max() > 0.01 and A.sum(-1).std() > 0.01
     assert torch.linalg.matrix_rank(A) == 4  # d, whatever the size of the image
 
@@ -234,7 +234,7 @@ def test_weights_of_the_dot_product_are_signed_and_of_low_rank():
 def test_weights_of_the_concatenation_are_one_number_of_each_position():
     """ReLU(a_i + b_j): a query is a threshold. It cannot say which key it wants, only how large a key must be."""
     block, x = make("concatenation"), randn(1, 6, 5, 4)
-    A = trace(block, x)["A"][0, 0]
+    A = trace(block, x)["A"][0]
     a = torch.einsum("d,dn->n", block.w_f[:3], block.W_theta(x)[0].flatten(1))
     b = torch.einsum("d,dn->n", block.w_f[3:], block.W_phi(x)[0].flatten(1))
     assert_close(A, F.relu(a[:, None] + b) / 20)
@@ -375,7 +375,7 @@ def test_equals_torchs_attention_with_one_head():
     tokens = rearrange(x, "b c h w -> b (h w) c")
     y, A = theirs(tokens, tokens, tokens)
     assert_close(block(x), x + rearrange(y, "b (h w) c -> b c h w", h=4), rtol=0, atol=1e-12)
-    assert_close(trace(block, x)["A"][:, 0], A, rtol=0, atol=1e-12)
+    assert_close(trace(block, x)["A"], A, rtol=0, atol=1e-12)
 
 
 def test_parameters_of_the_papers_block():
