@@ -58,7 +58,7 @@ def sizes(layout: str, sides: Iterable[int]) -> list[tuple[int, ...]]:
     result = []
     for side in sides:
         tokens, steps = side if "T" in free else side**2, FRAMES if "H" in free else side
-        length = {"H": side, "W": side, "N": tokens, "T": steps}
+        length = {"H": side, "W": side, "N": tokens, "L": tokens, "T": steps}
         result.append(tuple(length[axis] for axis in free))
     return result
 
