@@ -166,9 +166,10 @@ class _Walk:
                             stack.append((parent, False))
 
     def _operands(self, joint: list[Any]) -> list[str | None]:
-        """The nodes that enter the one operation of ``joint`` that is not silent, as they stand there."""
-        operation = next(fn for fn in joint if not silent(fn))
-        return [self._as_it_is(*parent) for parent in operation.next_functions]
+        """The nodes that enter the operations of ``joint`` that are not silent (a × b × c is two), as they stand there."""
+        chain = [fn for fn in joint if not silent(fn)]
+        entering = [parent for fn in chain for parent in fn.next_functions if _loud(parent[0]) not in chain]
+        return [self._as_it_is(*parent) for parent in entering]
 
     def _as_it_is(self, fn: Any, number: int) -> str | None:
         while fn is not None and not (name := self._named.get(_place_of(fn, number))):
@@ -176,6 +177,13 @@ class _Walk:
                 return None
             fn, number = fn.next_functions[0]
         return name if fn is not None else None
+
+
+def _loud(fn: Any) -> Any:
+    """The operation behind those that only move or copy entries."""
+    while fn is not None and not hasattr(fn, "variable") and silent(fn) and len(fn.next_functions) == 1:
+        fn = fn.next_functions[0][0]
+    return fn
 
 
 def _place(x: Tensor) -> tuple:
