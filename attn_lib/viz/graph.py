@@ -166,7 +166,7 @@ class _Walk:
                             stack.append((parent, False))
 
     def _operands(self, joint: list[Any]) -> list[str | None]:
-        """The nodes that enter the operations of ``joint`` that are not silent (a × b × c is two), as they stand there."""
+        """The nodes that enter the operations of ``joint``, of which a × b × c is two, as they stand there."""
         chain = [fn for fn in joint if not silent(fn)]
         entering = [parent for fn in chain for parent in fn.next_functions if _loud(parent[0]) not in chain]
         return [self._as_it_is(*parent) for parent in entering]
