@@ -28,7 +28,7 @@ from ..tap import tap
         "few channels": dict(channels=6),
     },
     commutes_with={"row_column_permutation", "translation", "flip_h", "flip_w"},
-    builds_on=("se",),
+    builds_on=("se", "cbam"),
     reduces_to={
         "row gate": "bias of F_w → ∞: only the rows are gated",
         "identity": "biases of F_h and F_w → ∞",

@@ -27,6 +27,7 @@ from ..tap import tap
     },
     identity_at_init=True,
     commutes_with={"row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+    builds_on=("non_local",),
     reduces_to={"identity": "γ = 0, where it starts", "self-attention": "a map of one row, R = 1"},
 )
 class CrissCrossAttention(nn.Module):
