@@ -355,6 +355,9 @@ def code_is_short_and_plain(chapter: Chapter) -> list[str]:
             found.append(
                 f"cell {number} has {lines} lines; what is longer than {notebooks.LINES} belongs in the library"
             )
+        wide = max(map(len, cell.source.splitlines()), default=0)
+        if wide > notebooks.WIDTH and "setup" not in notebooks.tags(cell):
+            found.append(f"cell {number} has a line of {wide} characters; a page shows {notebooks.WIDTH}")
         try:
             tree = python(cell.source)
         except SyntaxError as error:

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 25  # a chapter's running time, the start of its kernel included
 BYTES = 500_000  # a chapter's size in git, outputs included
 LINES = 20  # a code cell's length; what is longer belongs in the library
+WIDTH = 95  # of a line of code: what a page shows without scrolling
 THREADS = 1  # see kernel_environment
 
 SETUP_CELL = """\

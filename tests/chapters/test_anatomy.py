@@ -147,6 +147,11 @@ def long_cell(chapter):
     ).source += "\n1" * 20
 
 
+@damage(anatomy.code_is_short_and_plain, "a page shows 95")
+def wide_line(chapter):
+    chapter.cells[2].source += "  # " + "wide " * 20
+
+
 @damage(anatomy.code_is_short_and_plain, "imports matplotlib")
 def plotting_code(chapter):
     chapter.cells[2].source = "import matplotlib.pyplot as plt"
