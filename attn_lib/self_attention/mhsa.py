@@ -22,6 +22,7 @@ POSITIONS = ("relative", "absolute", None)
     venue="CVPR",
     year=2021,
     arxiv="2101.11605",
+    code="https://gist.github.com/aravindsrinivas/56359b79f0ce4449bcb04ab4b56a57a2",
     layout="B C H W",
     example=dict(channels=64, height=12, width=16),
     variants={
