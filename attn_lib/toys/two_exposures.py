@@ -1,4 +1,4 @@
-"""One scene, photographed twice: a short exposure, noisy everywhere, and a long one, white where it is bright.
+"""One scene, photographed twice: a short exposure, noisy everywhere, and a long one, cut off where it is bright.
 
 Both estimate the same radiance, the light that falls on a pixel in each of three colours. The short exposure never
 saturates, but the sensor's noise is large beside the little light that it collects. The long exposure collects four

@@ -122,12 +122,12 @@ def _axes(layout: str) -> str:
 
 
 def _costs(entry: catalog.Entry) -> list[Row]:
-    (small,), (large,) = (sizes(entry.layout, [side]) for side in (SIDE, 2 * SIDE))
-    counted = cost(*_evaluating(entry, small))
-    grown = saved_bytes(*_evaluating(entry, large)) / max(1, counted.saved_bytes)
-    options = ", ".join(f"{name}={value!r}" for name, value in entry.options(size=small).items())
-    one = "one input of " + _times(entry.shapes(1, small)[0][1:])
-    doubled = f"{_times(small)} → {_times(large)}"
+    half, whole = sizes(entry.layout, [SIDE // 2, SIDE])
+    counted = cost(*_evaluating(entry, whole))
+    grown = counted.saved_bytes / max(1, saved_bytes(*_evaluating(entry, half)))
+    options = ", ".join(f"{name}={value!r}" for name, value in entry.options(size=whole).items())
+    one = "one input of " + _times(entry.shapes(1, whole)[0][1:])
+    doubled = f"{_times(half)} → {_times(whole)}"
     memory = f"{style.si(counted.saved_bytes, 'B')} for {one}; × {grown:.1f} for {doubled}"
     return [
         Row("Parameters", f"{counted.params:,} ({options})"),

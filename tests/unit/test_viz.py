@@ -632,7 +632,7 @@ def test_the_numbers_on_the_card_of_se_are_those_of_an_independent_count():
     assert said["Parameters"] == f"{2 * C * hidden + C + hidden:,} (channels=64)"
     assert said["FLOPs"].startswith(f"{2 * 2 * C * hidden:,} for one input of 64×56×56")
     # Kept: z (C), the hidden layer after ReLU, s (C), each in four bytes; the input exists anyway.
-    assert said["Kept for backward"] == f"{4 * (C + hidden + C)} B for one input of 64×56×56; × 1.0 for 56×56 → 112×112"
+    assert said["Kept for backward"] == f"{4 * (C + hidden + C)} B for one input of 64×56×56; × 1.0 for 28×28 → 56×56"
 
 
 def test_a_card_prefers_the_gpu_and_admits_that_there_is_none(monkeypatch):
