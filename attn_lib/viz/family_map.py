@@ -20,7 +20,10 @@ from .figures import Figure, Sheet
 
 __all__ = ["FamilyMap", "family_map"]
 
-_YEARS = 0.5  # inches: the column of years at the left
+Place = tuple[float, float, float, float]  # left, top, width, height
+Point = tuple[float, float]
+
+_YEARS = 0.45  # inches: the column of years at the left
 _HEAD, _BOX, _GAP, _PAD = 0.62, 0.26, 0.1, 0.16  # heights: families' names, a box, between boxes, around a year's
 
 
@@ -84,7 +87,8 @@ def family_map(*, title: str, alt: str, root: str = "..") -> FamilyMap:
     column = (style.WIDTH - _YEARS - 0.08) / len(families)
 
     sheet = Sheet(title, alt, height=_HEAD + sum(heights.values()) + 0.35, layout=None)
-    boxes: dict[str, tuple[float, float, float, float]] = {}  # left, top, width, height in inches
+    boxes: dict[str, Place] = {}  # in inches
+    bottoms: dict[int, float] = {}
     with sheet as fig:
         ax = fig.add_axes((0, 0, 1, 1))
         ax.set(xlim=(0, style.WIDTH), ylim=(sheet.height, 0))
@@ -101,13 +105,16 @@ def family_map(*, title: str, alt: str, root: str = "..") -> FamilyMap:
                 for i, e in enumerate(cells[y, family]):
                     boxes[e.id] = (_YEARS + k * column + 0.04, first + i * (_BOX + _GAP), column - 0.08, _BOX)
             top += heights[y]
-        for e in entries:
-            for other in e.builds_on:
-                _join(ax, boxes[other], boxes[e.id], style.FAMILY_COLOURS[e.family], arrow=True,
-                      wide=other in e.reduces_to)
-            for other in e.reduces_to:
-                if other in boxes and other not in e.builds_on:
-                    _join(ax, boxes[e.id], boxes[other], style.MUTED, arrow=False)
+            bottoms[y] = top
+        below = {e.id: bottoms[e.year] for e in entries}
+        links = [(other, e.id, True) for e in entries for other in e.builds_on]
+        links += [(other, e.id, False) for e in entries for other in e.reduces_to
+                  if other in boxes and other not in e.builds_on]
+        for k, (older, newer, arrow) in enumerate(sorted(links)):
+            entry = catalog.entry(newer)
+            path = _route(boxes, older, newer, below, 0.022 * (k % 5 - 2))
+            _join(ax, path, style.FAMILY_COLOURS[entry.family] if arrow else style.MUTED, arrow=arrow,
+                  wide=arrow and older in entry.reduces_to)
         for e in entries:
             _box(ax, e, boxes[e.id])
         legend = "arrow: builds on    dashed: turns into it at a limit    thick arrow: both"
@@ -118,9 +125,11 @@ def family_map(*, title: str, alt: str, root: str = "..") -> FamilyMap:
 
 
 def _head(ax: Axes, family: str, left: float, top: float, width: float) -> None:
-    lines = style.wrap(catalog.FAMILIES[family], width - 0.08, style.SMALL_SIZE)
+    words = catalog.FAMILIES[family].replace("-", "- ")  # may break at a hyphen
+    lines = [line.replace("- ", "-") for line in style.wrap(words, width - 0.08, style.SMALL_SIZE)]
+    size = min(style.SMALL_SIZE * min(1.0, (width - 0.08) / style.text_width(line, style.SMALL_SIZE)) for line in lines)
     ax.add_patch(Rectangle((left + 0.04, top + _HEAD - 0.1), width - 0.08, 0.05, color=style.FAMILY_COLOURS[family]))
-    ax.text(left + 0.04, top + _HEAD - 0.14, "\n".join(lines), va="bottom", size=style.SMALL_SIZE, linespacing=1.1)
+    ax.text(left + 0.04, top + _HEAD - 0.14, "\n".join(lines), va="bottom", size=size, linespacing=1.1)
 
 
 def _box(ax: Axes, entry: catalog.Entry, box: tuple[float, float, float, float]) -> None:
@@ -132,19 +141,48 @@ def _box(ax: Axes, entry: catalog.Entry, box: tuple[float, float, float, float])
     ax.text(x + w / 2, y + h / 2 + 0.01, entry.id, ha="center", va="center", size=size, zorder=4)
 
 
-def _join(ax: Axes, start: tuple, end: tuple, colour: str, *, arrow: bool, wide: bool = False) -> None:
-    """A curve from the box `start` to the box `end` that leaves and enters upright; within a row it runs above."""
-    (x0, y0, w0, h0), (x1, y1, w1, h1) = start, end
-    up0, up1 = y1 < y0 + h0, y1 > y0 - h0  # which sides: the top of the one, the top of the other
-    a = np.array([x0 + w0 / 2, y0 if up0 else y0 + h0])
-    b = np.array([x1 + w1 / 2, y1 if up1 else y1 + h1])
-    reach = 0.24 if up0 and up1 else abs(b[1] - a[1]) / 2
-    c, d = np.add(a, (0, -reach if up0 else reach)), np.add(b, (0, -reach if up1 else reach))
+def _route(boxes: dict[str, Place], start: str, end: str, below: dict[str, float], shift: float) -> list[Point]:
+    """Corners of the way from one box to another, in the gaps between rows and between columns.
+
+    From below the first it goes along the gap under its row, down the gap left of the second's column, and enters
+    from the left; or from above, where nothing lies between. `shift` keeps ways in one gap apart.
+    """
+    (x0, y0, w0, h0), (x1, y1, w1, h1) = boxes[start], boxes[end]
+    blocked = any(x == x0 and y0 < y < below[start] for x, y, _, _ in boxes.values())
+    gap, side = below[start] + shift, x1 - 0.04 + shift / 2
+    middle = x0 + w0 / 2 + shift
+    if below[end] == below[start]:  # the same row: above it
+        above = min(y for id, (_, y, _, _) in boxes.items() if below[id] == below[start]) - 0.1 + shift
+        return [(middle, y0), (middle, above), (x1 + w1 / 2, above), (x1 + w1 / 2, y1)]
+    way = [(x0 + w0, y0 + h0 / 2), (x0 + w0 + 0.04 + shift / 2, y0 + h0 / 2), (x0 + w0 + 0.04 + shift / 2, gap)]
+    if not blocked:
+        way = [(middle, y0 + h0), (middle, gap)]
+    if not any(x == x1 and gap < y < y1 for x, y, _, _ in boxes.values()):
+        target = middle if x0 == x1 and not blocked else x1 + w1 / 2 + shift
+        return [*way, (target, gap), (target, y1)]
+    return [*way, (side, gap), (side, y1 + h1 / 2), (x1, y1 + h1 / 2)]
+
+
+def _join(ax: Axes, corners: list[Point], colour: str, *, arrow: bool, wide: bool) -> None:
+    """A line through the corners, each rounded off."""
+    corners = [c for i, c in enumerate(corners) if i == 0 or c != corners[i - 1]]
+    points, codes = [corners[0]], [Path.MOVETO]
+    for before, corner, after in zip(corners, corners[1:], corners[2:], strict=False):
+        near, far = (_toward(corner, other, 0.06) for other in (before, after))
+        points += [near, corner, far]
+        codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
     ax.add_patch(FancyArrowPatch(
-        path=Path([a, c, d, b], [Path.MOVETO, *[Path.CURVE4] * 3]), arrowstyle="-|>" if arrow else "-",
-        mutation_scale=9, color=colour, linewidth=2.6 if wide else 1.2, linestyle="-" if arrow else (0, (3, 3)),
-        zorder=2,
+        path=Path([*points, corners[-1]], [*codes, Path.LINETO]), arrowstyle="-|>" if arrow else "-",
+        mutation_scale=8, color=colour, linewidth=2.4 if wide else 1.1, linestyle="-" if arrow else (0, (3, 3)),
+        fill=arrow, zorder=2,
     ))  # fmt: skip
+
+
+def _toward(start: Point, end: Point, most: float) -> Point:
+    """The point `most` from one towards another, or half way."""
+    distance = np.hypot(end[0] - start[0], end[1] - start[1])
+    share = min(most / distance, 0.5) if distance else 0.0
+    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
 
 
 def _sentence(entry: catalog.Entry) -> str:
