@@ -17,7 +17,8 @@ class Ceilings:
     Attributes:
         device: its name.
         bandwidth: bytes per second of a large copy, read and written bytes both counted.
-        flop_rate: dtype name ("float32") -> FLOP per second of a large square matrix product.
+        flop_rate: dtype name ("float32") -> FLOP per second of a large square matrix product, or on a CPU of a 3×3
+            convolution where that is faster.
     """
 
     device: str
@@ -64,7 +65,12 @@ def ceilings(device: str = "cpu") -> Ceilings:
         # Random values: a product of zeros draws less power and runs faster than any real one.
         a, b = torch.empty(2, side, side, device=where).normal_(generator=generator).to(dtype)
         with true_float32():
-            rates[str(dtype).removeprefix("torch.")] = 2 * side**3 / min(samples(torch.mm, (a, b))[0])
+            seconds = min(samples(torch.mm, (a, b))[0]) / (2 * side**3)  # for one FLOP
+            if not gpu:  # products and convolutions come from two libraries; on some processors one is twice as fast
+                x, w = a.view(4, 256, 32, 32), b.flatten()[: 9 << 16].view(256, 256, 3, 3)
+                took = min(samples(lambda x, w: torch.conv2d(x, w, padding=1), (x, w))[0])
+                seconds = min(seconds, took / (2 * w.numel() * 4 * 32 * 32))
+        rates[str(dtype).removeprefix("torch.")] = 1 / seconds
     return Ceilings(device_name(where), bandwidth, rates)
 
 

@@ -49,7 +49,7 @@ class BiLevelRoutingAttention(nn.Module):
 
     Where S does not divide H or W the last regions are cut smaller: padded pixels are no keys, count in no mean, and a
     region without a real pixel is never preferred to one with. The release pads before the projections and lets
-    the padding take part.
+    the padding take part; its later version pads behind them, and only the means leave the padding out.
 
     Args:
         channels: C, at least 1.
