@@ -52,12 +52,12 @@ def scaling(
         for k, (name, y) in enumerate(measured.items()):
             p = fit_exponent(sizes, y)
             a = np.exp(np.mean(np.log(y) - p * np.log(sizes)))  # the law is y = a · x^p
-            label = f"{name}: fit {p:.2f}" + (f", theory {theory[name]:g}" if name in theory else "")
+            label = f"{name}: fit {p:.2f}" + (f", theory {theory[name]:.3g}" if name in theory else "")
             colour = style.series_colour(k)
             ends = np.array([sizes.min(), sizes.max()])
             ax.plot(ends, a * ends**p, color=colour, linewidth=1.4)
             ax.plot(sizes, y, style.series_marker(k), color=colour, markersize=6, label=label)
-        ax.set_xticks(sizes, [f"{s:g}" for s in sizes])
+        ax.set_xticks(sizes, [f"{s:g}" if s < 100_000 else style.si(s) for s in sizes])
         ax.xaxis.set_minor_locator(NullLocator())
         style.log_axis(ax.yaxis, style.si)
         ax.grid(True)
