@@ -90,7 +90,7 @@ test-unit: $(READY)
 test-notebooks: $(READY)
 	$(PYTEST) -p book.tools.nbval_chapters --nbval --nbval-current-env --nbval-cell-timeout 120 -n $(WORKERS) --dist loadfile chapters
 test-chapters: $(READY)
-	$(PYTEST) -n $(WORKERS) tests/chapters
+	$(PYTEST) -n $(WORKERS) --dist worksteal tests/chapters
 test-site: book
 	$(PYTEST) -n $(WORKERS) --dist loadfile tests/site
 

@@ -29,7 +29,7 @@ def clone(tmp_path):
     for name in ("_config.yml", "requirements.txt"):
         shutil.copyfile(ROOT / name, tmp_path / name)
     # The pages without the chapters: the test builds three times.
-    pages = ["book/using", "book/bibliography", "book/api/index"]
+    pages = ["book/bibliography", "book/api/index"]
     pages += sorted(f"book/api/{path.stem}" for path in (ROOT / "book" / "api").glob("*.md") if path.stem != "index")
     toc = {"format": "jb-book", "root": "book/notation", "chapters": [{"file": page} for page in pages]}
     (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc), encoding="utf-8")

@@ -47,13 +47,16 @@ def problems_of(explorer: Locator) -> list[str]:
         found += answers(before, look(explorer), "a click on the slider")
         return found
     explorer.focus()
-    for key in ("ArrowDown", "ArrowRight"):
+    for key, opposite in (("ArrowDown", "ArrowUp"), ("ArrowRight", "ArrowLeft")):
         before = look(explorer)
         explorer.page.keyboard.press(key)
+        if look(explorer) == before:  # at the edge of the grid
+            explorer.page.keyboard.press(opposite)
         found += answers(before, look(explorer), key)
     canvas = explorer.locator("canvas").first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
+    explorer.page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.8 * box["height"])
     before = look(explorer)
     explorer.page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.2 * box["height"])
     explorer.page.wait_for_timeout(100)
