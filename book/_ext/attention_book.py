@@ -17,7 +17,6 @@ from pkgutil import iter_modules
 
 from docutils import nodes
 from docutils.parsers.rst import directives
-from docutils.statemachine import StringList
 from myst_nb.core.render import NbElementRenderer
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -213,9 +212,8 @@ class ChapterList(SphinxDirective):
         opening = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
         title, answer = [part.strip() for part in opening.split("\n\n")][:2]
         link = self.link(title.removeprefix("# "), chapter)
-        item = nodes.list_item("", nodes.paragraph("", "", link))
-        self.state.nested_parse(StringList(answer.splitlines()), self.content_offset, item)  # it may hold a formula
-        return item
+        plain = answer.replace("$", "")  # y = f(g(x), x) can be read as it stands
+        return nodes.list_item("", nodes.paragraph("", "", link), nodes.paragraph(text=plain))
 
     def item(self, entry: Entry) -> nodes.list_item:
         self.env.note_dependency(inspect.getfile(entry.cls))
