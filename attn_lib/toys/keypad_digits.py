@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import digits, split
-from .train import fit, seeded
+from .train import answers, fit, seeded
 
 CELL = 10  # pixels: an 8 × 8 digit with a margin of one
 GRID = (6, 8)  # rows and columns of cells
@@ -95,14 +95,10 @@ def reader() -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def score(model: nn.Module, sheets: tuple[Tensor, Tensor]) -> float:
     """Fraction of right answers among the cells that are asked, in [0, 1]; the model's mode is put back."""
-    was_training = model.training
-    answers = model.eval()(sheets[0]).argmax(1)
-    model.train(was_training)
     asked = sheets[1] != SILENT
-    return (answers == sheets[1])[asked].float().mean().item()
+    return (answers(model, sheets[0]).argmax(1) == sheets[1])[asked].float().mean().item()
 
 
 def _layers() -> nn.Sequential:

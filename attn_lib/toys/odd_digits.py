@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import framed_digit
 from .data import digits, split
+from .train import answers
 
 CELL = 10  # pixels: an 8 × 8 digit with a margin of one
 GRID = (5, 7)  # rows and columns of cells
@@ -60,16 +61,12 @@ def loss(answers: Tensor, odd: Tensor) -> Tensor:
     return F.cross_entropy(answers, odd, weight=answers.new_tensor([rare, 1 - rare]))
 
 
-@torch.no_grad()
 def score(model: nn.Module, sheets: tuple[Tensor, Tensor]) -> float:
     """Balanced accuracy in [0, 1]: the mean of the hit rates on odd and on common cells; judging cells alone gets ½.
 
     The model is put into eval mode for it, and back.
     """
-    was_training = model.training
-    answers = model.eval()(sheets[0])
-    model.train(was_training)
-    return framed_digit.score(answers, sheets[1])
+    return framed_digit.score(answers(model, sheets[0]), sheets[1])
 
 
 @cache

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .data import digits, split
 from .images import image
+from .train import answers
 
 PIECES = 4  # pieces along each side of a sheet
 FIELDS = 2  # fields along each side of a piece
@@ -122,14 +123,10 @@ def examples(n: int, part: str = "train", *, seed: int = 0) -> tuple[Tensor, Ten
     return features(drawn.images), drawn.colour
 
 
-@torch.no_grad()
 def score(model, data: tuple[Tensor, Tensor]) -> float:
     """Share of the pictures' fields that get their colour; guessing gets 1/4. The model's mode is put back."""
-    was_training = model.training
-    answers = model.eval()(data[0]).argmax(1)
-    model.train(was_training)
     asked = data[1] != SILENT
-    return (answers == data[1])[asked].float().mean().item()
+    return (answers(model, data[0]).argmax(1) == data[1])[asked].float().mean().item()
 
 
 def is_picture(colour: Tensor) -> Tensor:

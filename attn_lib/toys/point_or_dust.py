@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import digits, split
+from .train import answers
 
 SIZE = (24, 32)  # rows and columns of a scan
 FIELD = (12, 16)  # of a field: one digit on the left, three dots on the right; a form has 2 × 2 fields
@@ -89,12 +90,9 @@ def enlarge(images: Tensor, labels: Tensor, zoom: float) -> tuple[Tensor, Tensor
     return images[..., rows, :][..., cols], torch.where(first, labels[..., rows, :][..., cols], NONE)
 
 
-@torch.no_grad()
 def hits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Fraction of the dots that each scan got right, `(n,)`; the model is used in eval mode and restored."""
-    was_training = model.training
-    right = (model.eval()(images).argmax(1) == labels).sum((1, 2))
-    model.train(was_training)
+    right = (answers(model, images).argmax(1) == labels).sum((1, 2))
     return right / (labels != NONE).sum((1, 2))
 
 

@@ -131,6 +131,16 @@ def fit(
 
 
 @torch.no_grad()
+def answers(model: nn.Module, *inputs: Tensor) -> Tensor:
+    """`model(*inputs)` in eval mode and without gradients; the model's mode is put back."""
+    was_training = model.training
+    try:
+        return model.eval()(*inputs)
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
 def accuracy(model: nn.Module, data: Sequence[Tensor], *, batch: int = 512) -> float:
     """Fraction of right answers, in [0, 1], with the model in eval mode (restored afterwards).
 
