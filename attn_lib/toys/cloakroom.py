@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .data import digits, split
+from .data import digits
 from .images import image
 
 SIDE = 8  # pixels of the photograph on a card, and of the digit below it
@@ -129,8 +129,7 @@ def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
             spots.append(rearrange(windows, "c i j y x -> (i j) c y x"))
     spots = torch.cat(spots)
     views = torch.stack([spots[:, :, y : y + SIDE, x : x + SIDE] for y in (0, 1) for x in (0, 1)], 1)
-    train, test = split(*digits())
-    ink, labels = train if part == "train" else test
+    ink, labels = digits(part)
     return views[views.std((-2, -1)).mean(2).amin(1) > CONTRAST], ink[:, 0], labels
 
 

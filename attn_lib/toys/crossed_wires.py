@@ -10,12 +10,11 @@ the picture. Handwriting of the test part does not occur in the training part.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from .data import digits, split
+from .data import digits
 
 HEIGHT, WIDTH = 11, 8  # of the strip; a digit is as wide as the strip
 PLACES = HEIGHT - WIDTH + 1
@@ -36,7 +35,7 @@ def sampler(part: str = "train", crossed: bool = True) -> Callable[[int, torch.G
     Raises:
         ValueError: if there is no such part.
     """
-    ink, labels = _digits(part)
+    ink, labels = digits(part)
 
     def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(ink), (batch,), generator=generator)
@@ -60,11 +59,3 @@ def place(ink: Tensor, top: Tensor) -> Tensor:
 def cross(strip: Tensor) -> Tensor:
     """What the scanner delivers: `(..., 11, 8)` with its rows in the order `ROWS`, its columns in `COLUMNS`."""
     return strip[..., ROWS, :][..., COLUMNS]
-
-
-@cache
-def _digits(part: str) -> tuple[Tensor, Tensor]:
-    parts = dict(zip(("train", "test"), split(*digits()), strict=True))
-    if part not in parts:
-        raise ValueError(f"part={part!r} must be one of {', '.join(parts)}")
-    return parts[part]

@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 
-def digits() -> tuple[Tensor, Tensor]:
+def digits(part: str | None = None) -> tuple[Tensor, Tensor]:
     """Handwritten digits (UCI, the set packaged with scikit-learn).
 
+    Args:
+        part: None for all 1797; "train" or "test" for three quarters of them or the rest, always the same.
+
     Returns:
-        Images `(1797, 1, 8, 8)`, float32 in [0, 1], and labels `(1797,)`, int64 in 0 … 9; fresh tensors at every
-        call.
+        Images `(n, 1, 8, 8)`, float32 in [0, 1], and labels `(n,)`, int64 in 0 … 9; fresh tensors at every call.
+
+    Raises:
+        ValueError: if there is no such part.
     """
-    images, labels = _digits()
+    if part not in (None, "train", "test"):
+        raise ValueError(f"part={part!r} must be 'train' or 'test'")
+    images, labels = _digits() if part is None else split(*_digits())[part == "test"]
     return images.clone(), labels.clone()
 
 

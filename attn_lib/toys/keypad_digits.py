@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data import digits, split
+from .data import digits
 from .train import answers, fit, seeded
 
 CELL = 10  # pixels: an 8 × 8 digit with a margin of one
@@ -125,7 +125,5 @@ def _reader_weights() -> dict[str, Tensor]:
 @cache
 def _handwriting(part: str) -> tuple[Tensor, Tensor]:
     """The digits 1 to 9 with their margins `(n, 10, 10)`, and their labels less one."""
-    if part not in ("train", "test"):
-        raise ValueError(f"part={part!r} must be 'train' or 'test'")
-    images, labels = split(*digits())[part == "test"]
+    images, labels = digits(part)
     return F.pad(images[labels > 0, 0], (1, 1, 1, 1)), labels[labels > 0] - 1

@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .data import digits, split
+from .data import digits
 from .images import image
 
 SIZE = 22  # pixels of the whole scene
@@ -113,6 +113,5 @@ def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
             photo = white_balance(image(name, size))
             tiles = photo.unfold(1, SIZE, 4).unfold(2, SIZE, 4)  # 3, rows, columns, SIZE, SIZE
             windows.append(tiles.reshape(3, -1, SIZE, SIZE).transpose(0, 1))
-    train, test = split(*digits())
-    ink, labels = train if part == "train" else test
+    ink, labels = digits(part)
     return torch.cat(windows), ink[:, 0], labels

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import framed_digit
-from .data import digits, split
+from .data import digits
 from .train import answers
 
 CELL = 10  # pixels: an 8 × 8 digit with a margin of one
@@ -72,8 +72,6 @@ def score(model: nn.Module, sheets: tuple[Tensor, Tensor]) -> float:
 @cache
 def _handwriting(part: str) -> tuple[Tensor, Tensor, Tensor]:
     """Digits sorted by kind, `(n, 10, 10)`, where each of the ten kinds begins, and how many there are of it."""
-    if part not in ("train", "test"):
-        raise ValueError(f"part={part!r} must be 'train' or 'test'")
-    images, labels = split(*digits())[part == "test"]
+    images, labels = digits(part)
     count = labels.bincount(minlength=10)
     return F.pad(images[labels.argsort(stable=True), 0], (1, 1, 1, 1)), count.cumsum(0) - count, count

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .data import digits, split
+from .data import digits
 from .images import image
 from .train import answers
 
@@ -144,7 +144,7 @@ def _material(part: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                       for name in PHOTOGRAPHS[part]])
     brightness = cuts.mean((1, 2, 3))
     bright = brightness.argsort()[(brightness < 0.06).sum():]  # nothing is printed on black
-    images, labels = split(*digits())[part == "test"]
+    images, labels = digits(part)
     chosen = (labels >= 1) & (labels <= NUMBERS)
     ink, labels = images[chosen, 0], labels[chosen] - 1
     count = labels.bincount(minlength=NUMBERS)

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from .data import digits, split
+from .data import digits
 from .train import answers
 
 SIZE = (24, 32)  # rows and columns of a scan
@@ -130,7 +130,4 @@ def _first(index: Tensor) -> Tensor:
 
 @cache
 def _handwriting(part: str) -> Tensor:
-    if part not in ("train", "test"):
-        raise ValueError(f"part={part!r} must be 'train' or 'test'")
-    train, test = split(*digits())
-    return (train if part == "train" else test)[0][:, 0]
+    return digits(part)[0][:, 0]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import digits, split
+from .data import digits
 from .images import image
 
 SIZE = (24, 40)  # pixels of a scene
@@ -128,6 +128,5 @@ def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
         for size in (60, 90):  # two zooms of the photograph
             tiles = image(name, size).unfold(1, SIZE[0], 5).unfold(2, SIZE[1], 5)  # 3, rows, columns, 24, 40
             windows.append(tiles.reshape(3, -1, *SIZE).transpose(0, 1))
-    train, test = split(*digits())
-    ink, labels = train if part == "train" else test
+    ink, labels = digits(part)
     return torch.cat(windows), ink[labels < KINDS, 0], labels[labels < KINDS]

@@ -75,5 +75,5 @@ def test_results_may_be_changed_without_harm():
 
 
 def test_unknown_part():
-    with pytest.raises(ValueError, match="part='all' must be one of train, test"):
+    with pytest.raises(ValueError, match="part='all' must be 'train' or 'test'"):
         crossed_wires.sampler("all")

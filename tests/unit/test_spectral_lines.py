@@ -16,7 +16,7 @@ def test_shapes_and_seeds():
     again, labels = task.sampler("train")(5, generator())
     assert torch.equal(x, again) and torch.equal(y, labels)
     assert torch.equal(task.held_out(7)[0], task.held_out(7)[0])
-    with pytest.raises(ValueError, match="part='valid' must be one of train, test"):
+    with pytest.raises(ValueError, match="part='valid' must be 'train' or 'test'"):
         task.sampler("valid")
 
 

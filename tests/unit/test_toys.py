@@ -262,3 +262,11 @@ def test_lamplit_digits_can_be_enlarged():
 
 def test_white_balance():
     assert lamplit_digits.white_balance(toys.image("coffee", 64)).mean((1, 2)).diff().abs().max() < 0.02
+
+
+def test_digits_come_whole_or_in_the_two_parts_of_the_split():
+    train, test = toys.split(*toys.digits())
+    for part, expected in (("train", train), ("test", test)):
+        assert all(torch.equal(a, b) for a, b in zip(toys.digits(part), expected, strict=True))
+    with pytest.raises(ValueError, match="part='dev' must be 'train' or 'test'"):
+        toys.digits("dev")
