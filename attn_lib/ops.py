@@ -16,7 +16,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     """Softmax attention softmax(scale · q kᵀ + bias) v.
 
     By `F.scaled_dot_product_attention`: no attention matrix exists where torch has a fused kernel for the device
-    and the shapes (on a CPU: D = E). Inside a trace the matrix is made, and recorded under `name`.
+    and the shapes. Inside a trace the matrix is made, and recorded under `name`.
 
     Args:
         q: queries (…, N, D).
@@ -36,7 +36,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention` with what its fused kernels want: four axes, vectors in one piece."""
+    """`F.scaled_dot_product_attention` with what its fused kernels want: four axes, D = E, vectors in one piece."""
+    D, E = q.shape[-1], v.shape[-1]
+    if E < D:
+        return _fused(q, k, F.pad(v, (0, D - E)), scale, bias)[..., :E]
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     if q.ndim == 4:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)

@@ -119,9 +119,7 @@ class NonLocalAttention(nn.Module):
 
     def embedded_gaussian(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = exp(θ_i · φ_j) over its sum, a softmax: eqs. 2 and 3."""
-        D, d = theta.shape[-1], g.shape[-1]
-        g = F.pad(g, (0, D - d))  # the Gaussian has D = C > d; on a CPU only equal widths are fused
-        return attend(theta, phi, g, scale=self.scale, name="A", dims="B N M")[..., :d]
+        return attend(theta, phi, g, scale=self.scale, name="A", dims="B N M")
 
     gaussian = embedded_gaussian  # θ(x) = φ(x) = x
 
@@ -145,5 +143,5 @@ class NonLocalAttention(nn.Module):
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, HW, C), each vector in one piece, as fused attention wants it."""
-    return x.flatten(2).transpose(1, 2).contiguous()
+    """(B, C, H, W) → (B, HW, C)"""
+    return x.flatten(2).transpose(1, 2)

@@ -12,7 +12,10 @@ import os
 import shutil
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "_build"
@@ -28,6 +31,29 @@ def fingerprint() -> str:
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+FRONT = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<meta http-equiv="Refresh" content="0; url={first}">
+</head>
+<body><p><a href="{first}">{title}</a></p></body>
+</html>
+"""
+
+
+def front_page() -> str:
+    """The site's root, which forwards to the first page.
+
+    Jupyter Book's own is a bare tag, for which a browser asks the server for an icon that does not exist.
+    """
+    config, toc = (yaml.safe_load((ROOT / name).read_text(encoding="utf-8")) for name in ("_config.yml", "_toc.yml"))
+    return FRONT.format(title=escape(config["title"]), first=escape(f"{toc['root']}.html"))
 
 
 def publish(html: Path, target: Path) -> None:
@@ -55,6 +81,7 @@ def build() -> int:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     status = subprocess.run(command, cwd=ROOT, env=env).returncode
     if status == 0:
+        (WORK / "_build" / "html" / "index.html").write_text(front_page(), encoding="utf-8")
         publish(WORK / "_build" / "html", BUILD / "html")
         finished.write_text(now)
     return status

@@ -78,7 +78,8 @@ def opened(browser: Browser, url: str, problems: list[str], **options: Any) -> I
 def settle(page: Page) -> None:
     """Wait until fonts are there and formulas are set."""
     ready = """async () => {
-        if (document.querySelector("meta[http-equiv=Refresh]")) return false;  // the site's root only forwards
+        // The site's root only forwards, and while the next page is being read it has no scripts to wait for yet.
+        if (document.readyState !== "complete" || document.querySelector("meta[http-equiv=Refresh]")) return false;
         await document.fonts.ready;
         await globalThis.MathJax?.startup?.promise;
         return true;

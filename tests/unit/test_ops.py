@@ -42,6 +42,11 @@ def test_attend_takes_any_number_of_leading_axes(lead, biased):
     torch.testing.assert_close(ops.attend(q, k, v, bias=bias), A @ v)
 
 
+def test_attend_keeps_no_matrix_where_values_are_narrower_than_queries():
+    short, long = (measure.saved_bytes(ops.attend, [torch.randn(2, n, d) for d in (16, 16, 6)]) for n in (64, 256))
+    assert long / short == pytest.approx(4, rel=0.01)
+
+
 def test_attend_keeps_no_matrix_whatever_the_strides():
     short, long = (measure.saved_bytes(lambda q, k, v: ops.attend(q.mT, k.mT, v.mT),
                                        [torch.randn(2, 2, 16, n) for _ in range(3)]) for n in (64, 256))

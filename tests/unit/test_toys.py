@@ -270,3 +270,15 @@ def test_digits_come_whole_or_in_the_two_parts_of_the_split():
         assert all(torch.equal(a, b) for a, b in zip(toys.digits(part), expected, strict=True))
     with pytest.raises(ValueError, match="part='dev' must be 'train' or 'test'"):
         toys.digits("dev")
+
+
+def test_answers_are_given_in_eval_mode_which_is_put_back_even_after_an_error():
+    from attn_lib.toys.train import answers
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.9))
+    x = torch.ones(100, 4)
+    y = answers(model, x)
+    assert torch.equal(y, model[0](x)) and not y.requires_grad and model.training
+    with pytest.raises(TypeError):
+        answers(model, x, x)
+    assert model.training
