@@ -107,14 +107,14 @@ def matrix(
     if values and max(m.shape[1] for m in named.values()) > 12:
         raise ValueError("values=True needs at most 12 columns: the numbers would not be legible")
     low, high, cmap = style.limits(list(named.values()))
-    aspect = max(m.shape[0] / m.shape[1] for m in named.values())
-    side = min((style.WIDTH - 1.2) / len(named) - 0.3, 3.6, 3.6 / aspect)
-    width = min(style.WIDTH, max(4.4, (side + 0.3) * len(named) + 1.2))
-    height = max(1.2, side * aspect) + (1.0 if len(named) > 1 else 0.75)
+    ratios = [m.shape[1] / m.shape[0] for m in named.values()]  # panels of one height
+    tall = min((style.WIDTH - 1.2 - 0.3 * len(named)) / sum(ratios), 3.6, 3.6 / max(ratios))
+    width = min(style.WIDTH, max(4.4, tall * sum(ratios) + 0.3 * len(named) + 1.2))
+    height = max(1.2, tall) + (1.0 if len(named) > 1 else 0.75)
     # Compressed, for pictures of a fixed aspect: the plain layout would push labels over the rim.
     sheet = Sheet(title, alt, width=width, height=height, layout="compressed")
     with sheet as fig:
-        axes = np.atleast_1d(fig.subplots(1, len(named)))
+        axes = np.atleast_1d(fig.subplots(1, len(named), width_ratios=ratios))
         for ax, (name, m) in zip(axes, named.items(), strict=True):
             picture = ax.imshow(m, cmap=cmap, vmin=low, vmax=high)
             ax.spines[:].set_visible(False)
@@ -147,7 +147,8 @@ def curves(
     """Training curves: the mean over seeds as a line, the range over seeds as a band.
 
     Args:
-        series: label → ``(seeds, steps)``, or ``(steps,)`` for a single run.
+        series: label → ``(seeds, steps)``, or ``(steps,)`` for a single run; a lone label that is `ylabel` needs no
+            legend.
         title: the question the figure answers.
         alt: alternative text.
         xlabel: what the steps are.
@@ -175,7 +176,8 @@ def curves(
         ax.yaxis.grid(True)
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.margins(x=0.01)
-        ax.legend()
+        if list(runs) != [ylabel]:
+            ax.legend()
     return sheet.figure
 
 

@@ -664,6 +664,21 @@ def test_no_label_of_a_matrix_is_cut_off(shape, title, panels):
     assert rim.min() > 250, "something is drawn up to the rim"
 
 
+@pytest.mark.parametrize(("short", "long"), [((3, 3), (3, 4)), ((6, 6), (6, 11)), ((6, 6), (24, 24))])
+def test_matrices_side_by_side_are_equally_tall_and_fill_their_sheet(short, long):
+    figure = viz.matrix({"short": torch.zeros(short), "long": torch.ones(long)}, **SAY)
+    picture = pixels(figure)
+    left, right = (int(near(picture, colour).any(1).sum()) for colour in ("#440154", "#fde725"))  # 0 and 1
+    assert left == pytest.approx(right, abs=4) and left > len(picture) / 2
+
+
+def test_a_lone_curve_is_named_once(texts):
+    viz.curves({"loss": [3, 2, 1]}, xlabel="step", ylabel="loss", **SAY)
+    assert texts.count("loss") == 1
+    viz.curves({"SE": [3, 2, 1]}, xlabel="step", ylabel="loss", **SAY)
+    assert {"SE", "loss"} <= set(texts)
+
+
 # --- the family map ---
 
 
