@@ -52,10 +52,10 @@ class FamilyMap:
         links = "".join(self._link(catalog.entry(id), place) for id, place in self.places.items())
         picture = base64.b64encode(self.figure.png).decode("ascii")
         return (
-            f'<figure class="attn-map" style="position:relative;margin:0;max-width:{self.figure.width}px;'
-            f'padding-bottom:8.5em"><style>{_STYLE}</style>'
+            f'<figure class="attn-map" style="margin:0;max-width:{self.figure.width}px"><style>{_STYLE}</style>'
             f'<div style="position:relative"><img src="data:image/png;base64,{picture}" '
-            f'alt="{html.escape(self.figure.alt)}" style="display:block;width:100%">{links}</div></figure>'
+            f'alt="{html.escape(self.figure.alt)}" style="display:block;width:100%">{links}</div>'
+            "<figcaption>Point at a module to read what it does; a click opens its chapter.</figcaption></figure>"
         )
 
     def _link(self, entry: catalog.Entry, place: tuple[float, float, float, float]) -> str:
@@ -207,4 +207,7 @@ _STYLE = (
     "font-size:.9em;line-height:1.35}"
     ".attn-map a:hover span,.attn-map a:focus span{display:block}"
     ".attn-map a,.attn-map a:hover{text-decoration:none;color:inherit}"
+    # The hint keeps the room in which the sentences appear.
+    ".attn-map figcaption{min-height:8.5em;padding-top:.5em;font-size:.9em;opacity:.75}"
+    ".attn-map div:hover+figcaption,.attn-map div:focus-within+figcaption{visibility:hidden}"
 )
