@@ -134,7 +134,7 @@ class PyramidalAttention(nn.Module):
     several layers every node has seen every other where the coarsest scale is short enough for its neighbours.
 
     `sparse` gathers the neighbours of every node, as the definition asks. Without it the same is computed with an
-    N × N mask, which costs O(L²), and is what the release runs where it has no kernel of its own (PAM-naive).
+    N × N mask, which costs O(L²), and is what the release runs unless asked for its own kernel (PAM-naive).
 
     Args:
         dim: channels of x, at least 1.

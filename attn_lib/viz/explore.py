@@ -47,7 +47,8 @@ def explore_attention(
 
     Colour is the weight over the row's largest weight, so that small weights stay visible. The line below states
     that largest weight, the sum where it is not 1, and the effective number of cells, exp of the row's entropy.
-    Where A has weights below 0, colours diverge (red above 0, blue below) and the smallest weight is stated too.
+    Where A has values below 0, colours diverge (red above 0, blue below) and the line states the largest and the
+    smallest.
 
     Args:
         image: ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``, float in [0, 1] or uint8; shown with 256 pixels at most.

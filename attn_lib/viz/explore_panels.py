@@ -55,12 +55,12 @@ class Heat:
 
     def describe(self, cell: tuple[int, int]) -> str:
         row = self.A[cell]
-        total = row.sum()
         if not row.any():
             return "all weights are 0"
-        text = f"largest weight {number(row.max())} at {_where(row.argmax(), row)}"
-        if self.signed:
-            return text + f" · smallest {number(row.min())} at {_where(row.argmin(), row)} · sum {number(total)}"
+        largest = f"{number(row.max())} at {_where(row.argmax(), row)}"
+        if self.signed:  # logits as a rule, whose sum says nothing
+            return f"largest {largest} · smallest {number(row.min())} at {_where(row.argmin(), row)}"
+        text, total = f"largest weight {largest}", row.sum()
         p = row[row > 0] / total
         if abs(total - 1) > 0.005:
             text += f" · sum {number(total)}"

@@ -436,8 +436,12 @@ def figures(chapter: Chapter) -> list[str]:
         page.feed(data.get("text/html", ""))
         found += [f"cell {number}: in the HTML, {problem}" for problem in page.problems]
     for number, cell in chapter.code:
-        for node in ast.walk(python(cell.source)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("viz."):
+        tree = python(cell.source)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and draws(node.value) and node is not tree.body[-1]:
+                call = ast.unparse(node.value.func)
+                found.append(f"cell {number}: {call} is not the cell's last expression, so nobody sees its figure")
+            if draws(node):
                 given = {keyword.arg: keyword.value for keyword in node.keywords}
                 for argument in ("title", "alt"):
                     if (
@@ -446,6 +450,11 @@ def figures(chapter: Chapter) -> list[str]:
                     ):
                         found.append(f"cell {number}: {ast.unparse(node.func)} has an empty {argument}")
     return found
+
+
+def draws(node: ast.AST) -> bool:
+    """Return whether this is a call of something in viz."""
+    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("viz.")
 
 
 class _Pictures(HTMLParser):

@@ -188,6 +188,11 @@ def figure_without_question(chapter):
     picture(chapter).data["text/plain"] = "Figure: Feature maps"
 
 
+@damage(anatomy.figures, "nobody sees its figure")
+def figure_before_an_assertion(chapter):
+    first(chapter, lambda cell: "viz.bars(" in cell.source).source += "\nassert True"
+
+
 @damage(anatomy.ignored_outputs, "asserts nothing")
 def convenient_tag(chapter):
     cell = first(chapter, lambda cell: cell.cell_type == "code" and not anatomy.ASSERTS.search(cell.source))

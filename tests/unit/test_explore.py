@@ -189,7 +189,7 @@ def readout(row: list[list[float]]) -> str:
         ([[0.9, 0.1]], "largest weight 0.9 at row 0, col 0 · effective cells 1.4 of 2"),
         ([[2e-7, 1e-7]], "largest weight 2e-7 at row 0, col 0 · sum 3e-7 · effective cells 1.9 of 2"),
         ([[3.0, -1.0], [0.0, -2.5]],
-         "largest weight 3 at row 0, col 0 · smallest −2.5 at row 1, col 1 · sum −0.5"),
+         "largest 3 at row 0, col 0 · smallest −2.5 at row 1, col 1"),
         ([[1 / 100] * 100], "largest weight 0.01 at row 0, col 0 · effective cells 100 of 100"),
     ],
 )
