@@ -27,9 +27,9 @@ from ..tap import tap
         "one segment, biases": dict(channels=6, height=12, width=16, segments=1, reduction=2, bias=True),
     },
     reduces_to={
-        "channel MLP": "plain, W_H = W_W = 0",
+        "linear channel MLP": "plain, W_H = W_W = 0",
         "convolution": "plain, W_W = W_C = 0, W_H depends on h − h′ alone",
-        "token mixing": "plain, W_W = W_C = 0, a map of one column, S = 1",
+        "one layer of token mixing": "plain, W_W = W_C = 0, a map of one column, S = 1",
     },
 )
 class WeightedPermuteMLP(nn.Module):

@@ -273,8 +273,8 @@ def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention
 # ---- mlp -------------------------------------------------------------------------------------------------------------
 
 
-@limit("vip", "channel MLP")
-def test_permute_mlp_without_its_spatial_branches_is_a_channel_mlp():
+@limit("vip", "linear channel MLP")
+def test_permute_mlp_without_its_spatial_branches_is_a_linear_channel_mlp():
     vip, x = module("vip", channels=6, height=5, width=7, segments=2, weighted=False), normal(2, 6, 5, 7)
     vip.WH.weight.fill_(0.0)
     vip.WW.weight.fill_(0.0)
@@ -293,8 +293,8 @@ def test_permute_mlp_with_equal_weights_at_equal_distance_is_convolution_along_t
     torch.testing.assert_close(vip(x), F.conv2d(groups.reshape_as(x), vip.WP.weight, vip.WP.bias))
 
 
-@limit("vip", "token mixing")
-def test_permute_mlp_of_one_column_and_one_segment_is_token_mixing():
+@limit("vip", "one layer of token mixing")
+def test_permute_mlp_of_one_column_and_one_segment_is_a_layer_of_token_mixing():
     vip, x = module("vip", channels=6, height=5, width=1, segments=1, weighted=False), normal(2, 6, 5, 1)
     vip.WW.weight.fill_(0.0)
     vip.WC.weight.fill_(0.0)
