@@ -9,6 +9,9 @@ import torch
 
 from .timing import device_name, samples
 
+# FLOP per second. A processor without a dtype computes it one number at a time, at every size: no need for a large one.
+SLOW = 1e10
+
 
 @dataclass(frozen=True)
 class Ceilings:
@@ -51,8 +54,7 @@ def ceilings(device: str = "cpu") -> Ceilings:
     if where.type not in ("cpu", "cuda"):
         raise ValueError(f"device={device!r} must be a CPU or a CUDA device")
     gpu = where.type == "cuda"
-    # Entries of the copy (far more than a cache holds) and side of the product (enough for the full rate).
-    count, side = (1 << 28, 8192) if gpu else (1 << 26, 1024)
+    count = 1 << 28 if gpu else 1 << 26  # entries of the copy: far more than a cache holds
     generator = torch.Generator(where).manual_seed(0)
     source = torch.empty(count, device=where).normal_(generator=generator)
     target = torch.empty_like(source)
@@ -62,16 +64,26 @@ def ceilings(device: str = "cpu") -> Ceilings:
 
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        # Random values: a product of zeros draws less power and runs faster than any real one.
-        a, b = torch.empty(2, side, side, device=where).normal_(generator=generator).to(dtype)
-        with true_float32():
-            seconds = min(samples(torch.mm, (a, b))[0]) / (2 * side**3)  # for one FLOP
-            if not gpu:  # products and convolutions come from two libraries; on some processors one is twice as fast
-                x, w = a.view(4, 256, 32, 32), b.flatten()[: 9 << 16].view(256, 256, 3, 3)
-                took = min(samples(lambda x, w: torch.conv2d(x, w, padding=1), (x, w))[0])
-                seconds = min(seconds, took / (2 * w.numel() * 4 * 32 * 32))
-        rates[str(dtype).removeprefix("torch.")] = 1 / seconds
+        for side in (8192,) if gpu else (256, 1024):  # the last is enough for the full rate
+            rate = _flop_rate(side, dtype, generator)
+            if rate < SLOW:
+                break
+        rates[str(dtype).removeprefix("torch.")] = rate
     return Ceilings(device_name(where), bandwidth, rates)
+
+
+def _flop_rate(side: int, dtype: torch.dtype, generator: torch.Generator) -> float:
+    where = generator.device
+    # Random values: a product of zeros draws less power and runs faster than any real one.
+    a, b = torch.empty(2, side, side, device=where).normal_(generator=generator).to(dtype)
+    with true_float32():
+        rate = 2 * side**3 / min(samples(torch.mm, (a, b))[0])
+        if where.type == "cpu":  # products and convolutions come from two libraries; one may be twice as fast
+            C, H = side // 4, side // 32
+            x, w = a.flatten()[: 4 * C * H * H].view(4, C, H, H), b.flatten()[: 9 * C * C].view(C, C, 3, 3)
+            took = min(samples(lambda x, w: torch.conv2d(x, w, padding=1), (x, w))[0])
+            rate = max(rate, 2 * w.numel() * 4 * H * H / took)
+    return rate
 
 
 @contextmanager

@@ -603,6 +603,20 @@ class TestRoofline:
         assert limits.least_seconds(flops=500, bytes=10) == 0.5
         assert limits.least_seconds(flops=5, bytes=10) == 0.1
 
+    def test_a_dtype_that_the_processor_lacks_is_measured_on_a_small_product_only(self, monkeypatch):
+        from attn_lib.measure import roofline
+        asked = []
+
+        def rate(side, dtype, generator):
+            asked.append((side, dtype))
+            return 2e9 if dtype == torch.bfloat16 else 1e11
+
+        monkeypatch.setattr(roofline, "_flop_rate", rate)
+        monkeypatch.setattr(roofline, "samples", lambda *_: ([1.0], None))
+        limits = measure.ceilings.__wrapped__("cpu")
+        assert limits.flop_rate == {"float32": 1e11, "bfloat16": 2e9}
+        assert asked == [(256, torch.float32), (1024, torch.float32), (256, torch.bfloat16)]
+
     def test_float32_is_float32_within_and_as_before_without(self):
         from attn_lib.measure.roofline import true_float32
         before = torch.backends.cudnn.allow_tf32
