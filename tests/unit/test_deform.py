@@ -1,6 +1,5 @@
 """Deformable convolution against its papers, its limits and torchvision, and against the errors in circulation."""
 
-import math
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.conv import DeformConv2d, deform_conv2d
+from tests.unit.reference import wave
 
 D = torch.float64
 
@@ -236,10 +236,6 @@ def test_from_conv_with_the_papers_mask_starts_as_half_of_it():
 
 
 # ---- reference -------------------------------------------------------------------------------------------------------
-
-
-def wave(*shape, f):
-    return torch.sin(f * torch.arange(1, math.prod(shape) + 1, dtype=D)).reshape(shape)
 
 
 def reference_case():

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import attn_lib
 from attn_lib import measure
 from attn_lib.spatial import NonLocalAttention
-from tests.unit.reference import reference
+from tests.unit.reference import reference, wave
 
 D = torch.float64
 PAIRWISE = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
@@ -362,6 +362,48 @@ def test_equals_timm(C, rd):
     assert_close(ours(x), theirs(x), rtol=0, atol=1e-11)
     ours.scale = None
     assert (ours(x) - theirs(x)).abs().max() > 1e-3
+
+
+# NonLocal2d(4, reduction=2) of mmcv-lite 2.2.0, which cannot be imported without OpenCV: its outputs stand in for it.
+MMCV = {
+    "gaussian": [
+        2.6813372712, 3.1677863597, 3.2111864882, 2.8211343061, 2.1160824354, 1.4925700622, -1.1791365296, -0.810833236,
+        -0.3903316466, -0.4581801259, -1.2065643959, -1.9211376433, -1.7202754666, -2.5734472565, -2.9547933226,
+        -2.266857274, -0.4752334298, 1.0387855724, 3.5373048002, 4.0603189628, 3.9706446805, 3.106655855, 1.630848785,
+        0.5791371061,
+    ],
+    "embedded_gaussian": [
+        3.0449542861, 3.3449756085, 3.2460422338, 2.7891176756, 2.1659718356, 1.6709170265, -2.5726988218,
+        -1.8185181232, -0.9748309591, -0.3914874737, -0.2718506199, -0.6684069055, -0.2621062763, -1.4333029086,
+        -2.2255405743, -2.3220270968, -1.747062224, -0.7772403029, 3.0246211137, 3.5775076902, 3.601801179,
+        3.1120860083, 2.3587805653, 1.7004738257,
+    ],
+    "dot_product": [
+        2.0234788865, 2.8282264491, 3.9770219002, 4.9295687887, 5.2378694289, 4.7569252125, -2.5146075341,
+        -1.6875278821, -1.0028246181, -0.7825243859, -1.130237827, -1.8824298768, 0.683427124, -1.0877956201,
+        -2.9199244873, -3.9512806435, -3.6968011731, -2.2761717473, 1.7304460751, 2.994840179, 4.5375540685,
+        5.6330252956, 5.7660366252, 4.8740307505,
+    ],
+    "concatenation": [
+        2.2374437064, 3.8245506194, 4.824093917, 4.695993143, 3.500496093, 1.7998637098, -2.09300643, -2.0959980807,
+        -1.7088901558, -1.161801785, -0.7120371775, -0.5711276561, -0.0816914405, -1.5501319112, -2.8439660349,
+        -3.2218804929, -2.5061362106, -1.0333589078, 2.3090747087, 4.0077167123, 5.1443200904, 5.0587671838,
+        3.7912948612, 1.9380151608,
+    ],
+}
+
+
+@pytest.mark.parametrize("pairwise", MMCV)
+def test_equals_mmcvs_recorded_outputs(pairwise):
+    scale = None if pairwise == "embedded_gaussian" else 1.0
+    block = NonLocalAttention(4, pairwise=pairwise, scale=scale, bias=True).to(D).eval().requires_grad_(False)
+    for k, conv in enumerate((block.W_theta, block.W_phi, block.W_g, block.W_z)):
+        for j, p in enumerate(conv.parameters()):
+            p.copy_(wave(*p.shape, f=1.1 + 0.3 * k + 0.1 * j))
+    if pairwise == "concatenation":
+        block.w_f.copy_(wave(4, f=2.3))
+    z = block(wave(1, 4, 2, 3, f=0.7))
+    assert_close(z.flatten(), torch.tensor(MMCV[pairwise], dtype=D), rtol=0, atol=1e-9)
 
 
 def test_equals_torchs_attention_with_one_head():
