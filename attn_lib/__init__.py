@@ -2,7 +2,7 @@
 
 >>> import attn_lib
 >>> attn_lib.list_modules("channel")
-['se']
+['eca', 'se']
 >>> se = attn_lib.create("se", channels=64)
 
 Importing the package needs torch and einops only. `viz`, `measure`, `plug`, `toys` and `card` load on first use.

@@ -47,6 +47,10 @@ class trace:
 
     >>> with attn_lib.trace() as t:
     ...     y = se(x)
+    >>> print(t)
+    z  B C      (2, 64)
+    s  B C      (2, 64)
+    y  B C H W  (2, 64, 12, 16)
     >>> t["s"], t.shapes(), t.dims("s")
     """
 
@@ -97,6 +101,12 @@ class trace:
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def __repr__(self) -> str:
+        """A line a tensor: its name, its axes in symbols, its shape."""
+        rows = [(name, self._dims[name], shape) for name, shape in self.shapes().items()]
+        name, axes = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+        return "\n".join(f"{row[0]:{name}}  {row[1]:{axes}}  {row[2]}" for row in rows) or "an empty trace"
 
     def names(self) -> list[str]:
         """Recorded names, in the order of the forward pass."""

@@ -1,6 +1,7 @@
 """Measure the catalog on this machine and record it: `python -m attn_lib.measure`."""
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or RECORDED / file_name(stamp(device))
     # Read first: a file that cannot be merged should not cost an hour of measuring.
     old = load_text(out.read_text(encoding="utf-8")) if out.exists() else None
+    keep_freed_memory()
     try:
         rows = suite.run(ids, device, save=lambda run: write(merge(old, run), out), quick=options.quick,
                          commit=options.commit)
@@ -52,6 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unsteady:
         print(f"{unsteady} of them spread by more than a quarter of their median: was the machine busy?")
     return int(any(row["error"] for row in rows))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where its allocator is glibc's.
+
+    By default large temporaries may go back to the system and be fetched page by page at the next call. Whether they
+    do depends on what the process did before: the same module then takes once or twice the time.
+    """
+    mmap_max, trim_threshold = -4, -1  # malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another allocator, or Windows
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def summary(rows: list[Row]) -> str:

@@ -1,6 +1,7 @@
 """What an insertion or a replacement changed."""
 
 import math
+import textwrap
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -119,7 +120,7 @@ class Report:
         )]
         lines += ["", f"parameters  {_change(*self.params)}"]
         lines += [f"FLOPs       {_change(*self.flops)}"] if self.flops else []
-        return "\n".join([*lines, f"output      {self.output}"])
+        return "\n".join([*lines, textwrap.fill(f"output      {self.output}", 90, subsequent_indent=" " * 12)])
 
     def __str__(self) -> str:
         if self.time is None:

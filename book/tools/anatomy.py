@@ -20,6 +20,7 @@ from pathlib import Path
 import address
 import nbformat
 import notebooks
+import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 from nbgrader.nbgraderformat import MetadataValidator, ValidationError
@@ -43,6 +44,7 @@ EXERCISE = re.compile(
 EQUATION = re.compile(r"\$\$(?P<body>.+?)\$\$[ \t]*(?:\((?P<label>[\w-]+)\))?", re.DOTALL)
 CITATION = re.compile(r"\{cite(?::\w+)?\}`([^`]+)`")
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)[^)]*\)")
+ARXIV = re.compile(r"https?://arxiv\.org/(?:abs|pdf)/(?P<id>\d{4}\.\d{4,5})(?:v\d+)?(?:\.pdf)?")
 ROLE = re.compile(r"\{(?P<role>eq|doc|py:\w+)\}`(?:[^`<]*<)?~?(?P<target>[^`>]+)>?`")
 ASSERTS = re.compile(r"\bassert\b|assert_close|\.check\(")
 TIMES = re.compile(r"\bviz\.timing\(|\bmeasure\.(timing|compare_timings)\(")
@@ -178,6 +180,16 @@ def python(source: str) -> ast.Module:
 
 
 @check
+def listed(chapter: Chapter) -> list[str]:
+    """The site is built from _toc.yml: a chapter that does not stand there is left out without a word."""
+    name = chapter.path.relative_to(chapter.root).with_suffix("").as_posix()
+    toc = yaml.safe_load((chapter.root / "_toc.yml").read_text(encoding="utf-8"))
+    if name in {entry["file"] for part in toc["parts"] for entry in part["chapters"]}:
+        return []
+    return [f"the chapter is not in _toc.yml: add '- file: {name}' under its family"]
+
+
+@check
 def opening(chapter: Chapter) -> list[str]:
     """Title with its answer, the set-up cell that all chapters share, the card."""
     if len(chapter.cells) < 3:
@@ -304,6 +316,8 @@ def citations_and_links(chapter: Chapter) -> list[str]:
     """Cited keys, linked files and linked classes exist; markdown images have alternative text."""
     bibliography = (chapter.root / "book" / "references.bib").read_text(encoding="utf-8")
     keys = set(re.findall(r"^@\w+\{\s*([^,\s]+)", bibliography, re.MULTILINE))
+    explained = {attn_lib.entry(path.stem).arxiv: path for path in notebooks.chapters(chapter.root)
+                 if path.stem in attn_lib.list_modules()}
     found = []
     for number, cell in chapter.prose:
         cited = [key.strip() for group in CITATION.findall(cell.source) for key in group.split(",")]
@@ -321,6 +335,10 @@ def citations_and_links(chapter: Chapter) -> list[str]:
                 and not (chapter.path.parent / target).exists()
             ):
                 found.append(f"cell {number}: the link {match['target']} leads nowhere")
+            paper = ARXIV.fullmatch(target)
+            if paper and paper["id"] in explained and explained[paper["id"]] != chapter.path:
+                own = explained[paper["id"]].relative_to(chapter.root)
+                found.append(f"cell {number} links arXiv {paper['id']}, which has a chapter of this book: {own}")
         for match in ROLE.finditer(cell.source):
             if match["role"].startswith("py:") and not importable(match["target"]):
                 found.append(f"cell {number}: there is no {match['target']}")
@@ -383,10 +401,10 @@ def code_is_short_and_plain(chapter: Chapter) -> list[str]:
 
 @check
 def outputs_are_stored(chapter: Chapter) -> list[str]:
-    """Outputs come from the present code, are complete, and hold no error."""
-    found = []
+    """Outputs come from the present code, are complete, hold no error, and fit on the page."""
     if notebooks.is_stale(chapter.notebook):
-        found.append("the code has changed since the outputs were stored; run make execute")
+        return ["the code has changed since the outputs were stored, which are not judged; run make execute"]
+    found = []
     counts = [cell.execution_count for _, cell in chapter.code]
     if counts != list(range(1, len(counts) + 1)):
         found.append("execution counts must run 1, 2, 3 …: nbval compares nothing in a cell without one")
@@ -396,6 +414,9 @@ def outputs_are_stored(chapter: Chapter) -> list[str]:
     for number, _, output in chapter.outputs():
         if output.output_type == "error":
             found.append(f"cell {number} stores the error {output.ename}: {output.evalue}")
+        wide = max(map(len, output.get("text", "").splitlines()), default=0)
+        if wide > notebooks.WIDTH:
+            found.append(f"cell {number} prints a line of {wide} characters; a page shows {notebooks.WIDTH}")
         if output.get("name") == "stderr":
             found.append(f"cell {number} stores what it wrote to stderr: {output.text.strip()[:60]!r}")
     if "widgets" in chapter.notebook.metadata:
@@ -476,14 +497,19 @@ class _Pictures(HTMLParser):
 
 @check
 def ignored_outputs(chapter: Chapter) -> list[str]:
-    """Only what differs between machines is not compared, and such a cell asserts what the text claims."""
-    return [
-        f"cell {number} is tagged {IGNORED} but asserts nothing and shows no timing"
-        for number, cell in chapter.code
-        if IGNORED in notebooks.tags(cell)
-        and not ASSERTS.search(cell.source)
-        and not TIMES.search(cell.source)
-    ]
+    """Only what differs between machines is not compared, and the text's claims on it are asserted.
+
+    A cell that only draws may leave that to one before it.
+    """
+    found, asserted = [], False
+    for number, cell in chapter.code:
+        if IGNORED not in notebooks.tags(cell):
+            continue
+        if ASSERTS.search(cell.source) or TIMES.search(cell.source):
+            asserted = True
+        elif not (asserted and draws(getattr(python(cell.source).body[-1], "value", None))):
+            found.append(f"cell {number} is tagged {IGNORED} but asserts nothing and shows no timing")
+    return found
 
 
 @check

@@ -177,6 +177,7 @@ def kernel_environment(library: Path = ROOT) -> dict[str, str]:
 
     The `attn_lib` in the folder `library` comes first on the path. One thread: sums are then added in the same
     order on every machine and in every run, and chapters can run side by side without waiting for each other.
+    glibc keeps freed memory, as in `python -m attn_lib.measure`: timings then do not depend on what ran before.
     Progress bars are silent.
     """
     threads = str(THREADS)
@@ -186,6 +187,8 @@ def kernel_environment(library: Path = ROOT) -> dict[str, str]:
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
         "TQDM_DISABLE": "1",
     }
 

@@ -60,6 +60,11 @@ def picture(chapter):
     return next(output for output in cell.outputs if "image/png" in output.get("data", {}))
 
 
+@damage(anatomy.listed, "add '- file: chapters/channel/unheard_of'")
+def left_out_of_the_table_of_contents(chapter):
+    chapter.path = chapter.path.with_name("unheard_of.ipynb")
+
+
 @damage(anatomy.opening, "H1")
 def no_title(chapter):
     chapter.cells[0].source = "## Too small"
@@ -135,6 +140,11 @@ def dead_link(chapter):
     chapter.cells[0].source += "\n\n[here](nothing.ipynb)"
 
 
+@damage(anatomy.citations_and_links, "which has a chapter of this book: chapters/channel_spatial/cbam.ipynb")
+def link_to_a_paper_that_has_a_chapter(chapter):
+    chapter.cells[0].source += "\n\n[CBAM](https://arxiv.org/abs/1807.06521v2)"
+
+
 @damage(anatomy.citations_and_links, "there is no attn_lib.channel.se.Nothing")
 def dead_class(chapter):
     chapter.cells[0].source += "\n\n{py:class}`attn_lib.channel.se.Nothing`"
@@ -171,6 +181,12 @@ def missing_output(chapter):
 def never_ran(chapter):
     cell = first(chapter, has_picture)
     cell.outputs, cell.execution_count = [], None
+
+
+@damage(anatomy.outputs_are_stored, "prints a line of 96 characters")
+def wide_print(chapter):
+    cell = first(chapter, lambda cell: any(output.get("name") == "stdout" for output in cell.get("outputs", [])))
+    next(output for output in cell.outputs if output.get("name") == "stdout").text = "x" * 96 + "\n"
 
 
 @damage(anatomy.outputs_are_stored, "not normalised")

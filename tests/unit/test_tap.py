@@ -112,3 +112,12 @@ def test_compiled_code_is_whole_and_unmarked():
     with trace() as t:  # a compiled module has no intermediate tensors to record, but it still runs
         compiled(x)
     assert t.names() == []
+
+
+def test_a_trace_prints_as_a_table():
+    _, (x,) = attn_lib.example("se")
+    with trace() as t:
+        assert repr(t) == "an empty trace"
+        tap("z", x.mean((2, 3)), "B C")
+        tap("Ms", x, "B C H W")
+    assert str(t) == "z   B C      (2, 64)\nMs  B C H W  (2, 64, 12, 16)"
