@@ -6,6 +6,7 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CHAPTER ?=
+ID ?=
 PORT ?= 8000
 WORKERS ?= auto
 VENV := .venv
@@ -63,8 +64,8 @@ assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER
 	$(BIN)/python book/tools/assignment.py $(CHAPTER)
 
 .PHONY: bench
-bench: $(READY)  ## measure every module on this machine
-	$(BIN)/python -m attn_lib.measure
+bench: $(READY)  ## measure every module on this machine, or ID=se
+	$(BIN)/python -m attn_lib.measure $(if $(ID),--ids $(ID))
 
 .PHONY: address
 address: $(READY)  ## write the public address of _config.yml into everything derived from it
@@ -81,6 +82,7 @@ test: $(READY)  ## everything: library, notebooks, classroom, built site in a re
 
 # One thread a worker: the parallelism is over tests.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+NBVAL := $(PYTEST) -p book.tools.nbval_chapters --nbval --nbval-current-env --nbval-cell-timeout 120
 
 .PHONY: test-lint test-unit test-notebooks test-chapters test-site
 test-lint: $(READY)
@@ -88,11 +90,22 @@ test-lint: $(READY)
 test-unit: $(READY)
 	$(PYTEST) -n $(WORKERS) tests/unit
 test-notebooks: $(READY)
-	$(PYTEST) -p book.tools.nbval_chapters --nbval --nbval-current-env --nbval-cell-timeout 120 -n $(WORKERS) --dist loadfile chapters
+	$(NBVAL) -n $(WORKERS) --dist loadfile chapters
 test-chapters: $(READY)
 	$(PYTEST) -n $(WORKERS) --dist worksteal tests/chapters
 test-site: book
 	$(PYTEST) -n $(WORKERS) --dist loadfile tests/site
+
+.PHONY: check
+check: $(READY)  ## what concerns one module and its chapter: ID=se
+	@test -f tests/unit/test_$(ID).py || { echo "Name a module that has its tests, such as: make check ID=se" >&2; exit 1; }
+	$(BIN)/ruff check .
+	$(PYTEST) -q -n $(WORKERS) tests/unit/test_$(ID).py tests/unit/test_catalog.py tests/unit/test_limits.py
+	$(PYTEST) -q -n $(WORKERS) -k $(ID) tests/unit/test_contract.py
+	@test -n "$(wildcard chapters/*/$(ID).ipynb)" || { echo "There is no chapter yet."; exit 0; }; set -ex; \
+	$(BIN)/python book/tools/anatomy.py $(ID); \
+	$(PYTEST) -q -n $(WORKERS) -k $(ID) tests/chapters; \
+	$(NBVAL) -q chapters/*/$(ID).ipynb
 
 .PHONY: lock
 lock: $(READY)  ## pin the requirements again (UPGRADE=--upgrade for newer versions)

@@ -1,7 +1,10 @@
 """The catalog: one table, no second list, and errors that name what was wrong."""
 
+import difflib
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,23 @@ def test_entry_stands_where_it_says(id):
     assert e.id in attn_lib.list_modules(e.family)
     assert catalog.entry_of(e.cls) is e and catalog.entry_of(torch.nn.Linear) is None
     assert set(e.builds_on) <= set(attn_lib.list_modules())
+
+
+@pytest.mark.parametrize("id", attn_lib.list_modules())
+def test_family_exports_the_class(id):
+    e = attn_lib.entry(id)
+    family = import_module(f"attn_lib.{e.family}")
+    name = e.cls.__name__
+    assert name in family.__all__ and getattr(family, name, None) is e.cls, f"import {name} in {family.__file__}"
+
+
+@pytest.mark.parametrize("id", attn_lib.list_modules())
+def test_paper_is_in_the_bibliography(id):
+    paper = attn_lib.entry(id).paper
+    bibliography = (ROOT.parent / "book" / "references.bib").read_text(encoding="utf-8")
+    keys = re.findall(r"^@\w+\{\s*([^,\s]+)", bibliography, re.MULTILINE)
+    near = difflib.get_close_matches(paper, keys)
+    assert paper in keys, f"paper={paper!r} is no key of book/references.bib; like it: {', '.join(near) or 'none'}"
 
 
 def test_families_import_only_the_ground_floor():
