@@ -171,6 +171,8 @@ def check(function: Check) -> Check:
 
 def problems(chapter: Chapter) -> list[str]:
     """Return every check's problems."""
+    if not chapter.is_foundation and chapter.id not in attn_lib.list_modules():
+        return [f"the catalog has no module {chapter.id!r}; a chapter's file is named after its module"]
     return [problem for function in CHECKS for problem in function(chapter)]
 
 

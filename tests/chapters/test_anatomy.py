@@ -259,6 +259,13 @@ def test_damage_is_noticed(check, says, spoil):
     assert any(says in problem for problem in check(Chapter(spoilt.notebook, spoilt.path)))
 
 
+def test_a_chapter_without_a_module_has_this_one_problem():
+    """Everything else would be said of a module that is not there."""
+    good = Chapter.load(notebooks.find(["channel/se"])[0])
+    (problem,) = anatomy.problems(Chapter(good.notebook, good.path.with_name("sse.ipynb")))
+    assert problem.startswith("the catalog has no module 'sse'")
+
+
 def test_a_foundation_has_parts_of_its_own_and_no_card():
     """The chapters that explain no module are held to their own list."""
     good = Chapter.load(notebooks.find(["channel/se"])[0])
