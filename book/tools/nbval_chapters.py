@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import notebooks
 
 COMPUTED = "seconds computed"  # a report's property
-BEFORE = pytest.StashKey[float]()  # what this process's earlier kernels computed
+BEFORE = pytest.StashKey[float]()  # what this process's children computed before this chapter
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Set the kernels' environment, nbval's defaults and the stop-watch."""
     os.environ.update(notebooks.kernel_environment())
+    config.stash[BEFORE] = notebooks.seconds_of_kernels()  # not 0 where a shell became this process
     if not config.option.nbval_sanitize_with:
         config.option.nbval_sanitize_with = str(Path(__file__).with_name("nbval_sanitize.cfg"))
     if not hasattr(config, "workerinput"):  # with -n, workers run the cells and the controller hears of all of them
@@ -53,7 +54,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None):
     result = yield
     if item.path.suffix == ".ipynb" and (nextitem is None or nextitem.path != item.path):
         total = notebooks.seconds_of_kernels()
-        item.user_properties.append((COMPUTED, total - item.config.stash.get(BEFORE, 0.0)))
+        item.user_properties.append((COMPUTED, total - item.config.stash[BEFORE]))
         item.config.stash[BEFORE] = total
     return result
 
