@@ -1,5 +1,7 @@
 """Pyramidal attention: a step of a series sees its neighbours, and the rest through coarser and coarser summaries."""
 
+from itertools import pairwise
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -32,8 +34,8 @@ def pyramid_neighbours(lengths: list[int], children: int, neighbours: int, devic
         device: of the result.
 
     Returns:
-        Numbers of the nodes (N, K), K = A + 1 + (2C−1), and which of them are there (N, K): at the ends, at the
-        top and at the bottom some are not.
+        Numbers of the nodes (N, K), and which of them are there (N, K): at the ends, at the top and at the bottom some
+        are not. K = A + 1 + the most children that a node has: C, or more where a last parent takes a remainder.
     """
     S, options = len(lengths), dict(device=device)
     size = torch.tensor([0, *lengths, 0], **options)            # one empty scale below and one above
@@ -43,8 +45,9 @@ def pyramid_neighbours(lengths: list[int], children: int, neighbours: int, devic
     p, own, above, below = (t[:, None] for t in (p, size[scale], size[scale + 1], size[scale - 1]))
 
     same = p + torch.arange(neighbours, **options) - neighbours // 2
+    most = max([0, *(finer - children * (coarser - 1) for finer, coarser in pairwise(lengths))])
     parent = torch.minimum(p // children, above - 1)
-    child = p * children + torch.arange(2 * children - 1, **options)
+    child = p * children + torch.arange(most, **options)
     theirs = torch.minimum(child // children, own - 1) == p     # the last parent takes the remainder
     there = torch.cat([(same >= 0) & (same < own), above > 0, theirs & (child < below)], 1)
     number = torch.cat([same + start[scale][:, None], parent + start[scale + 1][:, None],
