@@ -17,6 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice
+
 YEARS = range(1960, 2012)
 SPLIT = 1990  # training before, test from here on
 ALIKE = 5  # countries in the spatial guess
@@ -75,8 +77,7 @@ def error(model: nn.Module | Callable[..., Tensor], data: Sequence[Tensor]) -> f
 def _draw(part: str, batch: int, generator: torch.Generator, fails: float) -> tuple[Tensor, Tensor, Tensor]:
     cut = SPLIT - YEARS[0]
     parts = {"train": slice(1, cut), "test": slice(cut, len(YEARS))}
-    if part not in parts:
-        raise ValueError(f"part={part!r} must be one of {', '.join(parts)}")
+    check_choice("part", part, parts)
     if not 0 <= fails <= 1:
         raise ValueError(f"fails={fails} must lie in [0, 1]")
     _, rates, alike = _panel()

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..checks import check_choice
 from .data import digits
-from .images import image
+from .images import cut, image
 
 SIDE = 8  # pixels of the photograph on a card, and of the digit below it
 CARD = (2 * SIDE + 2, SIDE + 2)  # height and width of a card with its margin of one pixel
@@ -120,14 +121,9 @@ def score(answers: Tensor, number: Tensor, where: Tensor) -> float:
 @cache
 def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
     """Four views of each spot `(spots, 4, 3, 8, 8)`, digits `(D, 8, 8)` and their labels `(D,)`."""
-    if part not in PHOTOGRAPHS:
-        raise ValueError(f"part={part!r} must be one of {', '.join(PHOTOGRAPHS)}")
-    spots = []
-    for name in PHOTOGRAPHS[part]:
-        for size in (48, 72, 108):  # three zooms of the photograph
-            windows = image(name, size).unfold(1, SIDE + 1, 4).unfold(2, SIDE + 1, 4)
-            spots.append(rearrange(windows, "c i j y x -> (i j) c y x"))
-    spots = torch.cat(spots)
+    check_choice("part", part, PHOTOGRAPHS)
+    zooms = (image(name, size) for name in PHOTOGRAPHS[part] for size in (48, 72, 108))
+    spots = cut(zooms, (SIDE + 1, SIDE + 1), 4)
     views = torch.stack([spots[:, :, y : y + SIDE, x : x + SIDE] for y in (0, 1) for x in (0, 1)], 1)
     ink, labels = digits(part)
     return views[views.std((-2, -1)).mean(2).amin(1) > CONTRAST], ink[:, 0], labels

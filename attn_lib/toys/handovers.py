@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import check_choice
+
 STEPS = 256  # weeks in a window
 ANALYSERS = 4
 NAMED = 16  # weeks at the start of a turn in which the log has the name
@@ -58,8 +60,7 @@ def distance(x: Tensor) -> Tensor:
 
 def _draw(n: int, g: torch.Generator, part: str) -> tuple[Tensor, Tensor]:
     parts = {"train": slice(None, SPLIT), "test": slice(SPLIT, None)}
-    if part not in parts:
-        raise ValueError(f"part={part!r} must be one of {', '.join(parts)}")
+    check_choice("part", part, parts)
     cut = _record()[parts[part]].unfold(0, STEPS, 1)
     reading = cut[torch.randint(len(cut), (n,), generator=g)]
     reading = (reading - reading.mean(1, keepdim=True)) / reading.std(1, keepdim=True)

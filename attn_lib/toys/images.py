@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 # name -> file in skimage/data. Grey pictures are returned with three equal channels.
@@ -65,6 +66,22 @@ def image(name: str, size: int | tuple[int, int] | None = None) -> Tensor:
 def image_names(colour: bool | None = None) -> list[str]:
     """Names that `image` knows: all, only the colour photographs (`True`) or only the grey ones (`False`)."""
     return [name for name in PHOTOGRAPHS if colour is None or (name in COLOUR) is colour]
+
+
+def cut(photographs: Iterable[Tensor], size: tuple[int, int], step: int) -> Tensor:
+    """All windows of photographs that lie whole numbers of steps apart, photograph by photograph, row by row.
+
+    Args:
+        photographs: `(3, H, W)` each, of any sizes.
+        size: height and width of a window.
+        step: pixels from one window to the next, in both directions.
+
+    Returns:
+        `(n, 3, *size)`
+    """
+    h, w = size
+    return torch.cat([rearrange(photograph.unfold(1, h, step).unfold(2, w, step), "c i j y x -> (i j) c y x")
+                      for photograph in photographs])
 
 
 @cache

@@ -19,8 +19,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..checks import check_choice
 from .data import digits
-from .images import image
+from .images import cut, image
 
 SIZE = 22  # pixels of the whole scene
 DISPLAY = slice(3, 19)  # rows and columns of the black display
@@ -105,13 +106,7 @@ def parts(part: str = "test") -> tuple[Tensor, Tensor, Tensor]:
 
 @cache
 def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
-    if part not in PHOTOGRAPHS:
-        raise ValueError(f"part={part!r} must be one of {', '.join(PHOTOGRAPHS)}")
-    windows = []
-    for name in PHOTOGRAPHS[part]:
-        for size in (30, 44, 60):  # three zooms of the photograph
-            photo = white_balance(image(name, size))
-            tiles = photo.unfold(1, SIZE, 4).unfold(2, SIZE, 4)  # 3, rows, columns, SIZE, SIZE
-            windows.append(tiles.reshape(3, -1, SIZE, SIZE).transpose(0, 1))
+    check_choice("part", part, PHOTOGRAPHS)
+    zooms = (white_balance(image(name, size)) for name in PHOTOGRAPHS[part] for size in (30, 44, 60))
     ink, labels = digits(part)
-    return torch.cat(windows), ink[:, 0], labels
+    return cut(zooms, (SIZE, SIZE), 4), ink[:, 0], labels

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from ..checks import check_choice
 from .data import digits
-from .images import image
+from .images import cut, image
 from .train import answers
 
 PIECES = 4  # pieces along each side of a sheet
@@ -137,11 +138,9 @@ def is_picture(colour: Tensor) -> Tensor:
 @cache
 def _material(part: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cuts of photographs `(m, 3, 28, 28)` by brightness; digits `(d, 8, 8)` by number; where each begins, how many."""
-    if part not in PHOTOGRAPHS:
-        raise ValueError(f"part={part!r} must be one of {', '.join(PHOTOGRAPHS)}")
+    check_choice("part", part, PHOTOGRAPHS)
     side = FIELDS * SIDE + 4
-    cuts = torch.cat([rearrange(image(name, 300).unfold(1, side, 8).unfold(2, side, 8), "c i j y x -> (i j) c y x")
-                      for name in PHOTOGRAPHS[part]])
+    cuts = cut((image(name, 300) for name in PHOTOGRAPHS[part]), (side, side), 8)
     brightness = cuts.mean((1, 2, 3))
     bright = brightness.argsort()[(brightness < 0.06).sum():]  # nothing is printed on black
     images, labels = digits(part)

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import check_choice
 from .data import digits
-from .images import image
+from .images import cut, image
 
 SIZE = (24, 40)  # pixels of a scene
 SCREENS = (2, 22)  # first column of the two screens of 16 × 16; their first row is 4
@@ -121,12 +122,7 @@ def _colour(green: Tensor) -> Tensor:
 
 @cache
 def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
-    if part not in PHOTOGRAPHS:
-        raise ValueError(f"part={part!r} must be one of {', '.join(PHOTOGRAPHS)}")
-    windows = []
-    for name in PHOTOGRAPHS[part]:
-        for size in (60, 90):  # two zooms of the photograph
-            tiles = image(name, size).unfold(1, SIZE[0], 5).unfold(2, SIZE[1], 5)  # 3, rows, columns, 24, 40
-            windows.append(tiles.reshape(3, -1, *SIZE).transpose(0, 1))
+    check_choice("part", part, PHOTOGRAPHS)
+    zooms = (image(name, size) for name in PHOTOGRAPHS[part] for size in (60, 90))
     ink, labels = digits(part)
-    return torch.cat(windows), ink[labels < KINDS, 0], labels[labels < KINDS]
+    return cut(zooms, SIZE, 5), ink[labels < KINDS, 0], labels[labels < KINDS]

@@ -18,6 +18,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from .images import image
 
 RATIO = 4.0  # the long exposure lasts this many times the short one; it saturates at radiance 1, the short at 4
@@ -102,8 +103,7 @@ def psnr(model: nn.Module | Callable[..., Tensor], data: Sequence[Tensor]) -> fl
 
 @cache
 def _patches(part: str) -> Tensor:
-    if part not in PHOTOGRAPHS:
-        raise ValueError(f"part={part!r} must be one of {', '.join(PHOTOGRAPHS)}")
+    check_choice("part", part, PHOTOGRAPHS)
     light = torch.stack([radiance(name, 96) for name in PHOTOGRAPHS[part]])
     tiles = light.unfold(2, PATCH, PATCH).unfold(3, PATCH, PATCH)  # photographs, 3, rows, columns, 16, 16
     return tiles.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, PATCH, PATCH)

@@ -55,7 +55,7 @@ def test_training_and_test_come_from_different_weeks_and_follow_the_seed():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="part='valid' must be one of train, test"):
+    with pytest.raises(ValueError, match="part='valid' must be one of 'train', 'test'"):
         handovers.windows(2, part="valid")
     with pytest.raises(ValueError, match="n=0 must be at least 1"):
         handovers.windows(0)

@@ -7,6 +7,7 @@ from torch import nn
 import attn_lib
 from attn_lib import toys
 from attn_lib.toys import keypad_digits as task
+from tests.unit.answer import Answer
 
 R, C = task.GRID
 KEYPAD = {(-2, -2): 7, (-2, 0): 8, (-2, 2): 9, (0, -2): 4, (0, 0): 5, (0, 2): 6, (2, -2): 1, (2, 0): 2, (2, 2): 3}
@@ -76,16 +77,6 @@ def test_the_reader_reads_each_cell_by_itself_and_is_frozen():
     centres = torch.stack([x[kinds == k].mean(0) for k in range(task.KINDS)])
     assert (torch.cdist(x, centres).argmin(1) == kinds).float().mean() > 0.8
     assert x.mean().abs() < 0.15 and abs(x.std() - 1) < 0.15
-
-
-class Answer(nn.Module):
-    def __init__(self, scores):
-        super().__init__()
-        self.scores = scores
-
-    def forward(self, x):
-        assert not self.training
-        return self.scores
 
 
 def test_score_counts_the_cells_that_are_asked():

@@ -7,6 +7,7 @@ from torch import nn
 import attn_lib
 from attn_lib import toys
 from attn_lib.toys import odd_digits
+from tests.unit.answer import Answer
 
 H, W = odd_digits.GRID
 
@@ -60,16 +61,6 @@ def test_sheets_follow_the_seed_and_parts_share_no_handwriting():
     assert len(train) > 1000 and len(test) > 400 and not train & test
     with pytest.raises(ValueError, match="part='all' must be 'train' or 'test'"):
         odd_digits.sampler("all")
-
-
-class Answer(nn.Module):
-    def __init__(self, scores):
-        super().__init__()
-        self.scores = scores
-
-    def forward(self, x):
-        assert not self.training
-        return self.scores
 
 
 def test_score_is_balanced_accuracy():

@@ -119,7 +119,7 @@ def test_score_counts_pictures_alone():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (dict(n=0), "n=0 must be at least 1"), (dict(n=1, part="both"), "part='both' must be one of train, test"),
+    (dict(n=0), "n=0 must be at least 1"), (dict(n=1, part="both"), "part='both' must be one of 'train', 'test'"),
 ])
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):

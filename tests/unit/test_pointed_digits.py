@@ -73,7 +73,7 @@ def test_parts_are_kept_apart():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (dict(part="dev"), "part='dev' must be one of train, test"),
+    (dict(part="dev"), "part='dev' must be one of 'train', 'test'"),
     (dict(cues=("sound",)), r"cues=\('sound',\) must be some of light, frame"),
     (dict(cues=()), r"cues=\(\) must be"),
     (dict(light=5), "light=5 must be an integer from 1 to 4"),

@@ -246,7 +246,7 @@ def test_lamplit_digits_keep_the_parts_apart():
     assert not set(lamplit_digits.PHOTOGRAPHS["train"]) & set(lamplit_digits.PHOTOGRAPHS["test"])
     train, test = lamplit_digits.parts("train")[1], lamplit_digits.parts("test")[1]
     assert len(train) + len(test) == 1797 and torch.cdist(test.flatten(1), train.flatten(1)).min() > 0
-    with pytest.raises(ValueError, match="part='dev' must be one of train, test"):
+    with pytest.raises(ValueError, match="part='dev' must be one of 'train', 'test'"):
         lamplit_digits.sampler("dev")
 
 
@@ -282,3 +282,12 @@ def test_answers_are_given_in_eval_mode_which_is_put_back_even_after_an_error():
     with pytest.raises(TypeError):
         answers(model, x, x)
     assert model.training
+
+
+def test_windows_are_cut_photograph_by_photograph_and_row_by_row():
+    from attn_lib.toys.images import cut
+
+    photos = [torch.arange(3 * h * w).float().view(3, h, w) + 1000 * h for h, w in ((5, 7), (4, 4))]
+    by_hand = [p[:, y : y + 3, x : x + 2] for p in photos
+               for y in range(0, p.shape[1] - 2, 2) for x in range(0, p.shape[2] - 1, 2)]
+    assert torch.equal(cut(photos, (3, 2), 2), torch.stack(by_hand))
