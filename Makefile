@@ -98,10 +98,10 @@ test-site: book
 
 .PHONY: check
 check: $(READY)  ## what concerns one module and its chapter: ID=se
-	@test -f tests/unit/test_$(ID).py || { echo "Name a module that has its tests, such as: make check ID=se" >&2; exit 1; }
+	@test -f tests/unit/modules/test_$(ID).py || { echo "Name a module that has its tests, such as: make check ID=se" >&2; exit 1; }
 	$(BIN)/ruff check .
-	$(PYTEST) -q -n $(WORKERS) tests/unit/test_$(ID).py tests/unit/test_catalog.py tests/unit/test_limits.py
-	$(PYTEST) -q -n $(WORKERS) -k $(ID) tests/unit/test_contract.py
+	$(PYTEST) -q -n $(WORKERS) tests/unit/modules/test_$(ID).py tests/unit/modules/test_catalog.py tests/unit/modules/test_limits.py
+	$(PYTEST) -q -n $(WORKERS) -k $(ID) tests/unit/modules/test_contract.py
 	@test -n "$(wildcard chapters/*/$(ID).ipynb)" || { echo "There is no chapter yet."; exit 0; }; set -ex; \
 	$(BIN)/python book/tools/anatomy.py $(ID); \
 	$(PYTEST) -q -n $(WORKERS) -k $(ID) tests/chapters; \

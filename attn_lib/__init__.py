@@ -5,7 +5,7 @@
 ['eca', 'se']
 >>> se = attn_lib.create("se", channels=64)
 
-Importing the package needs torch and einops only. `viz`, `measure`, `plug`, `toys` and `card` load on first use.
+Importing the package needs torch and einops only: `measure`, `plug`, `tasks`, `toys`, `viz`, `card` load on first use.
 """
 
 from importlib import import_module
@@ -15,12 +15,12 @@ from .tap import trace
 
 __version__ = "0.1.0"
 
-__all__ = ["card", "create", "entry", "example", "list_modules", "measure", "plug", "toys", "trace", "viz"]
+__all__ = ["card", "create", "entry", "example", "list_modules", "measure", "plug", "tasks", "toys", "trace", "viz"]
 
 
 def __getattr__(name: str):
     # Lazy, so that a practitioner who only wants a module never needs matplotlib.
-    if name in ("measure", "plug", "toys", "viz"):
+    if name in ("measure", "plug", "tasks", "toys", "viz"):
         return import_module(f".{name}", __name__)
     if name == "card":
         return import_module(".viz.card", __name__).card

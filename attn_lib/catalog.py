@@ -77,7 +77,7 @@ class Entry:
         forbids: property of `CONTRACT` that the paper itself rules out -> the reason.
         builds_on: ids of the modules it grew out of.
         reduces_to: what it becomes at a limit (the id of a module, or the name of a known operation such as
-            "convolution") -> the limit. Each is proven in `tests/unit/test_limits.py`.
+            "convolution") -> the limit. Each is proven in `tests/unit/modules/test_limits.py`.
     """
 
     id: str

@@ -1,7 +1,4 @@
-"""Packaged pictures, small real data sets, small tasks and a short training loop. Nothing here uses the network.
-
-Each task lives in a file of its own, named for what the task is: `from attn_lib.toys import lamplit_digits`.
-"""
+"""Packaged pictures, small real data sets and a short training loop. Nothing here uses the network."""
 
 from .data import digits, split
 from .images import image, image_names

@@ -21,7 +21,7 @@ _SAID = {
     "channel_permutation": "permuting channels", "spatial_permutation": "permuting positions",
     "row_column_permutation": "permuting rows and columns", "translation": "shifting", "flip_h": "flipping up-down",
     "flip_w": "flipping left-right", "transpose": "transposing", "scaling": "scaling",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

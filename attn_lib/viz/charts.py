@@ -18,7 +18,7 @@ from .figures import Figure, Sheet
 def bars(
     values: Any, *, title: str, alt: str, labels: Sequence[str] | None = None,
     highlight: int | Iterable[int] | None = None, xlabel: str | None = None, ylabel: str | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Bars, one an entry: gates, weights, means of channels.
 
     Args:
@@ -89,7 +89,7 @@ def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int], tit
 def matrix(
     A: Any, *, title: str, alt: str, xlabel: str | None = None, ylabel: str | None = None,
     values: bool = False,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """A matrix as a picture, row 0 on top: an attention matrix has its queries as rows, its keys as columns.
 
     Args:
@@ -143,7 +143,7 @@ def _write_values(ax: Axes, m: np.ndarray, picture: AxesImage) -> None:
 def curves(
     series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, ylabel: str,
     x: Sequence[float] | None = None, log: bool = False,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Training curves: the mean over seeds as a line, the range over seeds as a band.
 
     Args:
@@ -183,7 +183,7 @@ def curves(
 
 def compare(
     series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, reference: Mapping[str, float] | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Scores of several models over seeds: one row a model, one dot a seed, the mean as a bar with its value.
 
     Args:
@@ -209,16 +209,16 @@ def compare(
             ax.annotate(
                 f"{scores.mean():.{digits}f}", (1.0, k), xycoords=("axes fraction", "data"), xytext=(6, 0),
                 textcoords="offset points", va="center", color=style.INK,
-            )  # fmt: skip
+            )
         ax.annotate("mean", (1.0, -0.5), xycoords=("axes fraction", "data"), xytext=(6, 4),
-                    textcoords="offset points", color=style.MUTED, size=style.SMALL_SIZE)  # fmt: skip
+                    textcoords="offset points", color=style.MUTED, size=style.SMALL_SIZE)
         ax.set_yticks(range(len(rows)), list(rows))
         ax.tick_params(axis="y", length=0, labelsize=style.TEXT_SIZE)
         ax.set_ylim(len(rows) - 0.5, -0.5)
         for name, score in (reference or {}).items():
             ax.axvline(score, color=style.MUTED, linewidth=1, linestyle="--", zorder=0)
             ax.annotate(name, (score, -0.5), xytext=(0, 4), textcoords="offset points", ha="center",
-                        color=style.MUTED, size=style.SMALL_SIZE)  # fmt: skip
+                        color=style.MUTED, size=style.SMALL_SIZE)
         ax.xaxis.grid(True)
         ax.set_xlabel(xlabel)
     return sheet.figure

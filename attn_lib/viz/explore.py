@@ -26,7 +26,7 @@ from .figures import Figure, check_texts
 
 __all__ = [
     "BUDGET", "MAX_FRAMES", "Explorer", "explore_attention", "explore_frames", "explore_pixels", "explore_points",
-]  # fmt: skip
+]
 
 MAX_FRAMES = 48
 NOUNS = {"attention": "query", "pixels": "pixel", "points": "output"}

@@ -175,7 +175,7 @@ def _join(ax: Axes, corners: list[Point], colour: str, *, arrow: bool, wide: boo
         path=Path([*points, corners[-1]], [*codes, Path.LINETO]), arrowstyle="-|>" if arrow else "-",
         mutation_scale=8, color=colour, linewidth=2.4 if wide else 1.1, linestyle="-" if arrow else (0, (3, 3)),
         fill=arrow, zorder=2,
-    ))  # fmt: skip
+    ))
 
 
 def _toward(start: Point, end: Point, most: float) -> Point:

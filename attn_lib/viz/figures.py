@@ -104,7 +104,7 @@ class Sheet:
                 self._fig.text(
                     0.08 / self.width, 1 - 0.1 / self.height, "\n".join(self._lines), size=style.TITLE_SIZE,
                     weight="bold", ha="left", va="top", linespacing=1.25, color=style.INK,
-                )  # fmt: skip
+                )
                 self._figure = _render(self._fig, self.title, self.alt)
         finally:
             self._style.__exit__(kind, value, traceback)

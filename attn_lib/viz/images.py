@@ -43,7 +43,7 @@ def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Fi
 def channels(
     x: Any, *, title: str, alt: str, n: int = 16, signed: bool | None = None,
     names: Sequence[str] | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """The first channels of a feature map as a grid, all on one colour scale.
 
     Args:
@@ -82,7 +82,7 @@ def _steps(cmap: str) -> Colormap:
 def overlay(
     image: Any, heat: Any, *, title: str, alt: str, mark: tuple[float, float] | None = None,
     share: bool = True,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """A heat map over a photograph: the hotter, the more colour; where it is cold the photograph shows in grey.
 
     Args:
@@ -130,7 +130,7 @@ def overlay(
 def points(
     image: Any, points: Any, *, title: str, alt: str, weights: Any = None,
     anchor: tuple[float, float] | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Sampling points on a photograph.
 
     Args:

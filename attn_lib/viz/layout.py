@@ -34,7 +34,7 @@ class Layout:
 def arrange(
     names: Sequence[str], edges: Sequence[tuple[str, str]], width: Mapping[str, float],
     pinned: Sequence[str], gap: float,
-) -> Layout:  # fmt: skip
+) -> Layout:
     """Lay a directed acyclic graph out.
 
     Args:

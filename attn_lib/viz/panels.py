@@ -35,7 +35,7 @@ class Panels:
     def __init__(
         self, shapes: Sequence[tuple[float, float]], labels: Sequence[str], ncols: int | None = None,
         *, bar: bool = False, widest: float = 4.2,
-    ):  # fmt: skip
+    ):
         if ncols is not None and (not isinstance(ncols, int) or ncols < 1):
             raise ValueError(f"ncols={ncols!r} must be a positive integer")
         self.ncols = min(len(shapes), ncols or _columns(len(shapes)))

@@ -17,7 +17,7 @@ from .figures import Figure, Sheet
 def scaling(
     x: Sequence[float], series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, ylabel: str,
     theory: Mapping[str, float] | None = None,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Measurements on logarithmic axes with the exponent fitted to them beside the one theory gives.
 
     Args:

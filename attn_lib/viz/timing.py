@@ -23,7 +23,7 @@ _KINDS = (("float32", "eager"), ("float32", "compiled"), ("bfloat16", "eager"), 
 def timing(
     id: str, now: Timing | Mapping | None = None, *, title: str, alt: str, backward: bool = False,
     batch: int = 1,
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Recorded times of a module over the size of its input, beside those of the reader's machine.
 
     Times are per image (per item of the batch), so that a GPU fed with 32 at once and a CPU fed with 2 can stand
@@ -60,12 +60,12 @@ def timing(
                 _draw(ax, line)
         if isinstance(now, Timing):
             ax.axhline(now.median / batch, color=_NOW, linewidth=1.4, linestyle=(0, (1, 1.5)),
-                       label=f"now, {now.device}: {style.si(now.median / batch, 's')}")  # fmt: skip
+                       label=f"now, {now.device}: {style.si(now.median / batch, 's')}")
         elif now:
             device = next(iter(now.values())).device
             spread = [t.iqr / 2 / batch for t in now.values()]
             ax.errorbar([math.prod(size) for size in now], [t.median / batch for t in now.values()], spread,
-                        color=_NOW, marker="*", markersize=9, linewidth=1.2, label=f"now, {device}")  # fmt: skip
+                        color=_NOW, marker="*", markersize=9, linewidth=1.2, label=f"now, {device}")
         _size_axis(ax, [*(r["size"] for r in rows), *(now if isinstance(now, Mapping) else ())])
         style.log_axis(ax.yaxis, lambda t: style.si(t, "s"))
         ax.set_ylabel("time per image" if "H" in catalog.entry(id).layout else "time per item of the batch")
@@ -183,7 +183,7 @@ def _marks(ax: Axes, x: list[float], y: list[float], rows: list[dict]) -> None:
     ax.scatter(
         x, y, s=area, marker="^" if mode == "compiled" else "o", zorder=3, linewidth=1.3, edgecolor=colour,
         facecolor=colour if mode == "compiled" else style.BACKGROUND, label=f"{dtype}, {mode}",
-    )  # fmt: skip
+    )
 
 
 def _note(fig: MatplotlibFigure, rows: list[dict], id: str) -> None:

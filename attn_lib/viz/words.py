@@ -10,7 +10,7 @@ _SILENT = {  # operations that move or copy entries without changing what a pers
     "Alias", "AsStrided", "Cat", "Clone", "ConstantPadNd", "Contiguous", "CopySlices", "Detach", "Expand", "Movedim",
     "Permute", "Reshape", "ReshapeAlias", "Select", "Slice", "Split", "SplitWithSizes", "Squeeze", "Stack", "T",
     "ToCopy", "Transpose", "Unbind", "Unfold", "UnsafeSplit", "UnsafeView", "Unsqueeze", "View",
-}  # fmt: skip
+}
 
 _SPOKEN = {
     "AdaptiveAvgPool2D": "average pool", "AdaptiveMaxPool2D": "max pool", "Add": "+", "Addmm": "matmul", "Amax": "max",
@@ -21,7 +21,7 @@ _SPOKEN = {
     "Mv": "matmul", "NativeBatchNorm": "batch norm", "NativeDropout": "dropout", "NativeGroupNorm": "group norm",
     "NativeLayerNorm": "layer norm", "Neg": "−", "Pow": "power", "Rsub": "1 −", "Sub": "−", "Std": "std",
     "UpsampleBilinear2D": "upsample", "UpsampleNearest2D": "upsample", "Var": "variance", "Where": "mask",
-}  # fmt: skip
+}
 
 _BY_CONSTANT = {"Add": "shift", "Sub": "shift", "Mul": "scale", "Div": "scale"}
 _REDUCTIONS = ("Amax", "Amin", "Mean", "Std", "Sum", "Var")
@@ -29,7 +29,7 @@ _REDUCTIONS = ("Amax", "Amin", "Mean", "Std", "Sum", "Var")
 _GREEK = {
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "theta": "θ", "lambda": "λ",
     "mu": "μ", "phi": "φ", "psi": "ψ", "sigma": "σ", "tau": "τ", "omega": "ω",
-}  # fmt: skip
+}
 _SUBSCRIPT = dict(zip("0123456789aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ", strict=True))
 
 

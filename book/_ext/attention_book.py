@@ -172,14 +172,10 @@ def module_reference() -> str:
 
 
 def task_reference() -> str:
-    """Every task of the chapters: the files of `attn_lib.toys` that its front page does not already show."""
-    toys = attn_lib.toys
-    shown = {getattr(toys, name).__module__ for name in toys.__all__ if hasattr(getattr(toys, name), "__module__")}
-    names = [f"{toys.__name__}.{module.name}" for module in iter_modules(toys.__path__)]
+    """Every task of the chapters: the files of `attn_lib.tasks`."""
     lines = ["```{eval-rst}"]
-    for name in names:
-        if name not in shown:
-            lines += [f".. automodule:: {name}", "   :members:", ""]
+    for module in iter_modules(attn_lib.tasks.__path__):
+        lines += [f".. automodule:: attn_lib.tasks.{module.name}", "   :members:", ""]
     return "\n".join([*lines, "```"])
 
 

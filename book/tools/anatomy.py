@@ -32,7 +32,7 @@ import attn_lib
 PARTS = (
     "problem", "mechanism", "by-hand", "steps", "assembled", "limits", "inside", "cost", "pitfalls", "use",
     "exercises", "references",
-)  # fmt: skip
+)
 FOUNDATION_PARTS = ("problem", "ideas", "pitfalls", "exercises", "references")
 KINDS = ("derive", "predict", "code")
 IGNORED = "nbval-ignore-output"
@@ -52,7 +52,7 @@ TIMES = re.compile(r"\bviz\.timing\(|\bmeasure\.(timing|compare_timings)\(")
 
 # What a part holds, as patterns in the sources of its cells.
 SIGNS = {
-    "problem": [(r"toys\.\w+", "real data from toys"), (r"viz\.\w+\(", "a figure")],
+    "problem": [(r"\b(toys|tasks)\b", "real data from toys or tasks"), (r"viz\.\w+\(", "a figure")],
     "ideas": [(rf"(?s)(?:{ASSERTS.pattern}).*(?:{ASSERTS.pattern})", "at least two asserted claims")],
     "mechanism": [
         (r"(?s)\$\$.+?\$\$\s*\(eq-", "a labelled equation"),

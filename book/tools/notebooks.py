@@ -32,7 +32,7 @@ except ModuleNotFoundError:  # on Colab or any machine without the library
     %pip install --quiet "attn_lib[chapters] @ git+{address}"
     import attn_lib
 import torch
-from attn_lib import measure, plug, toys, viz"""
+from attn_lib import measure, plug, tasks, toys, viz"""
 
 KEPT_METADATA = frozenset({"tags", "nbgrader", "mystnb"})  # of a cell; the rest is one editor's noise
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}

@@ -121,7 +121,7 @@ def check_keys(page: Page) -> None:
     at = [3, 4]
     assert text(figure) == attention_text(*at)
     steps = {"ArrowUp": (2, 4), "ArrowLeft": (2, 3), "ArrowDown": (3, 3), "ArrowRight": (3, 4), "Shift+ArrowUp": (0, 4),
-             "Shift+ArrowLeft": (0, 0), "Home": (3, 4), "End": (5, 7)}  # fmt: skip
+             "Shift+ArrowLeft": (0, 0), "Home": (3, 4), "End": (5, 7)}
     for key, cell in steps.items():
         page.keyboard.press(key)
         assert text(figure) == attention_text(*cell), key

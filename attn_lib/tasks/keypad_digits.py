@@ -1,0 +1,129 @@
+"""A sheet of handwritten digits, each of which points at another one: which digit does it point at?
+
+Digits point as on a numeric keypad, 7 8 9 over 4 5 6 over 1 2 3: an 8 at the cell two rows above, a 6 at the cell two
+columns to the right, a 1 at the one two down and two to the left, a 5 at itself. Every cell is asked for the digit
+it points at. So what a cell holds decides *where* to look, always seen from the cell itself, and what stands there
+decides the answer; neighbours next door are of no use. Cells that point off the sheet are not asked.
+
+A five finds itself. For the others, whoever knows all digits of a sheet, but not which stands where, does best to
+name the commonest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..toys.data import digits
+from ..toys.train import answers, fit, seeded
+
+CELL = 10  # pixels: an 8 × 8 digit with a margin of one
+GRID = (6, 8)  # rows and columns of cells
+STEP = 2  # cells from a digit to the one it points at
+KINDS = 9  # the digits 1 to 9; class 0 is the digit 1
+SILENT = -100  # target of a cell that is not asked: F.cross_entropy leaves it out
+CHANNELS = 32  # of the reader's features
+
+
+def sampler(
+    part: str = "train", asked: Tensor | None = None
+) -> Callable[[int, torch.Generator], tuple[Tensor, Tensor]]:
+    """A function that draws fresh sheets, as `toys.fit` wants it.
+
+    Args:
+        part: `"train"` or `"test"`: disjoint handwriting.
+        asked: `(6, 8)`, bool: the cells that are asked; all when None.
+
+    Returns:
+        `draw(batch, generator) -> (sheets (batch, 1, 60, 80) in [0, 1], targets (batch, 6, 8), int64)`: the digit
+        that each cell points at, less one; `SILENT` where a cell is not asked.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    images, labels = _handwriting(part)
+    silent = torch.zeros(GRID, dtype=torch.bool) if asked is None else ~asked
+
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        which = _which(part, batch, generator)
+        R, C = GRID
+        sheets = images[which].transpose(2, 3).reshape(batch, 1, R * CELL, C * CELL)
+        return sheets, pointed_at(labels[which]).masked_fill(silent, SILENT)
+
+    return draw
+
+
+def held_out(n: int = 256, seed: int = 0, asked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`n` sheets and targets of the test part, the same at every call."""
+    return sampler("test", asked)(n, torch.Generator().manual_seed(seed))
+
+
+def shown(n: int = 256, seed: int = 0) -> Tensor:
+    """The digits on the sheets of `held_out(n, seed)`, less one: `(n, 6, 8)`."""
+    return _handwriting("test")[1][_which("test", n, torch.Generator().manual_seed(seed))]
+
+
+def pointed_at(kinds: Tensor) -> Tensor:
+    """What each cell points at, for digits less one `(batch, R, C)`; `SILENT` where that is off the sheet."""
+    _, R, C = kinds.shape
+    off_sheet = F.pad(kinds, (STEP, STEP, STEP, STEP), value=SILENT)
+    target = torch.empty_like(kinds)
+    for kind in range(KINDS):
+        down, right = direction(kind)
+        there = off_sheet[:, STEP + down : STEP + down + R, STEP + right : STEP + right + C]
+        target = torch.where(kinds == kind, there, target)
+    return target
+
+
+def direction(kind: int) -> tuple[int, int]:
+    """(rows down, columns to the right) from a cell with the digit `kind + 1` to the one it points at."""
+    row, column = divmod(kind, 3)
+    return STEP * (1 - row), STEP * (column - 1)
+
+
+def reader() -> nn.Module:
+    """A frozen network that has learned to read digits: sheets `(B, 1, 10 R, 10 C)` → features `(B, 32, R, C)`.
+
+    Each feature has mean 0 and deviation 1 over the digits that it has learned from.
+    """
+    net = _layers()
+    net.load_state_dict(_reader_weights())
+    return net.eval().requires_grad_(False)
+
+
+def score(model: nn.Module, sheets: tuple[Tensor, Tensor]) -> float:
+    """Fraction of right answers among the cells that are asked, in [0, 1]; the model's mode is put back."""
+    asked = sheets[1] != SILENT
+    return (answers(model, sheets[0]).argmax(1) == sheets[1])[asked].float().mean().item()
+
+
+def _layers() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 64, CELL, stride=CELL), nn.ReLU(), nn.Conv2d(64, CHANNELS, 1))
+
+
+def _which(part: str, batch: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(len(_handwriting(part)[0]), (batch, *GRID), generator=generator)
+
+
+@cache
+def _reader_weights() -> dict[str, Tensor]:
+    images, labels = _handwriting("train")
+    with seeded(0):
+        net, answer = _layers(), nn.Sequential(nn.ReLU(), nn.Conv2d(CHANNELS, KINDS, 1), nn.Flatten())
+    fit(nn.Sequential(net, answer), (images[:, None], labels), steps=150, batch=64, lr=5e-3)
+    with torch.no_grad():  # fold mean and deviation into the last convolution
+        deviation, mean = torch.std_mean(net(images[:, None]), (0, 2, 3))
+        net[2].bias.sub_(mean).div_(deviation)
+        net[2].weight.div_(deviation[:, None, None, None])
+    return net.state_dict()
+
+
+@cache
+def _handwriting(part: str) -> tuple[Tensor, Tensor]:
+    """The digits 1 to 9 with their margins `(n, 10, 10)`, and their labels less one."""
+    images, labels = digits(part)
+    return F.pad(images[labels > 0, 0], (1, 1, 1, 1)), labels[labels > 0] - 1

@@ -1,0 +1,133 @@
+"""Scanned forms with handwritten digits: is a dot a decimal point or a speck of dust? It depends on the scan.
+
+A point is two dots of the pen wide, a speck one. A form scanned at twice the resolution is the same picture with
+every pixel doubled. So a dot two pixels wide is a point on one form and dust on another, and nothing within two
+pixels of it tells which; the digits do, which are larger too, elsewhere on the form.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ..toys.data import digits
+from ..toys.train import answers
+
+SIZE = (24, 32)  # rows and columns of a scan
+FIELD = (12, 16)  # of a field: one digit on the left, three dots on the right; a form has 2 × 2 fields
+DOTS = (1, 5, 9)  # rows of the dots within a field; two pixels around each are empty but for itself
+ZOOMS = (1, 2)  # a scan shows four fields, or one of them twice as large
+DUST, POINT, NONE = 0, 1, -100  # labels; where there is no dot, NONE, which `F.cross_entropy` passes over
+LOCAL = 0.75  # best score of whoever sees two pixels around a dot: a 2 × 2 dot is a point as often as dust
+
+
+@dataclass(frozen=True)
+class Scans:
+    """What `scans` returns.
+
+    Attributes:
+        images: `(n, 1, 24, 32)`, float32 in [0, 1]: paper is 0, ink and dust are brighter.
+        labels: `(n, 24, 32)`, int64: DUST or POINT at the upper left pixel of each dot, NONE elsewhere.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+def scans(n: int, part: str = "train", *, zoom: float = 1, seed: int = 0) -> Scans:
+    """Scanned forms.
+
+    Args:
+        n: how many, ≥ 1.
+        part: `"train"` or `"test"`: disjoint handwriting.
+        zoom: resolution of the scan, ≥ 1. The same seed gives the same forms at every zoom, less and less of them.
+        seed: of everything drawn.
+
+    Raises:
+        ValueError: for n or zoom below 1, or an unknown part.
+    """
+    if n < 1 or zoom < 1:
+        raise ValueError(f"n={n} and zoom={zoom} must be at least 1")
+    images, labels = _forms(_handwriting(part), n, torch.Generator().manual_seed(seed))
+    return Scans(*enlarge(images, labels, zoom))
+
+
+def sampler(part: str = "train") -> Callable[[int, torch.Generator], tuple[Tensor, Tensor]]:
+    """A function that draws fresh scans, half of a batch at either zoom, as `toys.fit` wants it.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    ink = _handwriting(part)
+
+    def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, labels = _forms(ink, batch, generator)
+        halves = zip(images.tensor_split(2), labels.tensor_split(2), ZOOMS, strict=True)
+        images, labels = zip(*(enlarge(*half) for half in halves), strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+    return draw
+
+
+def held_out(n: int = 200, seed: int = 0) -> Scans:
+    """The same `n` forms of the test part twice: first all at zoom 1, then all at zoom 2."""
+    pair = [scans(n, "test", zoom=zoom, seed=seed) for zoom in ZOOMS]
+    return Scans(torch.cat([s.images for s in pair]), torch.cat([s.labels for s in pair]))
+
+
+def enlarge(images: Tensor, labels: Tensor, zoom: float) -> tuple[Tensor, Tensor]:
+    """The upper left part of forms, each pixel `zoom` times as wide and as high; the size stays.
+
+    Args:
+        images: `(…, H, W)`.
+        labels: `(…, H, W)`; in a pixel that became a block, the block's upper left pixel has the label.
+        zoom: ≥ 1. Where it is no whole number, some pixels get wider than others.
+    """
+    rows, cols = (((torch.arange(side) + 0.5) / zoom).long() for side in images.shape[-2:])
+    first = _first(rows)[:, None] & _first(cols)
+    return images[..., rows, :][..., cols], torch.where(first, labels[..., rows, :][..., cols], NONE)
+
+
+def hits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Fraction of the dots that each scan got right, `(n,)`; the model is used in eval mode and restored."""
+    right = (answers(model, images).argmax(1) == labels).sum((1, 2))
+    return right / (labels != NONE).sum((1, 2))
+
+
+def accuracy(model: nn.Module, data: Sequence[Tensor]) -> float:
+    """Mean of `hits` over (images, labels): a scan of one field counts as much as one of four."""
+    return hits(model, *data).mean().item()
+
+
+def _forms(ink: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`n` forms (n, 1, 24, 32) and their labels (n, 24, 32)."""
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (4 * n,), generator=generator)  # one number a field
+
+    field = torch.arange(4 * n)
+    fields = torch.zeros(4 * n, *FIELD)
+    labels = torch.full(fields.shape, NONE)
+    top, left = draw(4), draw(3)
+    rows = top[:, None, None] + torch.arange(8)[:, None]
+    cols = left[:, None, None] + torch.arange(8)
+    fields[field[:, None, None], rows, cols] = ink[draw(len(ink))]
+    for row in DOTS:
+        kind, col, shade = draw(2), 12 + draw(2), 0.6 + 0.1 * draw(5)
+        labels[field, row, col] = kind
+        fields[field, row, col] = shade
+        for down, right in ((0, 1), (1, 0), (1, 1)):
+            fields[field, row + down, col + right] = shade * (kind == POINT)
+    images, labels = (t.view(n, 2, 2, *FIELD).transpose(2, 3).reshape(n, *SIZE) for t in (fields, labels))
+    return images[:, None], labels
+
+
+def _first(index: Tensor) -> Tensor:
+    """Where a sorted index takes a value for the first time."""
+    return torch.cat([torch.ones(1, dtype=torch.bool), index[1:] != index[:-1]])
+
+
+@cache
+def _handwriting(part: str) -> Tensor:
+    return digits(part)[0][:, 0]

@@ -1,0 +1,58 @@
+"""Three cameras at one scene, of which some cannot be trusted: which one, or where, changes from shot to shot."""
+
+import torch
+from torch import Tensor
+
+from ..toys.images import image, image_names
+
+SIZE = 48
+NOISE = 0.03  # of a sound camera
+HEAVY = 0.3  # of a broken one, or of a dirty quarter of a lens
+
+
+def shots(n: int, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Shots in which one camera is broken; each is in a third of them.
+
+    Args:
+        n: number of shots, a multiple of 3.
+        seed: of scenes, noise and who is broken.
+
+    Returns:
+        What the cameras deliver, (n, 3, 48, 48); the scene, (n, 1, 48, 48), in [0, 1]; the broken camera, (n,).
+
+    Raises:
+        ValueError: if 3 does not divide n.
+    """
+    if n % 3:
+        raise ValueError(f"n={n} must be a multiple of 3, so that every camera is broken equally often")
+    g = torch.Generator().manual_seed(seed)
+    scenes = _scenes(n, g)
+    broken = (torch.arange(n) % 3)[torch.randperm(n, generator=g)]
+    noise = torch.full((n, 3), NOISE).scatter(1, broken[:, None], HEAVY)
+    return scenes + noise[..., None, None] * torch.randn(n, 3, SIZE, SIZE, generator=g), scenes, broken
+
+
+def dirty_lenses(n: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Shots in which each lens is dirty in one quarter of its picture, no two in the same.
+
+    Returns:
+        What the cameras deliver, (n, 3, 48, 48), and the scene, (n, 1, 48, 48), in [0, 1].
+    """
+    g = torch.Generator().manual_seed(seed)
+    scenes = _scenes(n, g)
+    quarters = torch.stack([torch.randperm(4, generator=g)[:3] for _ in range(n)])
+    dirt = torch.nn.functional.one_hot(quarters, 4).view(n, 3, 2, 2)
+    dirt = dirt.repeat_interleave(SIZE // 2, 2).repeat_interleave(SIZE // 2, 3)
+    noise = NOISE + (HEAVY - NOISE) * dirt
+    return scenes + noise * torch.randn(n, 3, SIZE, SIZE, generator=g), scenes
+
+
+def _scenes(n: int, g: torch.Generator) -> Tensor:
+    """Windows of grey photographs, (n, 1, 48, 48): each photograph in turn, each window at a random place."""
+    names = image_names()
+    result = []
+    for i in range(n):
+        photograph = image(names[i % len(names)]).mean(0)
+        top, left = (int(torch.randint(length - SIZE + 1, (), generator=g)) for length in photograph.shape)
+        result.append(photograph[top:top + SIZE, left:left + SIZE])
+    return torch.stack(result)[:, None]

@@ -1,0 +1,293 @@
+"""Packaged pictures and data, the training loop, and the tasks: real, offline, seeded."""
+
+import io
+import socket
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from attn_lib import toys
+from attn_lib.tasks import lamplit_digits
+
+# ---- photographs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", toys.image_names())
+def test_every_photograph_comes_with_the_package(name, monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a packaged photograph asked for the network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setenv("SKIMAGE_DATADIR", str(tmp_path))  # scikit-image's download cache, empty
+    x = toys.image(name)
+    assert x.dtype == torch.float32 and x.shape[0] == 3 and min(x.shape[1:]) > 150
+    assert x.min() >= 0 and x.max() <= 1 and x.std() > 0.03  # a picture, not a blank
+    grey = torch.equal(x[0], x[1]) and torch.equal(x[1], x[2])
+    assert grey is (name in toys.image_names(colour=False)) is not (name in toys.image_names(colour=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [(32, (32, 32)), ((24, 40), (24, 40)), ((600, 500), (600, 500)), (1, (1, 1))]
+)
+def test_image_sizes(size, shape):
+    x = toys.image("cat", size)
+    assert x.shape == (3, *shape) and x.is_contiguous() and 0 <= x.min() and x.max() <= 1
+
+
+def test_image_is_cropped_not_stretched():
+    full = toys.image("cat")  # 300 × 451: the square in the middle is columns 75 to 375
+    small = F.adaptive_avg_pool2d(full[None, :, :, 75:375], 30)[0]
+    assert (toys.image("cat", 30) - small).abs().mean() < 0.02
+
+
+def test_image_is_resized_with_antialiasing():
+    full = toys.image("gravel")
+    plain = F.interpolate(full[None], size=32, mode="bilinear", align_corners=False)[0]
+    mean = F.adaptive_avg_pool2d(full[None], 32)[0]
+    assert (toys.image("gravel", 32) - mean).abs().mean() < 0.5 * (plain - mean).abs().mean()
+
+
+def test_image_is_fresh_at_every_call():
+    toys.image("cat", 16).zero_()
+    toys.image("cat").zero_()
+    assert toys.image("cat", 16).mean() > 0.1 and toys.image("cat").mean() > 0.1
+
+
+@pytest.mark.parametrize(("name", "size", "message"), [
+    ("lena", None, "'lena'.*astronaut, brick"), ("cat", 0, "size=0"), ("cat", (3, -1), r"size=\(3, -1\)"),
+    ("cat", 2.5, "size=2.5"), ("cat", (3, 4, 5), r"size=\(3, 4, 5\)"),
+])
+def test_image_arguments(name, size, message):
+    with pytest.raises(ValueError, match=message):
+        toys.image(name, size)
+
+
+# ---- digits and split ------------------------------------------------------------------------------------------------
+
+
+def test_digits():
+    x, y = toys.digits()
+    assert x.shape == (1797, 1, 8, 8) and x.dtype == torch.float32 and x.min() == 0 and x.max() == 1
+    assert y.shape == (1797,) and y.dtype == torch.int64 and y.bincount().min() > 170 and len(y.unique()) == 10
+    x.zero_()
+    assert toys.digits()[0].max() == 1
+
+
+def test_split_keeps_rows_together_and_loses_none():
+    a, b = torch.arange(40), torch.arange(40) * 10
+    train, test = toys.split(a, b, test=0.25, seed=3)
+    assert len(train[0]) == 30 and len(test[0]) == 10
+    assert torch.equal(train[1], 10 * train[0]) and torch.equal(test[1], 10 * test[0])
+    assert sorted(torch.cat([train[0], test[0]]).tolist()) == list(range(40))
+    assert torch.equal(toys.split(a, seed=3)[0][0], train[0]) and not torch.equal(toys.split(a, seed=4)[0][0], train[0])
+    with pytest.raises(ValueError, match=r"lengths \[39, 40\]"):
+        toys.split(a, b[1:])
+    with pytest.raises(ValueError, match=r"test=1\.0"):
+        toys.split(a, test=1.0)
+    with pytest.raises(ValueError, match="at least one tensor"):
+        toys.split()
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 10))
+
+
+def test_fit_learns_digits_and_is_silent(capfd):
+    train, test = toys.split(*toys.digits())
+    with toys.seeded(0):
+        model = mlp()
+    before = toys.accuracy(model, test)
+    history = toys.fit(model, train, steps=150, lr=1e-2)
+    assert before < 0.3 and toys.accuracy(model, test) > 0.9
+    assert len(history.loss) == 150 and history.seconds > 0 and history.loss[-1] < history.loss[0] / 3
+    assert str(history).startswith("150 steps, loss 2.")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_fit_repeats_itself_and_leaves_the_global_random_state():
+    def run(seed):
+        with toys.seeded(7):
+            model = mlp()
+        toys.fit(model, toys.digits(), steps=5, seed=seed)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    state = torch.get_rng_state()
+    a, b, c = run(0), run(0), run(1)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fit_and_accuracy_leave_the_mode(training):
+    model = mlp().train(training)
+    toys.fit(model, toys.digits(), steps=2)
+    assert model.training is training
+    a, b = (toys.accuracy(model, toys.digits(), batch=n) for n in (64, 2000))
+    assert model.training is training and a == b  # dropout is off, and the batch size does not matter
+
+
+def test_fit_takes_several_inputs_a_sampler_and_another_loss():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+        def forward(self, a, b):
+            return self.w * a * b
+
+    def draw(batch, generator):
+        a, b = torch.randn(2, batch, generator=generator)
+        return a, b, 3 * a * b
+
+    for optimizer in ("adamw", "sgd"):
+        model = Scale()
+        toys.fit(model, draw, steps=100, lr=0.1, loss=F.mse_loss, optimizer=optimizer)
+        assert model.w.item() == pytest.approx(3, abs=0.05)
+
+
+def test_learning_rate_falls_to_zero():
+    model = nn.Linear(1, 1, bias=False)
+    path = []
+    model.register_forward_pre_hook(lambda *_: path.append(model.weight.item()))
+    # Adam's first steps are as long as the learning rate: the way walked is the schedule
+    toys.fit(model, (torch.ones(4, 1), torch.full((4, 1), 1e6)), steps=20, batch=4, lr=1.0, loss=F.mse_loss)
+    steps = torch.tensor(path).diff()
+    assert steps[0] == pytest.approx(1, abs=0.02) and steps[-1] < 0.1 and (steps.diff() < 1e-3).all()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(steps=0), "steps=0"), (dict(batch=-1), "batch=-1"), (dict(lr=0.0), "lr=0.0"),
+    (dict(optimizer="adam"), "optimizer='adam' must be one of adamw, sgd"),
+])
+def test_fit_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        toys.fit(mlp(), toys.digits(), **options)
+    x, y = toys.digits()
+    with pytest.raises(ValueError, match="lengths"):
+        toys.fit(mlp(), (x, y[:-1]), steps=1)
+
+
+def test_accuracy_of_one_label_a_pixel():
+    model = nn.Conv2d(2, 2, 1, bias=False)
+    nn.init.eye_(model.weight.data[:, :, 0, 0])
+    x = torch.zeros(3, 2, 4, 5)
+    x[:, 1] = 1
+    labels = torch.ones(3, 4, 5, dtype=torch.long)
+    labels[0] = 0
+    assert toys.accuracy(model, (x, labels)) == pytest.approx(2 / 3)
+
+
+def test_compare_gives_every_model_the_same_batches():
+    train, test = toys.split(*toys.digits())
+    result = toys.compare({"a": mlp, "b": mlp}, train, test, seeds=(0, 5), steps=20, lr=1e-2)
+    assert result.scores["a"] == result.scores["b"] and result.loss["a"] == result.loss["b"]
+    assert result.scores["a"][0] != result.scores["a"][1] and len(result.loss["a"]) == 2
+    assert result.mean("a") == sum(result.scores["a"]) / 2
+    assert result.scores["a"][0] == toys.accuracy(result.models["a"], test)
+    assert str(result).splitlines()[1].startswith("b  0.")
+
+
+def test_progress_shows_only_where_somebody_watches(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    toys.fit(mlp(), toys.digits(), steps=3)
+    assert "3" in sys.stderr.getvalue()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    toys.fit(mlp(), toys.digits(), steps=3)
+    assert sys.stderr.getvalue() == ""
+
+
+# ---- lamplit digits --------------------------------------------------------------------------------------------------
+
+
+def test_lamplit_digits_are_what_they_say():
+    x, y = lamplit_digits.held_out(256)
+    assert x.shape == (256, 3, 22, 22) and y.shape == (256,) and 0 <= x.min() and x.max() <= 1
+    assert torch.equal(x, lamplit_digits.held_out(256)[0])
+    _, ink, labels = lamplit_digits.parts("test")
+
+    def light(c):  # the mean of the photograph alone
+        return x[:, c].sum((1, 2)) - x[:, c, lamplit_digits.DISPLAY, lamplit_digits.DISPLAY].sum((1, 2))
+
+    def read(c):
+        digit = x[:, c, lamplit_digits.INK, lamplit_digits.INK]
+        return labels[torch.cdist(digit.flatten(1), ink.flatten(1)).argmin(1)]
+
+    answer = torch.where(light(0) > light(2), read(0), read(2))
+    assert (answer == y).float().mean() > 0.98  # the mean colour decides, nearly always
+    assert max((read(c) == y).float().mean() for c in (0, 2)) == pytest.approx(lamplit_digits.BLIND, abs=0.06)
+
+
+def test_lamplit_digits_tell_nothing_on_the_display():
+    photographs, ink, _ = lamplit_digits.parts("test")
+    warm, cold = (lamplit_digits.compose(photographs[0], ink[0], ink[1], lamp) for lamp in (0.7, -0.7))
+    d = lamplit_digits.DISPLAY
+    assert torch.equal(warm[:, d, d], cold[:, d, d]) and not torch.equal(warm, cold)
+    # two 3 × 3 convolutions, the second with stride 2: what sees a digit sees no photograph
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    digit = torch.zeros(1, 3, 22, 22)
+    digit[..., lamplit_digits.INK, lamplit_digits.INK] = torch.rand(8, 8)
+    sees_digit = (net(digit) - net(torch.zeros_like(digit))).abs().amax((0, 1)) > 1e-5
+    sees_light = (net(warm[None]) - net(cold[None])).abs().amax((0, 1)) > 1e-5
+    assert sees_digit.any() and sees_light.any() and not (sees_digit & sees_light).any()
+
+
+def test_lamplit_digits_keep_the_parts_apart():
+    assert not set(lamplit_digits.PHOTOGRAPHS["train"]) & set(lamplit_digits.PHOTOGRAPHS["test"])
+    train, test = lamplit_digits.parts("train")[1], lamplit_digits.parts("test")[1]
+    assert len(train) + len(test) == 1797 and torch.cdist(test.flatten(1), train.flatten(1)).min() > 0
+    with pytest.raises(ValueError, match="part='dev' must be one of 'train', 'test'"):
+        lamplit_digits.sampler("dev")
+
+
+def test_lamplit_digits_can_be_enlarged():
+    photo, red, blue = torch.rand(3, 66, 66), torch.rand(8, 8), torch.rand(8, 8)
+    large = lamplit_digits.compose(photo, red, blue, 0.3)
+    small = lamplit_digits.compose(photo[:, ::3, ::3], red, blue, 0.3)
+    torch.testing.assert_close(large[:, ::3, ::3], small)
+    for shape in ((3, 21, 21), (3, 22, 44), (3, 23, 23)):
+        with pytest.raises(ValueError, match="multiple of 22"):
+            lamplit_digits.compose(torch.rand(shape), red, blue, 0.3)
+
+
+def test_white_balance():
+    assert lamplit_digits.white_balance(toys.image("coffee", 64)).mean((1, 2)).diff().abs().max() < 0.02
+
+
+def test_digits_come_whole_or_in_the_two_parts_of_the_split():
+    train, test = toys.split(*toys.digits())
+    for part, expected in (("train", train), ("test", test)):
+        assert all(torch.equal(a, b) for a, b in zip(toys.digits(part), expected, strict=True))
+    with pytest.raises(ValueError, match="part='dev' must be 'train' or 'test'"):
+        toys.digits("dev")
+
+
+def test_answers_are_given_in_eval_mode_which_is_put_back_even_after_an_error():
+    from attn_lib.toys.train import answers
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.9))
+    x = torch.ones(100, 4)
+    y = answers(model, x)
+    assert torch.equal(y, model[0](x)) and not y.requires_grad and model.training
+    with pytest.raises(TypeError):
+        answers(model, x, x)
+    assert model.training
+
+
+def test_windows_are_cut_photograph_by_photograph_and_row_by_row():
+    from attn_lib.toys.images import cut
+
+    photos = [torch.arange(3 * h * w).float().view(3, h, w) + 1000 * h for h, w in ((5, 7), (4, 4))]
+    by_hand = [p[:, y : y + 3, x : x + 2] for p in photos
+               for y in range(0, p.shape[1] - 2, 2) for x in range(0, p.shape[2] - 1, 2)]
+    assert torch.equal(cut(photos, (3, 2), 2), torch.stack(by_hand))
