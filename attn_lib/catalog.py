@@ -3,6 +3,8 @@
 A module enters the table by decorating its class with `register`; nothing else keeps a list.
 """
 
+import inspect
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .layout import Layout
 
 FAMILIES = {
     "channel": "Channel",
@@ -45,10 +49,65 @@ CONTRACT = {
     "export": "torch.export",
 }
 
+OPERATIONS = {
+    "identity": "y = x",
+    "constant gate": "y = c · x, the same number c for everything",
+    "channel-wise gate": "y = s · x, where s of a channel depends on that channel's mean alone",
+    "row gate": "y = s · x with an s for every row of every channel",
+    "activation function": "a function of every number by itself",
+    "SiLU": "y = x · σ(x)",
+    "mean": "an average with equal weights: of positions, branches or inputs",
+    "linear layer": "a matrix product over the channels",
+    "linear channel MLP": "two matrix products over the channels, nothing between them",
+    "token mixing": "one matrix product over the positions, the same for all channels",
+    "convolution": "a sum over neighbours with weights that depend on the offset alone",
+    "self-attention": "softmax attention of all positions to all",
+    "window attention": "softmax attention within windows that do not overlap",
+    "banded attention": "softmax attention of each step to those that lie near it",
+    "highway layer": "y = T · H + (1 − T) · x, where the gate T sees x alone",
+}
+
 DEFAULT_SIZE = {"H": 12, "W": 16, "N": 20, "L": 40, "T": 10}
 
 _ENTRIES: dict[str, "Entry"] = {}
-_discovered = False
+_complete = False
+_here = threading.local()  # .importing: whether this thread is importing the families
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper that a module comes from.
+
+    Attributes:
+        key: of the paper in `book/references.bib`.
+        title, venue, year: as published.
+        arxiv: its number there, or None.
+        code: address of the authors' released code, or None.
+    """
+
+    key: str
+    title: str
+    venue: str
+    year: int
+    arxiv: str | None = None
+    code: str | None = None
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """The same operator in a well-kept package: tests compare it with ours, measurements time the two in turns.
+
+    Attributes:
+        label: the package's name for it, "timm SEModule".
+        package: what is imported for it, "timm.layers.squeeze_excite".
+        make: called with the imported package and the example's options by name; returns the module.
+        options: of ours, where its plain form would not be the same operator.
+    """
+
+    label: str
+    package: str
+    make: Callable[..., nn.Module]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,23 +120,21 @@ class Entry:
         family: one of `FAMILIES`.
         name: the mechanism's name in running text ("Squeeze-and-Excitation").
         summary: one sentence: what it does that the previous idea could not.
-        paper: key of the paper in `book/references.bib`.
-        title, venue, year, arxiv: the paper; `arxiv` is its number or None.
-        code: address of the authors' released code, or None.
-        layout: axes of the inputs, separated by commas for several inputs ("B C H W"). A set of options that
-            holds `layout`, of a module that takes several, has its own; see `layout_of`.
-        output: axes of the output; primed letters where a size may differ from the input's.
+        papers: the papers it comes from, the one that names it first.
+        layout: axes of the inputs, see `attn_lib.layout`. A set of options that holds `layout`, of a module that takes
+            several, has its own; see `layout_of`.
+        output: axes of the output, or of several; those of the first input where nothing else is said.
         example: options of a small runnable instance. `height` and `width`, where a module has them, are those of
             its inputs: they follow the size that is asked for.
         variants: further named sets of options, tested like the example.
-        inputs: makes the inputs where random normal tensors of `layout` would not do;
-            called as `inputs(shapes, generator)` with one shape tuple an input.
+        variant_outputs: variant -> axes of its output, where it returns something else; see `output_of`.
         identity_at_init: whether a fresh module returns its (first) input exactly.
         commutes_with: names from `SYMMETRIES` that hold for any weights; those not named are broken.
         forbids: property of `CONTRACT` that the paper itself rules out -> the reason.
         builds_on: ids of the modules it grew out of.
-        reduces_to: what it becomes at a limit (the id of a module, or the name of a known operation such as
-            "convolution") -> the limit. Each is proven in `tests/unit/modules/test_limits.py`.
+        reduces_to: what it becomes at a limit (the id of a module, or a name from `OPERATIONS`) -> the limit. Each is
+            proven in `tests/unit/modules/limits/`.
+        counterpart: the same operator in a well-kept package, if there is one.
     """
 
     id: str
@@ -85,36 +142,47 @@ class Entry:
     family: str
     name: str
     summary: str
-    paper: str
-    title: str
-    venue: str
-    year: int
-    layout: str
+    papers: tuple[Paper, ...]
+    layout: Layout
     example: Mapping[str, Any]
-    output: str = ""
-    arxiv: str | None = None
-    code: str | None = None
+    output: Layout = ""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    inputs: Callable[[list[tuple[int, ...]], torch.Generator], tuple[Tensor, ...]] | None = None
+    variant_outputs: Mapping[str, Layout] = field(default_factory=dict)
     identity_at_init: bool = False
     commutes_with: frozenset[str] = frozenset()
     forbids: Mapping[str, str] = field(default_factory=dict)
     builds_on: tuple[str, ...] = ()
     reduces_to: Mapping[str, str] = field(default_factory=dict)
+    counterpart: Counterpart | None = None
 
     def __post_init__(self) -> None:
         _member("family", self.family, FAMILIES)
+        if not self.papers:
+            raise ValueError(f"papers={self.papers!r} must hold at least one Paper")
         for symmetry in self.commutes_with:
             _member("commutes_with", symmetry, SYMMETRIES)
         for rule in self.forbids:
             _member("forbids", rule, CONTRACT)
-        frozen = {name: MappingProxyType(dict(options)) for name, options in self.variants.items()}
-        object.__setattr__(self, "variants", MappingProxyType(frozen))
-        object.__setattr__(self, "example", MappingProxyType(dict(self.example)))
-        object.__setattr__(self, "forbids", MappingProxyType(dict(self.forbids)))
-        object.__setattr__(self, "reduces_to", MappingProxyType(dict(self.reduces_to)))
-        object.__setattr__(self, "commutes_with", frozenset(self.commutes_with))
-        object.__setattr__(self, "output", self.output or self.layout.split(",")[0].strip())
+        for variant in self.variant_outputs:
+            _member("variant_outputs", variant, self.variants)
+        layout = Layout(self.layout)
+        for name, value in {
+            "papers": tuple(self.papers),
+            "layout": layout,
+            "output": Layout(self.output) if self.output else layout.first,
+            "example": MappingProxyType(dict(self.example)),
+            "variants": MappingProxyType({n: MappingProxyType(dict(v)) for n, v in self.variants.items()}),
+            "variant_outputs": MappingProxyType({n: Layout(v) for n, v in self.variant_outputs.items()}),
+            "commutes_with": frozenset(self.commutes_with),
+            "forbids": MappingProxyType(dict(self.forbids)),
+            "reduces_to": MappingProxyType(dict(self.reduces_to)),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def paper(self) -> Paper:
+        """The paper that names the module."""
+        return self.papers[0]
 
     @property
     def chapter(self) -> str:
@@ -123,16 +191,27 @@ class Entry:
 
     def options(self, variant: str | None = None, size: tuple[int, ...] | None = None) -> dict[str, Any]:
         """The example's options, or those of a variant, for inputs of a size as in `sizes`."""
-        if variant is not None:
-            _member("variant", variant, self.variants)
-        options = dict(self.example if variant is None else self.variants[variant])
+        options = self._own(variant)
         sizes = self.sizes(size, variant)
-        return options | {name: sizes[axis] for name, axis in (("height", "H"), ("width", "W")) if name in options}
+        return {**options} | {name: sizes[axis] for name, axis in (("height", "H"), ("width", "W")) if name in options}
 
-    def layout_of(self, variant: str | None = None) -> str:
+    def layout_of(self, variant: str | None = None) -> Layout:
         """Axes of the inputs of the example, or of a variant that takes another layout."""
-        own = (self.example if variant is None else self.variants[variant]).get("layout")
-        return self.layout if own is None else ", ".join([own] * len(self.layout.split(",")))
+        own = self._own(variant).get("layout")
+        return self.layout if own is None else self.layout.each(own)
+
+    def output_of(self, variant: str | None = None) -> Layout:
+        """Axes of the output of the example, or of a variant: a module that takes a layout returns it too."""
+        if variant in self.variant_outputs:
+            return self.variant_outputs[variant]
+        own = self._own(variant).get("layout")
+        return self.output if own is None else self.output.each(own)
+
+    def _own(self, variant: str | None) -> Mapping[str, Any]:
+        if variant is None:
+            return self.example
+        _member("variant", variant, self.variants)
+        return self.variants[variant]
 
     def sizes(self, size: tuple[int, ...] | None = None, variant: str | None = None) -> dict[str, int]:
         """Sizes of the axes other than B and C, by name; small and non-square when `size` is None.
@@ -143,8 +222,7 @@ class Entry:
         Raises:
             ValueError: if there are more or fewer.
         """
-        free = list(dict.fromkeys(a for a in self.layout_of(variant).replace(",", " ").split()
-                                  if a not in "BC" and not a.isdigit()))
+        free = self.layout_of(variant).free
         if size is None:
             size = tuple(DEFAULT_SIZE[a] for a in free)
         if len(size) != len(free):
@@ -154,31 +232,38 @@ class Entry:
     def shapes(self, batch: int = 2, size: tuple[int, ...] | None = None,
                variant: str | None = None) -> list[tuple[int, ...]]:
         """Shapes of the inputs, one an input; `size` as in `sizes`."""
-        options = self.options(variant, size)
-        known = {"B": batch, "C": options.get("channels", options.get("dim")), **self.sizes(size, variant)}
-        return [tuple(int(a) if a.isdigit() else known[a] for a in part.split())
-                for part in self.layout_of(variant).split(",")]
+        channels = self.options(variant, size)["channels"]
+        return self.layout_of(variant).shapes({"B": batch, "C": channels, **self.sizes(size, variant)})
 
     def make_inputs(self, batch: int = 2, size: tuple[int, ...] | None = None, *, variant: str | None = None,
                     seed: int = 0) -> tuple[Tensor, ...]:
         """Seeded float32 inputs on the CPU; arguments as in `sizes`."""
         generator = torch.Generator().manual_seed(seed)
-        shapes = self.shapes(batch, size, variant)
-        if self.inputs is not None:
-            return self.inputs(shapes, generator)
-        return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+        return tuple(torch.randn(shape, generator=generator) for shape in self.shapes(batch, size, variant))
 
 
 def register(id: str, **fields: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Class decorator that enters a module into the table; `fields` are those of `Entry`."""
+    """Class decorator that enters a module into the table; `fields` are those of `Entry`.
+
+    A class of the same name in the same file takes the place of the one before it: a file that is imported again after
+    a failure, or a notebook's cell that is run twice.
+
+    Raises:
+        ValueError: if another class has the id, or a field is not what `Entry` says.
+    """
 
     def enter(cls: type[nn.Module]) -> type[nn.Module]:
-        if id in _ENTRIES:
-            raise ValueError(f"id={id!r} is taken by {_ENTRIES[id].cls.__name__}; ids must be unique")
+        known = _ENTRIES.get(id)
+        if known is not None and _origin(known.cls) != _origin(cls):
+            raise ValueError(f"id={id!r} is taken by {'.'.join(_origin(known.cls))}; ids must be unique")
         _ENTRIES[id] = Entry(id=id, cls=cls, **fields)
         return cls
 
     return enter
+
+
+def _origin(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
 
 
 def list_modules(family: str | None = None) -> list[str]:
@@ -190,7 +275,7 @@ def list_modules(family: str | None = None) -> list[str]:
     _discover()
     if family is not None:
         _member("family", family, FAMILIES)
-    return sorted(id for id, e in _ENTRIES.items() if family in (None, e.family))
+    return sorted(id for id, e in _ENTRIES.copy().items() if family in (None, e.family))
 
 
 def entry(id: str) -> Entry:
@@ -207,7 +292,7 @@ def entry(id: str) -> Entry:
 def entry_of(cls: type) -> Entry | None:
     """The row of the table for a class, or None for a class that is not in it."""
     _discover()
-    return next((e for e in _ENTRIES.values() if e.cls is cls), None)
+    return next((e for e in _ENTRIES.copy().values() if e.cls is cls), None)
 
 
 def create(id: str, **options: Any) -> nn.Module:
@@ -218,12 +303,10 @@ def create(id: str, **options: Any) -> nn.Module:
     """
     cls = entry(id).cls
     try:
-        return cls(**options)
+        inspect.signature(cls).bind(**options)  # only this: a TypeError from within the module is a fault of its own
     except TypeError as error:
-        # Python's own sentence names the argument; a TypeError from deeper down is a bug and stays one.
-        if "__init__()" in str(error):
-            raise ValueError(f"create({id!r}): {str(error).replace('.__init__()', '')}") from None
-        raise
+        raise ValueError(f"create({id!r}): {error}; {cls.__name__} takes {inspect.signature(cls)}") from None
+    return cls(**options)
 
 
 def example(id: str, variant: str | None = None, *, batch: int = 2, size: tuple[int, ...] | None = None,
@@ -249,18 +332,27 @@ def example(id: str, variant: str | None = None, *, batch: int = 2, size: tuple[
 
 
 def _discover() -> None:
-    """Import every module file of every family once; importing a file registers its class."""
-    global _discovered
-    if _discovered:
+    """Import every module file of every family once; importing a file registers its class.
+
+    Done is only what has succeeded: after a failed or interrupted import the next call goes on with it. Threads that
+    come at the same time each go through the list, where Python's own import locks let one of them import a file and
+    the others wait for it.
+    """
+    global _complete
+    if _complete or getattr(_here, "importing", False):  # a family's file may ask the catalog while it is imported
         return
-    _discovered = True  # first: a family's file may ask the catalog while it is being imported
-    package = __name__.rpartition(".")[0]
-    for family in FAMILIES:
-        if util.find_spec(f"{package}.{family}") is None:
-            continue
-        folder = import_module(f"{package}.{family}")
-        for file in iter_modules(folder.__path__):
-            import_module(f"{package}.{family}.{file.name}")
+    _here.importing = True
+    try:
+        package = __name__.rpartition(".")[0]
+        for family in FAMILIES:
+            if util.find_spec(f"{package}.{family}") is None:
+                continue
+            folder = import_module(f"{package}.{family}")
+            for file in iter_modules(folder.__path__):
+                import_module(f"{package}.{family}.{file.name}")
+    finally:
+        _here.importing = False
+    _complete = True
 
 
 def _member(what: str, value: str, choices) -> None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Counterpart, Paper, register
 from ..checks import check_divisible, check_feature_map, check_int
 from ..tap import tap
 
@@ -14,14 +14,13 @@ from ..tap import tap
     family="branch",
     name="Selective kernel",
     summary="It looks at the whole image before each channel chooses between a narrow and a wide kernel.",
-    paper="li2019selective",
-    title="Selective Kernel Networks",
-    venue="CVPR",
-    year=2019,
-    arxiv="1903.06586",
-    code="https://github.com/implus/SKNet",
+    papers=[Paper(
+        key="li2019selective", venue="CVPR", year=2019, arxiv="1903.06586",
+        title="Selective Kernel Networks",
+        code="https://github.com/implus/SKNet",
+    )],
     layout="B C H W",
-    output="B O H' W'",
+    output="B O Ho Wo",
     example=dict(channels=64),
     variants={
         "three branches": dict(channels=12, dilations=(1, 2, 3), groups=4, reduction=4, min_dim=2),
@@ -31,6 +30,9 @@ from ..tap import tap
     forbids={"batch_one": "z is normalised over the batch, and one pooled vector has no variance"},
     builds_on=("se",),
     reduces_to={"convolution": "M = 1: convolution, BN, ReLU", "mean": "A = 0: of the branches"},
+    counterpart=Counterpart(
+        "timm SelectiveKernel", "timm.layers.selective_kernel",
+        lambda timm, channels: timm.SelectiveKernel(channels, groups=32, rd_divisor=32, split_input=False)),
 )
 class SKAttention(nn.Module):
     """Selective kernel convolution: V = Σₘ aₘ · Uₘ with a = softmaxₘ(Aₘ z), z = δ(BN(W s)), s = mean of ΣₘUₘ.

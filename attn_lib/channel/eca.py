@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Counterpart, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int, check_odd
 from ..tap import tap
 
@@ -30,12 +30,11 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
     family="channel",
     name="Efficient Channel Attention",
     summary="It gates each channel by its own mean and its neighbours', with k weights in all and no bottleneck.",
-    paper="wang2020eca",
-    title="ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks",
-    venue="CVPR",
-    year=2020,
-    arxiv="1910.03151",
-    code="https://github.com/BangguWu/ECANet",
+    papers=[Paper(
+        key="wang2020eca", venue="CVPR", year=2020, arxiv="1910.03151",
+        title="ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks",
+        code="https://github.com/BangguWu/ECANet",
+    )],
     layout="B C H W",
     example=dict(channels=64),
     variants={"k = 1": dict(channels=12, kernel_size=1), "k = 2C − 1": dict(channels=6, kernel_size=11)},
@@ -46,6 +45,7 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
         "linear layer": "k = 2C − 1: s = σ(Tz) with any Toeplitz matrix T",
         "SiLU": "k = 1, w = 1, an image of one pixel",
     },
+    counterpart=Counterpart("timm EcaModule", "timm.layers.eca", lambda timm, channels: timm.EcaModule(channels)),
 )
 class ECAAttention(nn.Module):
     """Efficient channel attention: y = s · x with s_c = σ(∑ⱼ wⱼ z_{c+j}), |j| ≤ (k − 1)/2, z = mean of x over H, W.

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Counterpart, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int
 from ..tap import tap
 
@@ -14,17 +14,19 @@ from ..tap import tap
     family="channel",
     name="Squeeze-and-Excitation",
     summary="It looks at the whole image before it decides how much each channel may say.",
-    paper="hu2018squeeze",
-    title="Squeeze-and-Excitation Networks",
-    venue="CVPR",
-    year=2018,
-    arxiv="1709.01507",
-    code="https://github.com/hujie-frank/SENet",
+    papers=[Paper(
+        key="hu2018squeeze", venue="CVPR", year=2018, arxiv="1709.01507",
+        title="Squeeze-and-Excitation Networks",
+        code="https://github.com/hujie-frank/SENet",
+    )],
     layout="B C H W",
     example=dict(channels=64),
     variants={"no bias": dict(channels=16, reduction=4, bias=False), "narrow": dict(channels=6, reduction=6)},
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
     reduces_to={"identity": "gate bias b₂ → ∞"},
+    counterpart=Counterpart(
+        "timm SEModule", "timm.layers.squeeze_excite",
+        lambda timm, channels: timm.SEModule(channels, rd_channels=channels // 16, bias=True)),
 )
 class SEAttention(nn.Module):
     """Squeeze-and-Excitation: y = s · x with s = σ(W₂ δ(W₁ z)), z = mean of x over H and W, δ = ReLU.

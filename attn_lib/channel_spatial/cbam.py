@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Counterpart, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int, check_odd, check_tensor
 from ..ops import mean_and_max
 from ..tap import tap
@@ -94,12 +94,11 @@ class SpatialAttention(nn.Module):
     family="channel_spatial",
     name="CBAM",
     summary="It gates positions as well as channels, and its channel gate sees the maximum beside the mean.",
-    paper="woo2018cbam",
-    title="CBAM: Convolutional Block Attention Module",
-    venue="ECCV",
-    year=2018,
-    arxiv="1807.06521",
-    code="https://github.com/Jongchan/attention-module",
+    papers=[Paper(
+        key="woo2018cbam", venue="ECCV", year=2018, arxiv="1807.06521",
+        title="CBAM: Convolutional Block Attention Module",
+        code="https://github.com/Jongchan/attention-module",
+    )],
     layout="B C H W",
     example=dict(channels=64),
     variants={
@@ -111,6 +110,10 @@ class SpatialAttention(nn.Module):
     commutes_with={"translation"},
     builds_on=("se",),
     reduces_to={"se": "no max branch, no spatial part", "identity": "biases of W₁ and f → ∞"},
+    counterpart=Counterpart(
+        "timm CbamModule", "timm.layers.cbam",
+        lambda timm, channels: timm.CbamModule(channels, rd_channels=channels // 16, mlp_bias=True),
+        options=dict(norm=True)),
 )
 class CBAM(nn.Module):
     """Convolutional block attention: x₁ = M_c · x, then y = M_s · x₁.

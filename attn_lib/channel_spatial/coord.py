@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Counterpart, Paper, register
 from ..checks import check_feature_map, check_int
 from ..ops import strip_means
 from ..tap import tap
@@ -15,12 +15,11 @@ from ..tap import tap
     family="channel_spatial",
     name="Coordinate attention",
     summary="It says where as well as which channel, by one factor for each row and one for each column.",
-    paper="hou2021coordinate",
-    title="Coordinate Attention for Efficient Mobile Network Design",
-    venue="CVPR",
-    year=2021,
-    arxiv="2103.02907",
-    code="https://github.com/houqb/CoordAttention",
+    papers=[Paper(
+        key="hou2021coordinate", venue="CVPR", year=2021, arxiv="2103.02907",
+        title="Coordinate Attention for Efficient Mobile Network Design",
+        code="https://github.com/houqb/CoordAttention",
+    )],
     layout="B C H W",
     example=dict(channels=64),
     variants={
@@ -34,6 +33,9 @@ from ..tap import tap
         "identity": "biases of F_h and F_w → ∞",
         "se": "a map of one row, bias of F_w → ∞, h-swish(k·v)/k → ReLU(v)",
     },
+    counterpart=Counterpart(
+        "timm CoordAttn", "timm.layers.coord_attn",
+        lambda timm, channels: timm.CoordAttn(channels, rd_channels=8, bias=True)),
 )
 class CoordinateAttention(nn.Module):
     """Coordinate attention: y = x · gʰ · gʷ, a gate gʰ = σ(F_h fʰ) for each row and gʷ = σ(F_w fʷ) for each column.

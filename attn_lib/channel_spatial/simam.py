@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Paper, register
 from ..checks import check_feature_map, check_int
 from ..tap import tap
 
@@ -17,11 +17,11 @@ from ..tap import tap
     name="SimAM",
     summary="It gives every position of every channel a gate of its own without a single weight: the further a value "
             "lies from the mean of its channel, the more of it passes.",
-    paper="yang2021simam",
-    title="SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
-    venue="ICML",
-    year=2021,
-    code="https://github.com/ZjjConan/SimAM",
+    papers=[Paper(
+        key="yang2021simam", venue="ICML", year=2021,
+        title="SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
+        code="https://github.com/ZjjConan/SimAM",
+    )],
     layout="B C H W",
     example=dict(channels=64),
     variants={"ImageNet": dict(channels=6, lam=0.1), "biased": dict(channels=3, unbiased=False)},

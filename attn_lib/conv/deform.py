@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Paper, register
 from ..checks import check_divisible, check_feature_map, check_int, check_tensor
 from ..ops import bilinear_sample
 from ..tap import tap
@@ -71,14 +71,17 @@ def deform_conv2d(
     family="conv",
     name="Deformable convolution",
     summary="It lets every position choose where the taps of its kernel look, and how much each tap counts.",
-    paper="dai2017deformable",
-    title="Deformable Convolutional Networks",
-    venue="ICCV",
-    year=2017,
-    arxiv="1703.06211",
-    code="https://github.com/msracver/Deformable-ConvNets",
+    papers=[Paper(
+        key="dai2017deformable", venue="ICCV", year=2017, arxiv="1703.06211",
+        title="Deformable Convolutional Networks",
+        code="https://github.com/msracver/Deformable-ConvNets",
+    ), Paper(
+        key="zhu2019deformable", venue="CVPR", year=2019, arxiv="1811.11168",
+        title="Deformable ConvNets v2: More Deformable, Better Results",
+        code="https://github.com/msracver/Deformable-ConvNets",
+    )],
     layout="B C H W",
-    output="B O H' W'",
+    output="B O Ho Wo",
     example=dict(channels=64),
     variants={
         "v1": dict(channels=16, modulation=False),

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Paper, register
 from ..checks import check_choice, check_int, check_tensor
 from ..tap import tap
 
@@ -18,12 +18,11 @@ LAYOUTS = ("B C H W", "B T N C")
     family="fusion",
     name="Gated fusion",
     summary="It decides at every position and channel, from both inputs, how much of each comes through.",
-    paper="zheng2020gman",
-    title="GMAN: A Graph Multi-Attention Network for Traffic Prediction",
-    venue="AAAI",
-    year=2020,
-    arxiv="1911.08415",
-    code="https://github.com/zhengchuanpan/GMAN",
+    papers=[Paper(
+        key="zheng2020gman", venue="AAAI", year=2020, arxiv="1911.08415",
+        title="GMAN: A Graph Multi-Attention Network for Traffic Prediction",
+        code="https://github.com/zhengchuanpan/GMAN",
+    )],
     layout="B C H W, B C H W",
     example=dict(channels=64),
     variants={

@@ -10,7 +10,7 @@ import torch
 
 from .. import catalog
 from . import suite
-from .counterparts import COUNTERPARTS, against
+from .counterparts import against
 from .records import RECORDED, Row, file_name, load_text, merge, stamp, write
 
 
@@ -86,12 +86,13 @@ def beside_counterparts(ids: Sequence[str], device: torch.device) -> str:
     """A line for each module that a well-kept package has as well: our time over theirs, from one run."""
     lines = ["", "forward+backward, our time over that of"]
     for id in ids:
-        if id in COUNTERPARTS:
+        other = catalog.entry(id).counterpart
+        if other is not None:
             try:
                 result = against(id, device, side=suite.COMPILED_SIDE, batch=suite.BATCH[device.type])[id]
             except ImportError as error:
                 result = str(error).splitlines()[0]
-            lines.append(f"{id:<20} {COUNTERPARTS[id].label:<30} {result}")
+            lines.append(f"{id:<20} {other.label:<30} {result}")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 

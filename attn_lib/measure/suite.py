@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .. import catalog
+from ..layout import Layout
 from .call import map_tensors
 from .cost import cost, flops, min_bytes
 from .progress import progress
@@ -53,8 +54,7 @@ def compiled_sizes(id: str) -> list[tuple[int, ...]]:
 
 def sizes(layout: str, sides: Iterable[int]) -> list[tuple[int, ...]]:
     """Sizes of the axes that vary, one tuple a side s: s × s positions, whether a map or as many tokens."""
-    axes = [axis for part in layout.split(",") for axis in part.split()]
-    free = [axis for axis in dict.fromkeys(axes) if axis not in "BC" and not axis.isdigit()]
+    free = Layout(layout).free
     result = []
     for side in sides:
         tokens, steps = side if "T" in free else side**2, FRAMES if "H" in free else side

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import catalog
+from ..layout import Axes, Layout, role
 from .call import as_inputs, map_tensors, tensors
 
-Axes = tuple[str, ...]
 Action = Callable[[Tensor, Axes], Tensor]
 
 SCALE = 1.7
@@ -234,17 +234,13 @@ def _layouts(module: Callable, inputs: tuple, layout: str | None,
         if own is not None:
             layout, output = own.layout, output or own.output
             if isinstance(getattr(module, "layout", None), str):  # a module that takes several says which
-                layout, output = ", ".join([module.layout] * len(shapes)), module.layout
+                layout, output = layout.each(module.layout), module.layout
         elif not all(len(shape) in _BY_RANK for shape in shapes):
             raise ValueError(f"layout=None cannot name the axes of {shapes}; give them, such as 'B C'")
         else:
             layout = ", ".join(_BY_RANK[len(shape)] for shape in shapes)
-    ins = _split(layout)
+    ins = Layout(layout).tensors
     if [len(axes) for axes in ins] != [len(shape) for shape in shapes]:
         raise ValueError(f"layout={layout!r} must name the axes of {shapes}")
-    return ins, _split(output) if output else ins[:1]
-
-
-def _split(layout: str) -> list[Axes]:
-    """Axes of each tensor of a layout such as "B C H W, B N C"; a prime says the size may differ."""
-    return [tuple(axis.rstrip("'") for axis in part.split()) for part in layout.split(",")]
+    outs = Layout(output).tensors if output else ins[:1]
+    return list(ins), [tuple(map(role, axes)) for axes in outs]

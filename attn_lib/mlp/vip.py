@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Paper, register
 from ..checks import check_at_most, check_divisible, check_int, check_tensor
 from ..tap import tap
 
@@ -14,12 +14,11 @@ from ..tap import tap
     family="mlp",
     name="Weighted Permute-MLP",
     summary="It lets a position learn from its whole row and column by weights that know every position by number.",
-    paper="hou2022vision",
-    title="Vision Permutator: A Permutable MLP-Like Architecture for Visual Recognition",
-    venue="TPAMI",
-    year=2022,
-    arxiv="2106.12368",
-    code="https://github.com/houqb/VisionPermutator",
+    papers=[Paper(
+        key="hou2022vision", venue="TPAMI", year=2022, arxiv="2106.12368",
+        title="Vision Permutator: A Permutable MLP-Like Architecture for Visual Recognition",
+        code="https://github.com/houqb/VisionPermutator",
+    )],
     layout="B C H W",
     example=dict(channels=64, height=12, width=16, segments=4),
     variants={
@@ -29,7 +28,7 @@ from ..tap import tap
     reduces_to={
         "linear channel MLP": "plain, W_H = W_W = 0",
         "convolution": "plain, W_W = W_C = 0, W_H depends on h − h′ alone",
-        "one layer of token mixing": "plain, W_W = W_C = 0, a map of one column, S = 1",
+        "token mixing": "plain, W_W = W_C = 0, a map of one column, S = 1",
     },
 )
 class WeightedPermuteMLP(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Paper, register
 from ..checks import check_at_most, check_choice, check_divisible, check_feature_map, check_int, check_odd
 from ..ops import attend, pad_to_multiple, unwindows, windows
 from ..tap import tap
@@ -17,12 +17,11 @@ SCALES = ("head", "dim")
     family="self_attention",
     name="Bi-level routing attention",
     summary="It asks first which regions matter to a region, and looks at single pixels only there.",
-    paper="zhu2023biformer",
-    title="BiFormer: Vision Transformer with Bi-Level Routing Attention",
-    venue="CVPR",
-    year=2023,
-    arxiv="2303.08810",
-    code="https://github.com/rayleizhu/BiFormer",
+    papers=[Paper(
+        key="zhu2023biformer", venue="CVPR", year=2023, arxiv="2303.08810",
+        title="BiFormer: Vision Transformer with Bi-Level Routing Attention",
+        code="https://github.com/rayleizhu/BiFormer",
+    )],
     layout="B C H W",
     example=dict(channels=64, heads=2),
     variants={

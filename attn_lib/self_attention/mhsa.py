@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Counterpart, Paper, register
 from ..checks import check_choice, check_divisible, check_feature_map, check_int
 from ..ops import attend, relative_logits
 from ..tap import tap
@@ -17,12 +17,11 @@ POSITIONS = ("relative", "absolute", None)
     family="self_attention",
     name="Multi-head self-attention",
     summary="It lets every position ask all others, by what they hold and by where they lie.",
-    paper="srinivas2021bottleneck",
-    title="Bottleneck Transformers for Visual Recognition",
-    venue="CVPR",
-    year=2021,
-    arxiv="2101.11605",
-    code="https://gist.github.com/aravindsrinivas/56359b79f0ce4449bcb04ab4b56a57a2",
+    papers=[Paper(
+        key="srinivas2021bottleneck", venue="CVPR", year=2021, arxiv="2101.11605",
+        title="Bottleneck Transformers for Visual Recognition",
+        code="https://gist.github.com/aravindsrinivas/56359b79f0ce4449bcb04ab4b56a57a2",
+    )],
     layout="B C H W",
     example=dict(channels=64, height=12, width=16),
     variants={
@@ -34,6 +33,10 @@ POSITIONS = ("relative", "absolute", None)
         "self-attention": "R_h = R_w = 0, or no positions",
         "mean": "W_q = 0: every position gets the mean value",
     },
+    counterpart=Counterpart(
+        "timm BottleneckAttn", "timm.layers.bottleneck_attn",
+        lambda timm, channels, height, width: timm.BottleneckAttn(
+            channels, feat_size=(height, width), num_heads=4, dim_head=channels // 4, scale_pos_embed=True)),
 )
 class MHSA2d(nn.Module):
     """Multi-head self-attention: y_i = Σ_j softmax_j((q_i · k_j + q_i · r_ij) / √d) v_j over all N = HW positions j.

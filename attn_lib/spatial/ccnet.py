@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Paper, register
 from ..checks import check_at_most, check_feature_map, check_int
 from ..tap import tap
 
@@ -13,12 +13,11 @@ from ..tap import tap
     family="spatial",
     name="Criss-cross attention",
     summary="It lets every pixel learn from every other at the price of its row and its column.",
-    paper="huang2019ccnet",
-    title="CCNet: Criss-Cross Attention for Semantic Segmentation",
-    venue="ICCV",
-    year=2019,
-    arxiv="1811.11721",
-    code="https://github.com/speedinghzl/CCNet",
+    papers=[Paper(
+        key="huang2019ccnet", venue="ICCV", year=2019, arxiv="1811.11721",
+        title="CCNet: Criss-Cross Attention for Semantic Segmentation",
+        code="https://github.com/speedinghzl/CCNet",
+    )],
     layout="B C H W",
     example=dict(channels=64),
     variants={

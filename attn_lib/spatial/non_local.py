@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Counterpart, Paper, register
 from ..checks import check_at_most, check_choice, check_feature_map, check_int
 from ..ops import attend
 from ..tap import tap, tracing
@@ -17,12 +17,11 @@ PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
     family="spatial",
     name="Non-local block",
     summary="It lets every position compare itself with all others and collect from those that matter to it.",
-    paper="wang2018nonlocal",
-    title="Non-local Neural Networks",
-    venue="CVPR",
-    year=2018,
-    arxiv="1711.07971",
-    code="https://github.com/facebookresearch/video-nonlocal-net",
+    papers=[Paper(
+        key="wang2018nonlocal", venue="CVPR", year=2018, arxiv="1711.07971",
+        title="Non-local Neural Networks",
+        code="https://github.com/facebookresearch/video-nonlocal-net",
+    )],
     layout="B C H W",
     example=dict(channels=64),
     variants={
@@ -39,6 +38,10 @@ PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
         "self-attention": "embedded Gaussian with scale 1/√d",
         "mean": "θ = 0: every position gets the same average",
     },
+    counterpart=Counterpart(
+        "timm NonLocalAttn", "timm.layers.non_local_attn",
+        lambda timm, channels: timm.NonLocalAttn(channels, rd_channels=channels // 2),
+        options=dict(scale=64**-0.5, bias=True, norm=True)),
 )
 class NonLocalAttention(nn.Module):
     """Non-local block: z_i = W_z y_i + x_i with y_i = 1/C(x) Σ_j f(x_i, x_j) g(x_j), j over all N = HW positions.

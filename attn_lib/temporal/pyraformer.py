@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..catalog import register
+from ..catalog import Paper, register
 from ..checks import check_at_most, check_divisible, check_int, check_odd, check_tensor
 from ..ops import attend
 from ..tap import tap
@@ -110,11 +110,11 @@ class CoarserScaleConstruction(nn.Module):
     family="temporal",
     name="Pyramidal attention",
     summary="It joins any two steps of a series by a short way over coarser scales, at a price linear in the length.",
-    paper="liu2022pyraformer",
-    title="Pyraformer: Low-Complexity Pyramidal Attention for Long-Range Time Series Modeling and Forecasting",
-    venue="ICLR",
-    year=2022,
-    code="https://github.com/ant-research/Pyraformer",
+    papers=[Paper(
+        key="liu2022pyraformer", venue="ICLR", year=2022,
+        title="Pyraformer: Low-Complexity Pyramidal Attention for Long-Range Time Series Modeling and Forecasting",
+        code="https://github.com/ant-research/Pyraformer",
+    )],
     layout="B L C",
     output="B N C",
     example=dict(dim=64, scales=3),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from .. import catalog
+from ..layout import Layout
 from ..measure import cost, records, saved_bytes
 from ..measure.suite import sizes
 from . import style
@@ -85,7 +86,7 @@ def card(id: str) -> Card:
     """
     entry = catalog.entry(id)
     rows = [
-        _paper(entry),
+        _papers(entry.papers),
         Row("Family", catalog.FAMILIES[entry.family]),
         Row("Input → output", f"{_axes(entry.layout)} → {_axes(entry.output)}"),
         *_costs(entry),
@@ -103,22 +104,26 @@ def card(id: str) -> Card:
     return Card(entry.id, entry.name, style.FAMILY_COLOURS[entry.family], tuple(rows))
 
 
-def _paper(entry: catalog.Entry) -> Row:
-    where = f"{entry.venue} {entry.year}"
-    text, markup = f"{entry.title}, {where}", f"<cite>{html.escape(entry.title)}</cite>, {html.escape(where)}"
-    if entry.arxiv:
-        text += f", arXiv {entry.arxiv}"
-        number = html.escape(entry.arxiv)
-        markup += f', <a href="https://arxiv.org/abs/{number}">arXiv {number}</a>'
-    if entry.code:
-        text += f", code: {entry.code}"
-        markup += f', <a href="{html.escape(entry.code)}">authors’ code</a>'
-    return Row("Paper", text, markup)
+def _papers(papers: Sequence[catalog.Paper]) -> Row:
+    texts, markups = [], []
+    for paper in papers:
+        where = f"{paper.venue} {paper.year}"
+        text, markup = f"{paper.title}, {where}", f"<cite>{html.escape(paper.title)}</cite>, {html.escape(where)}"
+        if paper.arxiv:
+            text += f", arXiv {paper.arxiv}"
+            number = html.escape(paper.arxiv)
+            markup += f', <a href="https://arxiv.org/abs/{number}">arXiv {number}</a>'
+        if paper.code:
+            text += f", code: {paper.code}"
+            markup += f', <a href="{html.escape(paper.code)}">authors’ code</a>'
+        texts.append(text)
+        markups.append(markup)
+    return Row("Paper" if len(papers) == 1 else "Papers", "; ".join(texts), "<br>".join(markups))
 
 
-def _axes(layout: str) -> str:
+def _axes(layout: Layout) -> str:
     """"B C H W, B C H W" as "(B, C, H, W) and (B, C, H, W)"."""
-    return " and ".join(f"({', '.join(part.split())})" for part in layout.replace("'", "′").split(","))
+    return " and ".join(f"({', '.join(axes)})" for axes in layout.tensors)
 
 
 def _costs(entry: catalog.Entry) -> list[Row]:

@@ -63,7 +63,8 @@ class FamilyMap:
                                                                           strict=True))
         target = f"{self.root}/{entry.family}/{entry.id}.ipynb"
         # The sentence is no child of the positioned box: it stands at the foot of the figure, wherever the box is.
-        return (f'<a href="{target}" aria-label="{html.escape(f"{entry.name}, {entry.year}")}"><i style="{box}"></i>'
+        name = html.escape(f"{entry.name}, {entry.paper.year}")
+        return (f'<a href="{target}" aria-label="{name}"><i style="{box}"></i>'
                 f"<span>{_sentence(entry)}</span></a>")
 
 
@@ -80,8 +81,8 @@ def family_map(*, title: str, alt: str, root: str = "..") -> FamilyMap:
     """
     entries = [catalog.entry(id) for id in catalog.list_modules()]
     families = [family for family in catalog.FAMILIES if any(e.family == family for e in entries)]
-    years = sorted({e.year for e in entries})
-    cells = {(y, f): [e for e in entries if (e.year, e.family) == (y, f)] for y in years for f in families}
+    years = sorted({e.paper.year for e in entries})
+    cells = {(y, f): [e for e in entries if (e.paper.year, e.family) == (y, f)] for y in years for f in families}
     deepest = {y: max(len(cells[y, f]) for f in families) for y in years}
     heights = {y: 2 * _PAD + deepest[y] * (_BOX + _GAP) - _GAP for y in years}
     column = (style.WIDTH - _YEARS - 0.08) / len(families)
@@ -106,7 +107,7 @@ def family_map(*, title: str, alt: str, root: str = "..") -> FamilyMap:
                     boxes[e.id] = (_YEARS + k * column + 0.04, first + i * (_BOX + _GAP), column - 0.08, _BOX)
             top += heights[y]
             bottoms[y] = top
-        below = {e.id: bottoms[e.year] for e in entries}
+        below = {e.id: bottoms[e.paper.year] for e in entries}
         links = [(other, e.id, True) for e in entries for other in e.builds_on]
         links += [(other, e.id, False) for e in entries for other in e.reduces_to
                   if other in boxes and other not in e.builds_on]
@@ -186,7 +187,8 @@ def _toward(start: Point, end: Point, most: float) -> Point:
 
 
 def _sentence(entry: catalog.Entry) -> str:
-    parts = [f"<b>{html.escape(entry.name)}</b>, {html.escape(entry.venue)} {entry.year}. {html.escape(entry.summary)}"]
+    where = f"{entry.paper.venue} {entry.paper.year}"
+    parts = [f"<b>{html.escape(entry.name)}</b>, {html.escape(where)}. {html.escape(entry.summary)}"]
     if entry.builds_on:
         parts.append("Builds on " + ", ".join(catalog.entry(other).name for other in entry.builds_on) + ".")
     if entry.reduces_to:

@@ -205,7 +205,7 @@ def _inputs(module: nn.Module, values: Sequence[Any]) -> Iterator[tuple[str, str
     for p in inspect.signature(module.forward).parameters.values():
         names += [f"{p.name}{i}" for i in range(1, len(values) + 1)] if p.kind is p.VAR_POSITIONAL else [p.name]
     entry = catalog.entry_of(type(module))
-    layouts = [part.strip() for part in entry.layout.split(",")] if entry else []
+    layouts = [" ".join(axes) for axes in entry.layout.tensors] if entry else []
     layouts += [""] * (len(values) - len(layouts))
     for name, dims, x in zip(names, layouts, values, strict=False):
         if isinstance(x, Tensor):

@@ -68,7 +68,7 @@ def timing(
                         color=_NOW, marker="*", markersize=9, linewidth=1.2, label=f"now, {device}")
         _size_axis(ax, [*(r["size"] for r in rows), *(now if isinstance(now, Mapping) else ())])
         style.log_axis(ax.yaxis, lambda t: style.si(t, "s"))
-        ax.set_ylabel("time per image" if "H" in catalog.entry(id).layout else "time per item of the batch")
+        ax.set_ylabel("time per image" if "H" in catalog.entry(id).layout.free else "time per item of the batch")
         ax.grid(True)
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         _note(fig, rows, id)

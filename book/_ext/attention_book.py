@@ -213,7 +213,7 @@ class ChapterList(SphinxDirective):
 
     def item(self, entry: Entry) -> nodes.list_item:
         self.env.note_dependency(inspect.getfile(entry.cls))
-        paper = nodes.inline(text=f"{entry.venue} {entry.year}", classes=["attn-paper"])
+        paper = nodes.inline(text=f"{entry.paper.venue} {entry.paper.year}", classes=["attn-paper"])
         head = nodes.paragraph("", "", self.link(entry.name, entry.chapter), nodes.Text(" "), paper)
         return nodes.list_item("", head, nodes.paragraph(text=entry.summary))
 

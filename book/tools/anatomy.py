@@ -278,10 +278,12 @@ def references(chapter: Chapter) -> list[str]:
         return [] if CITATION.search(text) else ["the references cite nothing"]
     entry = attn_lib.entry(chapter.id)
     found = []
-    if entry.paper not in [key.strip() for group in CITATION.findall(text) for key in group.split(",")]:
-        found.append(f"the references do not cite the paper, {{cite}}`{entry.paper}`")
-    if entry.code and entry.code.rstrip("/") not in text:
-        found.append(f"the references do not link the authors' code, {entry.code}")
+    cited = [key.strip() for group in CITATION.findall(text) for key in group.split(",")]
+    for paper in entry.papers:
+        if paper.key not in cited:
+            found.append(f"the references do not cite the paper, {{cite}}`{paper.key}`")
+        if paper.code and paper.code.rstrip("/") not in text:
+            found.append(f"the references do not link the authors' code, {paper.code}")
     return found
 
 
@@ -318,8 +320,8 @@ def citations_and_links(chapter: Chapter) -> list[str]:
     """Cited keys, linked files and linked classes exist; markdown images have alternative text."""
     bibliography = (chapter.root / "book" / "references.bib").read_text(encoding="utf-8")
     keys = set(re.findall(r"^@\w+\{\s*([^,\s]+)", bibliography, re.MULTILINE))
-    explained = {attn_lib.entry(path.stem).arxiv: path for path in notebooks.chapters(chapter.root)
-                 if path.stem in attn_lib.list_modules()}
+    explained = {paper.arxiv: path for path in notebooks.chapters(chapter.root)
+                 if path.stem in attn_lib.list_modules() for paper in attn_lib.entry(path.stem).papers}
     found = []
     for number, cell in chapter.prose:
         cited = [key.strip() for group in CITATION.findall(cell.source) for key in group.split(",")]

@@ -19,7 +19,7 @@ import attn_lib
 from attn_lib import measure
 from attn_lib.measure import call, progress, suite
 from attn_lib.measure.__main__ import beside_counterparts, main
-from attn_lib.measure.counterparts import COUNTERPARTS, import_package
+from attn_lib.measure.counterparts import import_package
 from attn_lib.measure.records import SCHEMA, flatten, load_text, merge, write
 
 REPO = Path(__file__).resolve().parents[3]
@@ -659,17 +659,16 @@ class TestCall:
 # --- beside other packages ---
 
 
-@pytest.mark.parametrize("id", sorted(COUNTERPARTS))
+@pytest.mark.parametrize("id", [id for id in attn_lib.list_modules() if attn_lib.entry(id).counterpart])
 def test_a_counterpart_has_our_shape_and_as_many_parameters(id):
     """A ratio of times says something only about two modules that do the same work."""
-    other, entry = COUNTERPARTS[id], attn_lib.entry(id)
-    options = entry.options(size=(12, 12))
-    C = options["channels"]
-    ours, theirs = entry.cls(**options, **other.options), other.make(import_package(other.package), C, 12)
+    entry = attn_lib.entry(id)
+    other, options = entry.counterpart, entry.options(size=(12, 12))
+    ours, theirs = entry.cls(**options | other.options), other.make(import_package(other.package), **options)
     (x,) = entry.make_inputs(size=(12, 12))
     assert ours(x).shape == theirs(x).shape
     count = [sum(p.numel() for p in m.parameters()) for m in (ours, theirs)]
-    assert abs(count[0] - count[1]) <= 2 * C, count
+    assert abs(count[0] - count[1]) <= 2 * options["channels"], count
 
 
 def test_counterparts_are_timed_in_turns_and_a_missing_package_is_named(monkeypatch):

@@ -615,7 +615,9 @@ def test_a_card_says_what_the_catalog_and_the_module_say(id):
     said = {row.label: row.text for row in card.rows}
     module, _ = attn_lib.example(id, size=sizes(entry.layout, [56])[0])
     assert said["Parameters"].startswith(f"{sum(p.numel() for p in module.parameters()):,} (")
-    assert entry.title in said["Paper"] and str(entry.year) in said["Paper"] and entry.venue in said["Paper"]
+    papers = said["Paper" if len(entry.papers) == 1 else "Papers"]
+    for paper in entry.papers:
+        assert paper.title in papers and f"{paper.venue} {paper.year}" in papers
     assert said["Fresh module"] == ("returns its input unchanged" if entry.identity_at_init else "changes its input")
     assert len(said["Commutes with"].split(", ")) == max(1, len(entry.commutes_with))
     assert said["Class"].endswith("." + entry.cls.__name__)
@@ -689,7 +691,7 @@ def test_family_map_links_every_module_where_it_is_drawn():
     html = family_map._repr_html_()
     for id, (left, top, width, height) in family_map.places.items():
         entry = attn_lib.entry(id)
-        assert f'<a href="../../{entry.family}/{id}.ipynb" aria-label="{entry.name}, {entry.year}"' in html
+        assert f'<a href="../../{entry.family}/{id}.ipynb" aria-label="{entry.name}, {entry.paper.year}"' in html
         rows, cols = (slice(round(n * at), round(n * (at + size)))
                       for n, at, size in zip(picture.shape, (top, left), (height, width), strict=False))
         assert near(picture[rows, cols], style.FAMILY_COLOURS[entry.family]).sum() > 50, f"{id} has its box elsewhere"

@@ -31,6 +31,7 @@ def test_entry_stands_where_it_says(id):
     assert e.id in attn_lib.list_modules(e.family)
     assert catalog.entry_of(e.cls) is e and catalog.entry_of(torch.nn.Linear) is None
     assert set(e.builds_on) <= set(attn_lib.list_modules())
+    assert set(e.reduces_to) <= {*attn_lib.list_modules(), *catalog.OPERATIONS}
 
 
 @pytest.mark.parametrize("id", attn_lib.list_modules())
@@ -42,12 +43,19 @@ def test_family_exports_the_class(id):
 
 
 @pytest.mark.parametrize("id", attn_lib.list_modules())
-def test_paper_is_in_the_bibliography(id):
-    paper = attn_lib.entry(id).paper
+def test_papers_are_in_the_bibliography(id):
     bibliography = (ROOT.parent / "book" / "references.bib").read_text(encoding="utf-8")
     keys = re.findall(r"^@\w+\{\s*([^,\s]+)", bibliography, re.MULTILINE)
-    near = difflib.get_close_matches(paper, keys)
-    assert paper in keys, f"paper={paper!r} is no key of book/references.bib; like it: {', '.join(near) or 'none'}"
+    for paper in attn_lib.entry(id).papers:
+        near = ", ".join(difflib.get_close_matches(paper.key, keys)) or "none"
+        assert paper.key in keys, f"key={paper.key!r} is not in book/references.bib; like it: {near}"
+
+
+def test_operations_and_modules_have_different_names():
+    """A limit is named by either."""
+    assert not set(catalog.OPERATIONS) & set(attn_lib.list_modules())
+    used = {what for id in attn_lib.list_modules() for what in attn_lib.entry(id).reduces_to}
+    assert set(catalog.OPERATIONS) <= used, "an operation that no module becomes at a limit"
 
 
 def test_families_import_only_the_ground_floor():
@@ -70,8 +78,8 @@ def test_import_needs_only_torch_and_einops():
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: attn_lib.entry("sse"), "id='sse' must be one of .*did you mean 'se'"),
     (lambda: attn_lib.list_modules("chanel"), "family='chanel' must be one of .*did you mean 'channel'"),
-    (lambda: attn_lib.create("se"), "SEAttention missing 1 required positional argument: 'channels'"),
-    (lambda: attn_lib.create("se", channels=8, ratio=2), "unexpected keyword argument 'ratio'"),
+    (lambda: attn_lib.create("se"), r"missing a required argument: 'channels'; SEAttention takes \(channels"),
+    (lambda: attn_lib.create("se", channels=8, ratio=2), "unexpected keyword argument 'ratio'; .*reduction"),
     (lambda: attn_lib.example("se", "wide"), "variant='wide' must be one of no bias, narrow"),
     (lambda: attn_lib.example("se", size=(3,)), r"size=\(3,\) must hold 2 numbers \(H, W\)"),
 ])
@@ -80,14 +88,137 @@ def test_errors_name_the_argument(call, message):
         call()
 
 
+PAPER = catalog.Paper("key", "title", "venue", 2000)
+FIELDS = dict(name="n", summary="s", papers=[PAPER], layout="B C H W", example={})
+
+
 def test_registration_refuses_what_it_does_not_know():
-    fields = dict(name="n", summary="s", paper="p", title="t", venue="v", year=2000, layout="B C H W", example={})
-    with pytest.raises(ValueError, match="ids must be unique"):
-        catalog.register("se", family="channel", **fields)(torch.nn.Module)
-    with pytest.raises(ValueError, match="family='chanel'"):
-        catalog.Entry(id="new", cls=torch.nn.Module, family="chanel", **fields)
-    with pytest.raises(ValueError, match="commutes_with='rotation'"):
-        catalog.Entry(id="new", cls=torch.nn.Module, family="channel", commutes_with={"rotation"}, **fields)
+    with pytest.raises(ValueError, match=r"id='se' is taken by attn_lib\.channel\.se\.SEAttention"):
+        catalog.register("se", family="channel", **FIELDS)(torch.nn.Module)
+    new = dict(id="new", cls=torch.nn.Module, family="channel")
+    for change, message in [
+        (dict(family="chanel"), "family='chanel' must be one of .*did you mean 'channel'"),
+        (dict(commutes_with={"rotation"}), "commutes_with='rotation'"),
+        (dict(papers=[]), "papers=.* must hold at least one Paper"),
+        (dict(layout="B C h w"), "'h' is no axis"),
+        (dict(output="B, "), "layout='B, ' must name the axes"),
+        (dict(variant_outputs={"wide": "B C"}), "variant_outputs='wide' must be one of"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            catalog.Entry(**FIELDS | new | change)
+
+
+@pytest.fixture
+def own_table(monkeypatch):
+    """A copy of the table, for one test."""
+    attn_lib.list_modules()
+    monkeypatch.setattr(catalog, "_ENTRIES", dict(catalog._ENTRIES))
+
+
+def cell(summary):
+    """A notebook's cell that registers a class."""
+    class Mine(torch.nn.Module):
+        pass
+
+    Mine.__module__, Mine.__qualname__ = "__main__", "Mine"
+    return catalog.register("mine", family="channel", **FIELDS | dict(summary=summary))(Mine)
+
+
+def test_a_cell_that_registers_can_be_run_twice(own_table):
+    cell("first")
+    again = cell("second")
+    assert attn_lib.entry("mine").cls is again and attn_lib.entry("mine").summary == "second"
+    with pytest.raises(ValueError, match=r"'mine' is taken by __main__\.Mine"):
+        catalog.register("mine", family="channel", **FIELDS)(torch.nn.Module)
+
+
+def test_a_type_error_from_within_a_module_stays_one(own_table):
+    class Broken(torch.nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            torch.zeros("three")  # its sentence, too, speaks of arguments
+
+    catalog.register("broken", family="channel", **FIELDS)(Broken)
+    with pytest.raises(TypeError):
+        attn_lib.create("broken", channels=3)
+
+
+# ---- importing the families ------------------------------------------------------------------------------------------
+
+
+def fresh(code):
+    """Run code in a new process, in which nothing has asked the catalog yet; what it prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+FAULTY = """
+import builtins, sys, attn_lib
+from importlib.machinery import PathFinder
+
+class Faulty:
+    def find_spec(self, name, path=None, target=None):
+        if name == "attn_lib.spatial.ccnet" and faults:
+            raise faults.pop()
+
+sys.meta_path.insert(0, Faulty())
+faults = [{fault}, {fault}]
+for _ in range(3):
+    try:
+        print(len(attn_lib.list_modules()))
+    except (ImportError, KeyboardInterrupt) as error:
+        print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize("fault", ["ImportError()", "KeyboardInterrupt()"])
+def test_a_failed_or_interrupted_import_is_no_table(fault):
+    """The same error again, not a table of the families that came before it; and all of it once the cause is gone."""
+    name = fault.removesuffix("()")
+    assert fresh(FAULTY.format(fault=fault)) == [name, name, str(len(attn_lib.list_modules()))]
+
+
+def test_a_file_that_failed_half_way_can_be_imported_again():
+    """Its class was registered by the time it failed."""
+    code = """
+import sys, attn_lib, attn_lib.catalog as catalog
+original = catalog.register
+def failing(id, **fields):
+    enter = original(id, **fields)
+    def then_fail(cls):
+        enter(cls)
+        if id == "ccnet" and faults:
+            raise faults.pop()
+        return cls
+    return then_fail
+catalog.register, faults = failing, [RuntimeError("half-way")]
+try:
+    attn_lib.list_modules()
+except RuntimeError as error:
+    print(error)
+print(attn_lib.create("ccnet", channels=8).channels)
+"""
+    assert fresh(code) == ["half-way", "8"]
+
+
+def test_threads_that_ask_first_all_see_the_whole_table():
+    code = """
+import sys, threading, attn_lib
+sys.setswitchinterval(1e-5)
+barrier, seen = threading.Barrier(8), []
+def ask():
+    barrier.wait()
+    seen.append(len(attn_lib.list_modules()))
+    attn_lib.create("vip", channels=8, height=4, width=4, segments=2)
+threads = [threading.Thread(target=ask) for _ in range(8)]
+[t.start() for t in threads]; [t.join(120) for t in threads]
+print(len(seen), *set(seen))
+"""
+    assert fresh(code) == ["8", str(len(attn_lib.list_modules()))]
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
 
 
 def test_example_is_seeded_and_leaves_the_global_random_state_alone():
@@ -101,10 +232,24 @@ def test_example_is_seeded_and_leaves_the_global_random_state_alone():
 
 
 def test_shapes_follow_the_layout():
-    fields = dict(cls=torch.nn.Module, family="temporal", name="n", summary="s", paper="p", title="t", venue="v",
-                  year=2000)
-    series = catalog.Entry(id="a", layout="B T N C, B 2", example=dict(dim=6), **fields)
+    fields = FIELDS | dict(cls=torch.nn.Module, family="temporal")
+    series = catalog.Entry(**fields | dict(id="a", layout="B T N C, B 2", example=dict(channels=6)))
     assert series.shapes(3, (5, 7)) == [(3, 5, 7, 6), (3, 2)]
     assert series.output == "B T N C"
-    video = catalog.Entry(id="b", layout="B C T H W", example=dict(channels=4), **fields)
+    video = catalog.Entry(**fields | dict(id="b", layout="B C T H W", example=dict(channels=4)))
     assert video.shapes(1, (2, 3, 5)) == [(1, 4, 2, 3, 5)]
+
+
+def test_variants_may_have_axes_of_their_own():
+    either = catalog.Entry(
+        id="c", cls=torch.nn.Module, family="fusion", name="n", summary="s", papers=[PAPER],
+        layout="B C H W, B C H W", example=dict(channels=4),
+        variants={"series": dict(channels=4, layout="B T N C"), "with logits": dict(channels=4, logits=True)},
+        variant_outputs={"with logits": "B C H W, B K"})
+    assert (either.layout_of(), either.output_of()) == ("B C H W, B C H W", "B C H W")
+    assert (either.layout_of("series"), either.output_of("series")) == ("B T N C, B T N C", "B T N C")
+    assert (either.layout_of("with logits"), either.output_of("with logits")) == (either.layout, "B C H W, B K")
+    assert either.shapes(2, (5, 7), "series") == [(2, 5, 7, 4)] * 2
+    assert [tuple(x.shape) for x in either.make_inputs(2, (5, 7))] == [(2, 4, 5, 7)] * 2
+    with pytest.raises(ValueError, match=r"variant='serie' must be one of .*did you mean 'series'"):
+        either.layout_of("serie")
