@@ -100,32 +100,32 @@ def relative_bias(table: Tensor, H: int, W: int) -> Tensor:
 # ---- windows and neighbourhoods --------------------------------------------------------------------------------------
 
 
-def pad_to_multiple(x: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """A feature map with zeros below and to the right, so that h divides its height and w its width.
+def pad_to_multiple(x: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+    """A feature map with zeros below and to the right, so that i divides its height and j its width.
 
     Returns:
         the padded map (B, C, Ho, Wo), and which of its pixels are real, (Ho, Wo) in bool.
     """
     H, W = x.shape[-2:]
-    down, right = -H % h, -W % w
+    down, right = -H % i, -W % j
     real = torch.ones(H, W, dtype=torch.bool, device=x.device)
     return F.pad(x, (0, right, 0, down)), F.pad(real, (0, right, 0, down))
 
 
-def windows(x: Tensor, h: int, w: int) -> Tensor:
-    """A feature map cut into windows of h × w pixels: (B, C, H, W) → (B, H/h · W/w, h·w, C), all row by row.
+def windows(x: Tensor, i: int, j: int) -> Tensor:
+    """A feature map cut into windows of i × j pixels: (B, C, H, W) → (B, H/i · W/j, i·j, C), all row by row.
 
     Raises:
-        ValueError: if h does not divide H, or w does not divide W; see `pad_to_multiple`.
+        ValueError: if i does not divide H, or j does not divide W; see `pad_to_multiple`.
     """
-    check_divisible("H", x.shape[2], "h", h)
-    check_divisible("W", x.shape[3], "w", w)
-    return rearrange(x, "B C (P i) (Q j) -> B (P Q) (i j) C", i=h, j=w)
+    check_divisible("H", x.shape[2], "i", i)
+    check_divisible("W", x.shape[3], "j", j)
+    return rearrange(x, "B C (P i) (Q j) -> B (P Q) (i j) C", i=i, j=j)
 
 
-def unwindows(x: Tensor, h: int, w: int, H: int, W: int) -> Tensor:
-    """The feature map (B, C, H, W) of its windows (B, H/h · W/w, h·w, C): undoes `windows`."""
-    return rearrange(x, "B (P Q) (i j) C -> B C (P i) (Q j)", P=H // h, Q=W // w, i=h, j=w)
+def unwindows(x: Tensor, i: int, j: int, H: int, W: int) -> Tensor:
+    """The feature map (B, C, H, W) of its windows (B, H/i · W/j, i·j, C): undoes `windows`."""
+    return rearrange(x, "B (P Q) (i j) C -> B C (P i) (Q j)", P=H // i, Q=W // j, i=i, j=j)
 
 
 def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1) -> tuple[Tensor, Tensor]:
