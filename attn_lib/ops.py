@@ -20,15 +20,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     under `name`.
 
     Args:
-        q: queries (…, N, D).
-        k: keys (…, M, D).
-        v: values (…, M, E).
-        scale: factor of the logits; 1/√D when None.
-        bias: added to the logits, broadcast to (…, N, M); −inf forbids a pair, but never a whole row.
+        q: queries (…, N, d).
+        k: keys (…, Nk, d).
+        v: values (…, Nk, dv).
+        scale: factor of the logits; 1/√d when None.
+        bias: added to the logits, broadcast to (…, N, Nk); −inf forbids a pair, but never a whole row.
         name, dims: of the tap, see `tap.tap`.
 
     Returns:
-        (…, N, E)
+        (…, N, dv)
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if tracing():
@@ -61,19 +61,19 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -
 def relative_logits(q: Tensor, table: Tensor) -> Tensor:
     """Logits of relative positions along one axis: q_i · r_{j−i}.
 
-    Only the N·(N+M−1) products of queries and offsets are made, never the N·M·D vectors that they belong to.
+    Only the N·(N+Nk−1) products of queries and offsets are made, never the N·Nk·d vectors that they belong to.
 
     Args:
-        q: queries (…, N, D).
-        table: r (N+M−1, D), a vector for each offset j − i of N queries and M keys, from −(N−1) to M−1.
+        q: queries (…, N, d).
+        table: r (N+Nk−1, d), a vector for each offset j − i of N queries and Nk keys, from −(N−1) to Nk−1.
 
     Returns:
-        (…, N, M)
+        (…, N, Nk)
     """
-    N, M = q.shape[-2], table.shape[0] - q.shape[-2] + 1
-    products = q @ table.transpose(-2, -1)  # (…, N, N+M−1): every query with every offset
-    i, j = torch.arange(N, device=q.device)[:, None], torch.arange(M, device=q.device)
-    return products.gather(-1, (j - i + N - 1).expand(*products.shape[:-1], M))
+    N, Nk = q.shape[-2], table.shape[0] - q.shape[-2] + 1
+    products = q @ table.transpose(-2, -1)  # (…, N, N+Nk−1): every query with every offset
+    i, j = torch.arange(N, device=q.device)[:, None], torch.arange(Nk, device=q.device)
+    return products.gather(-1, (j - i + N - 1).expand(*products.shape[:-1], Nk))
 
 
 def relative_bias(table: Tensor, H: int, W: int) -> Tensor:
@@ -100,32 +100,32 @@ def relative_bias(table: Tensor, H: int, W: int) -> Tensor:
 # ---- windows and neighbourhoods --------------------------------------------------------------------------------------
 
 
-def pad_to_multiple(x: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """A feature map with zeros below and to the right, so that h divides its height and w its width.
+def pad_to_multiple(x: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+    """A feature map with zeros below and to the right, so that i divides its height and j its width.
 
     Returns:
-        the padded map (B, C, H′, W′), and which of its pixels are real, (H′, W′) in bool.
+        the padded map (B, C, Ho, Wo), and which of its pixels are real, (Ho, Wo) in bool.
     """
     H, W = x.shape[-2:]
-    down, right = -H % h, -W % w
+    down, right = -H % i, -W % j
     real = torch.ones(H, W, dtype=torch.bool, device=x.device)
     return F.pad(x, (0, right, 0, down)), F.pad(real, (0, right, 0, down))
 
 
-def windows(x: Tensor, h: int, w: int) -> Tensor:
-    """A feature map cut into windows of h × w pixels: (B, C, H, W) → (B, H/h · W/w, h·w, C), all row by row.
+def windows(x: Tensor, i: int, j: int) -> Tensor:
+    """A feature map cut into windows of i × j pixels: (B, C, H, W) → (B, H/i · W/j, i·j, C), all row by row.
 
     Raises:
-        ValueError: if h does not divide H, or w does not divide W; see `pad_to_multiple`.
+        ValueError: if i does not divide H, or j does not divide W; see `pad_to_multiple`.
     """
-    check_divisible("H", x.shape[2], "h", h)
-    check_divisible("W", x.shape[3], "w", w)
-    return rearrange(x, "B C (R h) (S w) -> B (R S) (h w) C", h=h, w=w)
+    check_divisible("H", x.shape[2], "i", i)
+    check_divisible("W", x.shape[3], "j", j)
+    return rearrange(x, "B C (P i) (Q j) -> B (P Q) (i j) C", i=i, j=j)
 
 
-def unwindows(x: Tensor, h: int, w: int, H: int, W: int) -> Tensor:
-    """The feature map (B, C, H, W) of its windows (B, H/h · W/w, h·w, C): undoes `windows`."""
-    return rearrange(x, "B (R S) (h w) C -> B C (R h) (S w)", R=H // h, S=W // w, h=h, w=w)
+def unwindows(x: Tensor, i: int, j: int, H: int, W: int) -> Tensor:
+    """The feature map (B, C, H, W) of its windows (B, H/i · W/j, i·j, C): undoes `windows`."""
+    return rearrange(x, "B (P Q) (i j) C -> B C (P i) (Q j)", P=H // i, Q=W // j, i=i, j=j)
 
 
 def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1) -> tuple[Tensor, Tensor]:

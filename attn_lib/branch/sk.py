@@ -35,13 +35,13 @@ from ..tap import tap
         lambda timm, channels: timm.SelectiveKernel(channels, groups=32, rd_divisor=32, split_input=False)),
 )
 class SKAttention(nn.Module):
-    """Selective kernel convolution: V = Σₘ aₘ · Uₘ with a = softmaxₘ(Aₘ z), z = δ(BN(W s)), s = mean of ΣₘUₘ.
+    """Selective kernel convolution: V = Σₘ aₘ · Uₘ with a = softmaxₘ(W_a z), z = δ(BN(W_z s)), s = mean of ΣₘUₘ.
 
     Uₘ = δ(BN(convₘ(x))) is a 3 × 3 convolution with G groups and dilation dₘ, δ = ReLU; the paper's wider kernels,
     5 × 5 and 7 × 7, are 3 × 3 with dilation 2 and 3. The mean runs over H and W, the softmax over the M branches,
-    for each channel apart. W is d × O and A is M·O × d with d = max(O/r, L), O/r rounded down. No layer has a bias,
-    as in the authors' Caffe release, which is the paper's module. Their later PyTorch ResNets are not: both branches
-    there have dilation 1 and only one has groups, and L is left out.
+    for each channel apart. W_z is Cr × O and W_a is M·O × Cr with Cr = max(O/r, L), O/r rounded down; the paper writes
+    W, A and B, and d for Cr. No layer has a bias, as in the authors' Caffe release, which is the paper's module. Their
+    later PyTorch ResNets are not: both branches there have dilation 1 and only one has groups, and L is left out.
 
     BN of s takes its mean over the batch: a training batch holds at least two images.
 
@@ -52,10 +52,10 @@ class SKAttention(nn.Module):
         stride: of every branch, at least 1.
         groups: G, divides C and O; 32 in the paper.
         reduction: r, at least 1.
-        min_dim: L, the least d, at least 1.
+        min_dim: L, the least Cr, at least 1.
 
     Shape:
-        x (B, C, H, W) → V (B, O, H′, W′), H′ = ⌈H/stride⌉, W′ = ⌈W/stride⌉, any H, W ≥ 1.
+        x (B, C, H, W) → V (B, O, Ho, Wo), Ho = ⌈H/stride⌉, Wo = ⌈W/stride⌉, any H, W ≥ 1.
 
     Raises:
         ValueError: for an argument out of range, an input that is not a feature map of C channels, or a batch of
@@ -78,11 +78,11 @@ class SKAttention(nn.Module):
         self.reduction = check_int("reduction", reduction)
         self.min_dim = check_int("min_dim", min_dim)
 
-        d = max(self.out_channels // reduction, min_dim)  # eq. 4
+        Cr = max(self.out_channels // reduction, min_dim)  # eq. 4
         self.branches = nn.ModuleList(self._branch(dilation) for dilation in self.dilations)
-        self.W = nn.Linear(self.out_channels, d, bias=False)
-        self.norm = nn.BatchNorm1d(d)
-        self.A = nn.Linear(d, len(self.dilations) * self.out_channels, bias=False)
+        self.Wz = nn.Linear(self.out_channels, Cr, bias=False)
+        self.norm = nn.BatchNorm1d(Cr)
+        self.Wa = nn.Linear(Cr, len(self.dilations) * self.out_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
@@ -91,9 +91,9 @@ class SKAttention(nn.Module):
         U_m = tap("U_m", torch.stack([branch(x) for branch in self.branches], 1), "B M O Ho Wo")  # split
         U = tap("U", U_m.sum(1), "B O Ho Wo")                                     # fuse,   eq. 1
         s = tap("s", U.mean((2, 3)), "B O")                                       #         eq. 2
-        z = tap("z", F.relu(self.norm(self.W(s))), "B d")                         #         eq. 3
-        a = tap("a", self.A(z).unflatten(1, U_m.shape[1:3]).softmax(1), "B M O")  # select, eq. 5
-        return tap("V", torch.einsum("bmo,bmohw->bohw", a, U_m), "B O Ho Wo")     #         eq. 6
+        z = tap("z", F.relu(self.norm(self.Wz(s))), "B Cr")                       #         eq. 3
+        a = tap("a", self.Wa(z).unflatten(1, U_m.shape[1:3]).softmax(1), "B M O")  # select, eq. 5
+        return tap("V", torch.einsum("BMO,BMOHW->BOHW", a, U_m), "B O Ho Wo")     #         eq. 6
 
     def extra_repr(self) -> str:
         names = ("channels", "out_channels", "dilations", "stride", "groups", "reduction", "min_dim")

@@ -50,8 +50,8 @@ class ChannelAttention(nn.Module):
         check_feature_map(x, self.channels)
         c_avg = tap("c_avg", x.mean((2, 3)), "B C")
         c_max = tap("c_max", x.amax((2, 3)), "B C") if self.max_branch else None
-        Mc = tap("Mc", self.gate(c_avg, c_max), "B C")          # eq. 2
-        return tap("x1", Mc[:, :, None, None] * x, "B C H W")   # eq. 1, first line
+        M_c = tap("M_c", self.gate(c_avg, c_max), "B C")          # eq. 2
+        return tap("x1", M_c[:, :, None, None] * x, "B C H W")   # eq. 1, first line
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, reduction={self.reduction}, max_branch={self.max_branch}"
@@ -85,8 +85,8 @@ class SpatialAttention(nn.Module):
         check_tensor(x1, "B C H W", name="x1")
         s_avg, s_max = mean_and_max(x1, 1)
         s = torch.cat([tap("s_avg", s_avg, "B 1 H W"), tap("s_max", s_max, "B 1 H W")], 1)
-        Ms = tap("Ms", torch.sigmoid(self.norm(self.f(s))), "B 1 H W")  # eq. 3
-        return tap("y", Ms * x1, "B C H W")                             # eq. 1, second line
+        M_s = tap("M_s", torch.sigmoid(self.norm(self.f(s))), "B 1 H W")  # eq. 3
+        return tap("y", M_s * x1, "B C H W")                             # eq. 1, second line
 
 
 @register(
@@ -170,7 +170,7 @@ class JointCBAM(nn.Module):
         bias: whether the MLP and the convolutions carry biases.
 
     Shape:
-        a (B, C, H, W), b (B, C, H′, W′) → y_a, y_b of the same shapes.
+        a (B, C, H, W), b (B, C, H₂, W₂) → y_a, y_b of the same shapes.
 
     Raises:
         ValueError: for an argument out of range, an even kernel, inputs that are not feature maps of C channels, or
@@ -189,6 +189,6 @@ class JointCBAM(nn.Module):
         check_tensor(b, "B C H W", {"B": len(a), "C": self.channels}, "b")
         c_avg = tap("c_avg", torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1), "B 2*C")
         c_max = tap("c_max", torch.cat([a.amax((2, 3)), b.amax((2, 3))], 1), "B 2*C")
-        Mc = tap("Mc", self.channel.gate(c_avg, c_max), "B 2*C")[:, :, None, None]
-        Mc_a, Mc_b = Mc.chunk(2, 1)
-        return self.spatial_a(Mc_a * a), self.spatial_b(Mc_b * b)
+        M_c = tap("M_c", self.channel.gate(c_avg, c_max), "B 2*C")[:, :, None, None]
+        M_ca, M_cb = M_c.chunk(2, 1)
+        return self.spatial_a(M_ca * a), self.spatial_b(M_cb * b)

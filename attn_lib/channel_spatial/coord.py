@@ -44,13 +44,13 @@ class CoordinateAttention(nn.Module):
     F₁, F_h and F_w are 1 × 1 convolutions; F₁ and BN serve rows and columns alike.
 
     Equation 6 reads δ(F₁ ·) and does not say which δ: BN is from the paper's Figure 2, h-swish from the release.
-    It gives f C/r channels; the release has max(8, C/r), as here: `min_hidden=1` is the equation to the letter.
+    It gives f Cr = C/r channels; the release has max(8, C/r), as here: `min_hidden=1` is the equation to the letter.
     F_h and F_w have biases as in the release. Its bias of F₁ is left out: BN cancels it.
 
     Args:
         channels: C, at least 1.
         reduction: r, at least 1; the release's default is 32. C/r is rounded down where r does not divide C.
-        min_hidden: least number of channels of f, at least 1.
+        min_hidden: the least Cr, at least 1.
 
     Shape:
         x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
@@ -66,18 +66,18 @@ class CoordinateAttention(nn.Module):
         super().__init__()
         self.channels = check_int("channels", channels)
         self.reduction = check_int("reduction", reduction)
-        hidden = max(check_int("min_hidden", min_hidden), channels // reduction)
-        self.F1 = nn.Conv1d(channels, hidden, 1, bias=False)
-        self.BN = nn.BatchNorm1d(hidden)
-        self.Fh = nn.Conv1d(hidden, channels, 1)
-        self.Fw = nn.Conv1d(hidden, channels, 1)
+        Cr = max(check_int("min_hidden", min_hidden), channels // reduction)
+        self.F1 = nn.Conv1d(channels, Cr, 1, bias=False)
+        self.norm = nn.BatchNorm1d(Cr)
+        self.Fh = nn.Conv1d(Cr, channels, 1)
+        self.Fw = nn.Conv1d(Cr, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         H, W = x.shape[2:]
         zh, zw = strip_means(x)
         zh, zw = tap("zh", zh, "B C H"), tap("zw", zw, "B C W")                          # eq. 4 and 5
-        f = tap("f", F.hardswish(self.BN(self.F1(torch.cat([zh, zw], 2)))), "B M H+W")   # eq. 6
+        f = tap("f", F.hardswish(self.norm(self.F1(torch.cat([zh, zw], 2)))), "B Cr H+W")  # eq. 6
         fh, fw = f.split([H, W], dim=2)
         gh = tap("gh", torch.sigmoid(self.Fh(fh)), "B C H")                              # eq. 7
         gw = tap("gw", torch.sigmoid(self.Fw(fw)), "B C W")                              # eq. 8

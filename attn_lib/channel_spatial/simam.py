@@ -39,15 +39,16 @@ class SimAM(nn.Module):
     e(w, b) = (1 − (w t + b))² + mean of (−1 − (w xᵢ + b))² over the others + λ w². The lower e*, the better the
     neuron can be told apart. Every gate lies in [σ(½), 1) = [0.62, 1).
 
-    The statistics are those of all M = HW neurons, not of all others: the paper's approximation, the same for all
-    neurons of a channel. v divides by M − 1 as the released code does and the listing in the paper's Figure 3; the
-    line below the paper's equation 5 divides by M (`unbiased=False`). Half precision is computed in float32.
+    The statistics are those of all N = HW neurons (the paper's M), not of all others: the paper's approximation, the
+    same for all neurons of a channel. v divides by N − 1 as the released code does and the listing in the paper's
+    Figure 3; the line below the paper's equation 5 divides by N (`unbiased=False`). Half precision is computed in
+    float32.
 
     Args:
         channels: C, at least 1. There are no weights to size by it; inputs are checked against it.
         lam: λ > 0; 1e-4 is the paper's value for CIFAR and the default of the released module, 0.1 the one for
             ImageNet and COCO.
-        unbiased: whether v divides by M − 1 rather than M.
+        unbiased: whether v divides by N − 1 rather than N.
 
     Shape:
         x (B, C, H, W) → y (B, C, H, W), any H, W with HW ≥ 2.
@@ -71,14 +72,14 @@ class SimAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
-        M = x.shape[2] * x.shape[3]
-        if M == 1:
+        N = x.shape[2] * x.shape[3]
+        if N == 1:
             raise ValueError("x is a map of 1 × 1; it must hold at least 2 positions: a neuron is measured "
                              "against the others of its channel")
         t = x.to(torch.promote_types(x.dtype, torch.float32))  # float16 has no squares above 256²
-        μ = tap("μ", t.mean((2, 3), keepdim=True), "B C 1 1")
-        d = tap("d", (t - μ).square(), "B C H W")
-        v = tap("v", d.sum((2, 3), keepdim=True) / (M - self.unbiased), "B C 1 1")
+        mu = tap("mu", t.mean((2, 3), keepdim=True), "B C 1 1")
+        d = tap("d", (t - mu).square(), "B C H W")
+        v = tap("v", d.sum((2, 3), keepdim=True) / (N - self.unbiased), "B C 1 1")
         E_inv = tap("E_inv", d / (4 * (v + self.lam)) + 0.5, "B C H W")  # 1/e*, eq. 5
         g = tap("g", torch.sigmoid(E_inv), "B C H W")
         return tap("y", x * g.to(x.dtype), "B C H W")                    # refine, eq. 6

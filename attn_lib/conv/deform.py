@@ -25,14 +25,14 @@ def deform_conv2d(
 
     Args:
         x: feature map (B, C, H, W).
-        offset: Δp, (B, G·K·2, H′, W′), for G offset groups of C/G channels each, and K = kH·kW taps.
+        offset: Δp, (B, G·K·2, Ho, Wo), for G offset groups of C/G channels each, and K = kH·kW taps.
         weight: (O, C/groups, kH, kW); the number of groups follows from it.
         bias: (O,), or None.
         stride, padding, dilation: as in `torch.nn.functional.conv2d`; padding is of zeros.
-        mask: Δm, (B, G·K, H′, W′); None is v1, where every tap counts fully.
+        mask: Δm, (B, G·K, Ho, Wo); None is v1, where every tap counts fully.
 
     Returns:
-        y (B, O, H′, W′), of the size that the plain convolution would give.
+        y (B, O, Ho, Wo), of the size that the plain convolution would give.
 
     Raises:
         ValueError: for shapes that do not fit together.
@@ -44,24 +44,24 @@ def deform_conv2d(
     K, (Ho, Wo) = kernel[0] * kernel[1], _output_size(size, kernel, stride, padding, dilation)
     groups = check_divisible("channels of x", C, "channels of weight", C_group)
     check_divisible("output channels", out, "groups", groups)
-    check_tensor(offset, "B G·K·2 H′ W′", {"B": B, "H′": Ho, "W′": Wo}, "offset")
+    check_tensor(offset, "B G·K·2 Ho Wo", {"B": B, "Ho": Ho, "Wo": Wo}, "offset")
     G = check_divisible("channels of offset", offset.shape[1], "2·kH·kW", 2 * K)
     check_divisible("channels of x", C, "offset groups", G)
 
-    Δp = tap("Δp", offset.unflatten(1, (G, K, 2)), "B G K 2 Ho Wo")
-    rows = _taps(Ho, kernel[0], stride[0], padding[0], dilation[0], like=Δp)          # Ho kH
-    cols = _taps(Wo, kernel[1], stride[1], padding[1], dilation[1], like=Δp)          # Wo kW
+    dp = tap("dp", offset.unflatten(1, (G, K, 2)), "B G K 2 Ho Wo")
+    rows = _taps(Ho, kernel[0], stride[0], padding[0], dilation[0], like=dp)          # Ho kH
+    cols = _taps(Wo, kernel[1], stride[1], padding[1], dilation[1], like=dp)          # Wo kW
     grid = torch.stack([rows.T[:, None, :, None].expand(*kernel, Ho, Wo),
                         cols.T[None, :, None, :].expand(*kernel, Ho, Wo)], 2)         # kH kW 2 Ho Wo
-    p = tap("p", grid.flatten(0, 1) + Δp, "B G K 2 Ho Wo")                            # p₀ + pₖ + Δpₖ
+    p = tap("p", grid.flatten(0, 1) + dp, "B G K 2 Ho Wo")                            # p₀ + pₖ + Δpₖ
     x_p = bilinear_sample(x.reshape(B * G, C // G, *size), *p.flatten(0, 1).unbind(2))
     x_p = tap("x_p", x_p.reshape(B, C, K, Ho, Wo), "B C K Ho Wo")                     # Σ_q G(q, p) · x(q)
     if mask is not None:
-        check_tensor(mask, "B G·K H′ W′", {"B": B, "G·K": G * K, "H′": Ho, "W′": Wo}, "mask")
-        Δm = tap("Δm", mask.unflatten(1, (G, K)), "B G K Ho Wo")
-        x_p = x_p.unflatten(1, (G, C // G)) * Δm[:, :, None]
+        check_tensor(mask, "B G·K Ho Wo", {"B": B, "G·K": G * K, "Ho": Ho, "Wo": Wo}, "mask")
+        dm = tap("dm", mask.unflatten(1, (G, K)), "B G K Ho Wo")
+        x_p = x_p.unflatten(1, (G, C // G)) * dm[:, :, None]
     w = weight.reshape(groups, out // groups, C_group * K)
-    y = torch.einsum("gok,bgkn->bgon", w, x_p.reshape(B, groups, C_group * K, Ho * Wo))
+    y = torch.einsum("GOK,BGKN->BGON", w, x_p.reshape(B, groups, C_group * K, Ho * Wo))
     y = y.reshape(B, out, Ho, Wo)
     return tap("y", y if bias is None else y + bias.to(y.dtype)[:, None, None], "B O Ho Wo")
 
@@ -115,7 +115,7 @@ class DeformConv2d(nn.Module):
         bias: whether the output has a bias.
 
     Shape:
-        x (B, C, H, W) → y (B, O, H′, W′), with H′ and W′ as from `torch.nn.Conv2d`.
+        x (B, C, H, W) → y (B, O, Ho, Wo), with Ho and Wo as from `torch.nn.Conv2d`.
 
     Raises:
         ValueError: for an argument out of range, an input that is not a feature map of C channels, or one
@@ -213,7 +213,7 @@ def _taps(n: int, k: int, stride: int, padding: int, dilation: int, like: Tensor
 
 
 def _output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
-    """(H′, W′) of a convolution."""
+    """(Ho, Wo) of a convolution."""
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     for axis, n, r, p in zip("HW", size, reach, padding, strict=True):
         if n + 2 * p < r:

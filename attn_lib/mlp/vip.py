@@ -34,20 +34,20 @@ from ..tap import tap
 class WeightedPermuteMLP(nn.Module):
     """Weighted Permute-MLP: y = W_P Σ_k a_k ⊙ X_k + b_P over three linear branches k = H, W, C.
 
-    The C channels are numbered c = nS + s: N = C/S groups of S neighbours. One matrix W_H mixes the H·S numbers
+    The C channels are numbered c = gS + s: G = C/S groups of S neighbours. One matrix W_H mixes the H·S numbers
     of a group in one column of the map, one matrix W_W the W·S numbers of a group in one row, W_C all channels
     of one position:
 
-        X_H[n, s, h, w] = Σ_{h′, s′} W_H[(h, s), (h′, s′)] x[n, s′, h′, w],
-        X_W[n, s, h, w] = Σ_{w′, s′} W_W[(w, s), (w′, s′)] x[n, s′, h, w′],
-        X_C[c, h, w]    = Σ_{c′} W_C[c, c′] x[c′, h, w].
+        X_H[g, s, i, j] = Σ_{i′, s′} W_H[(i, s), (i′, s′)] x[g, s′, i′, j],
+        X_W[g, s, i, j] = Σ_{j′, s′} W_W[(j, s), (j′, s′)] x[g, s′, i, j′],
+        X_C[c, i, j]    = Σ_{c′} W_C[c, c′] x[c′, i, j].
 
     The weights come from split attention, for every channel a softmax over the three branches:
 
         z = mean of X_H + X_W + X_C over H and W,   a[c] = softmax over k of (W₂ GELU(W₁ z + b₁) + b₂)[3c + k].
 
     The paper sets S so that H·S = W·S = C. Other S, and H ≠ W, only change the shapes of W_H and W_W; the
-    authors' release can neither, all its layers are C × C. Its `segment_dim` is N. It takes (B, H, W, C).
+    authors' release can neither, all its layers are C × C. Its `segment_dim` is G. It takes (B, H, W, C).
 
     Args:
         channels: C, at least 1.
@@ -55,7 +55,7 @@ class WeightedPermuteMLP(nn.Module):
         width: W of every input, at least 1.
         segments: S, a divisor of C. None means C/H where H = W, as in the paper.
         weighted: False leaves the split attention out: y = W_P (X_H + X_W + X_C) + b_P, the paper's Permute-MLP.
-        reduction: C/reduction is the width of the hidden layer of the split attention, rounded down; from 1 to C.
+        reduction: r, from 1 to C; the hidden layer of the split attention has Cr = C/r channels, rounded down.
         bias: whether W_H, W_W and W_C carry biases (`qkv_bias` in the release, which has no q, k or v).
 
     Shape:
@@ -77,29 +77,29 @@ class WeightedPermuteMLP(nn.Module):
         self.segments = S = _segments(channels, height, width) if segments is None else check_int("segments", segments)
         check_divisible("channels", channels, "segments", S)
         self.reduction = check_int("reduction", reduction)
-        self.WH = nn.Linear(height * S, height * S, bias=bias)
-        self.WW = nn.Linear(width * S, width * S, bias=bias)
-        self.WC = nn.Conv2d(channels, channels, 1, bias=bias)
+        self.Wh = nn.Linear(height * S, height * S, bias=bias)
+        self.Ww = nn.Linear(width * S, width * S, bias=bias)
+        self.Wc = nn.Conv2d(channels, channels, 1, bias=bias)
         self.weighted = weighted
         if weighted:
             check_at_most("reduction", reduction, "channels", channels)
             self.W1 = nn.Linear(channels, channels // reduction)
             self.W2 = nn.Linear(channels // reduction, 3 * channels)
-        self.WP = nn.Conv2d(channels, channels, 1)
+        self.Wp = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         check_tensor(x, "B C H W", {"C": self.channels, "H": self.height, "W": self.width})
-        columns = rearrange(x, "B (N S) H W -> B N W (H S)", S=self.segments)
-        rows = rearrange(x, "B (N S) H W -> B N H (W S)", S=self.segments)
-        XH = tap("XH", rearrange(self.WH(columns), "B N W (H S) -> B (N S) H W", S=self.segments), "B C H W")
-        XW = tap("XW", rearrange(self.WW(rows), "B N H (W S) -> B (N S) H W", S=self.segments), "B C H W")
-        XC = tap("XC", self.WC(x), "B C H W")
+        columns = rearrange(x, "B (G S) H W -> B G W (H S)", S=self.segments)
+        rows = rearrange(x, "B (G S) H W -> B G H (W S)", S=self.segments)
+        X_H = tap("X_H", rearrange(self.Wh(columns), "B G W (H S) -> B (G S) H W", S=self.segments), "B C H W")
+        X_W = tap("X_W", rearrange(self.Ww(rows), "B G H (W S) -> B (G S) H W", S=self.segments), "B C H W")
+        X_C = tap("X_C", self.Wc(x), "B C H W")
         if not self.weighted:
-            return tap("y", self.WP(XH + XW + XC), "B C H W")
-        z = tap("z", (XH + XW + XC).mean((2, 3)), "B C")
+            return tap("y", self.Wp(X_H + X_W + X_C), "B C H W")
+        z = tap("z", (X_H + X_W + X_C).mean((2, 3)), "B C")
         a = tap("a", self.W2(F.gelu(self.W1(z))).unflatten(1, (-1, 3)).softmax(2), "B C 3")
-        aH, aW, aC = a[..., None, None].unbind(2)  # B C 1 1 each
-        return tap("y", self.WP(aH * XH + aW * XW + aC * XC), "B C H W")
+        a_H, a_W, a_C = a[..., None, None].unbind(2)  # B C 1 1 each
+        return tap("y", self.Wp(a_H * X_H + a_W * X_W + a_C * X_C), "B C H W")
 
     def extra_repr(self) -> str:
         return (f"channels={self.channels}, height={self.height}, width={self.width}, segments={self.segments}, "

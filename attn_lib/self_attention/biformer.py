@@ -52,11 +52,11 @@ class BiLevelRoutingAttention(nn.Module):
 
     Args:
         channels: C, at least 1.
-        heads: divides C; the release has C/32.
+        heads: h, divides C; the release has C/32.
         regions: S, at least 1; 7 in the paper.
         topk: k, from 1 to S².
         lepe_kernel: of LCE, odd; 5 in the paper.
-        scale: "head" for 1/√d with d = C/heads, "dim" for 1/√C, as in the release.
+        scale: "head" for 1/√d with d = C/h, "dim" for 1/√C, as in the release.
 
     Shape:
         x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
@@ -87,16 +87,16 @@ class BiLevelRoutingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         S, (H, W) = self.regions, x.shape[2:]
-        h, w = -(-H // S), -(-W // S)  # size of a region
+        rows, cols = -(-H // S), -(-W // S)  # of a region
         v_map = self.Wv(x)
-        q, k, v = (windows(pad_to_multiple(t, S, S)[0], h, w) for t in (self.Wq(x), self.Wk(x), v_map))
+        q, k, v = (windows(pad_to_multiple(t, S, S)[0], rows, cols) for t in (self.Wq(x), self.Wk(x), v_map))
         q, k, v = tap("q", q, "B R n C"), tap("k", k, "B R n C"), tap("v", v, "B R n C")
-        real = windows(pad_to_multiple(x[:1, :1], S, S)[1][None, None], h, w)[0, :, :, 0]  # R n, False is padding
+        real = windows(pad_to_multiple(x[:1, :1], S, S)[1][None, None], rows, cols)[0, :, :, 0]  # R n, False is padding
 
         I_r = self.route(q, k, real)
         K_g, V_g = tap("K_g", _gather(k, I_r), "B R K n C"), tap("V_g", _gather(v, I_r), "B R K n C")
-        y = self.attention(q, K_g, V_g, None if (H, W) == (S * h, S * w) else real[I_r])
-        y = unwindows(y, h, w, S * h, S * w)[..., :H, :W] + tap("LCE", self.LCE(v_map), "B C H W")
+        y = self.attention(q, K_g, V_g, None if (H, W) == (S * rows, S * cols) else real[I_r])
+        y = unwindows(y, rows, cols, S * rows, S * cols)[..., :H, :W] + tap("LCE", self.LCE(v_map), "B C H W")
         return tap("y", self.Wo(y), "B C H W")
 
     def route(self, q: Tensor, k: Tensor, real: Tensor) -> Tensor:
@@ -112,10 +112,10 @@ class BiLevelRoutingAttention(nn.Module):
         if real is not None:
             bias = rearrange(q.new_zeros(real.shape).masked_fill(~real, -torch.inf), "B R K n -> (B R) 1 1 (K n)")
         R = q.shape[1]
-        q = rearrange(q, "B R n (G d) -> (B R) G n d", G=self.heads)
-        K_g, V_g = (rearrange(t, "B R K n (G d) -> (B R) G (K n) d", G=self.heads) for t in (K_g, V_g))
-        y = attend(q, K_g, V_g, scale=self.scale, bias=bias, name="A", dims="B*R G n K*n")
-        return rearrange(y, "(B R) G n d -> B R n (G d)", R=R)
+        q = rearrange(q, "B R n (h d) -> (B R) h n d", h=self.heads)
+        K_g, V_g = (rearrange(t, "B R K n (h d) -> (B R) h (K n) d", h=self.heads) for t in (K_g, V_g))
+        y = attend(q, K_g, V_g, scale=self.scale, bias=bias, name="A", dims="B*R h n K*n")
+        return rearrange(y, "(B R) h n d -> B R n (h d)", R=R)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, heads={self.heads}, regions={self.regions}, topk={self.topk}"

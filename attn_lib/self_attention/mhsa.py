@@ -41,7 +41,7 @@ POSITIONS = ("relative", "absolute", None)
 class MHSA2d(nn.Module):
     """Multi-head self-attention: y_i = Σ_j softmax_j((q_i · k_j + q_i · r_ij) / √d) v_j over all N = HW positions j.
 
-    q, k and v are 1×1 convolutions of x without biases, split into heads of d = C/heads channels. r is what a query
+    q, k and v are 1×1 convolutions of x without biases, split into h heads of d = C/h channels. r is what a query
     finds at a place, whatever is there. `relative`: r_ij = R_h[y_j − y_i] + R_w[x_j − x_i], a vector for each
     distance in rows and one for each in columns, shared by all heads. `absolute`: r_j = R_h[y_j] + R_w[x_j],
     whatever i. There is no output projection: in BoTNet's block the next 1×1 convolution is one.
@@ -50,7 +50,7 @@ class MHSA2d(nn.Module):
 
     Args:
         channels: C, at least 1.
-        heads: divides C; 4 in the paper.
+        heads: h, divides C; 4 in the paper.
         height, width: largest H and W; only needed, and only allowed, with positions.
         position: "relative", "absolute" or None.
 
@@ -106,8 +106,8 @@ class MHSA2d(nn.Module):
             r = rearrange(Rh[:, None] + Rw, "H W d -> (H W) d")
             return q @ r.T.expand(*q.shape[:2], -1, -1)
         q = rearrange(q, "B h (H W) d -> B h H W d", H=H)
-        rows = rearrange(relative_logits(q.transpose(2, 3), Rh), "B h W H K -> B h (H W) K 1")
-        columns = rearrange(relative_logits(q, Rw), "B h H W K -> B h (H W) 1 K")
+        rows = rearrange(relative_logits(q.transpose(2, 3), Rh), "B h W H i -> B h (H W) i 1")
+        columns = rearrange(relative_logits(q, Rw), "B h H W j -> B h (H W) 1 j")
         return (rows + columns).flatten(3)
 
     def positions(self, H: int, W: int) -> tuple[Tensor, Tensor]:

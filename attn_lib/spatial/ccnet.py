@@ -37,7 +37,7 @@ class CrissCrossAttention(nn.Module):
 
         d_{i,u} = Q_u · Ω_{i,u},   A = softmax of D over i,   𝐇′_u = γ Σ_i A_{i,u} Φ_{i,u} + 𝐇_u,
 
-    and R loops with the same weights give 𝐇′, 𝐇″, … The logits are not scaled by 1/√C′. γ is a learned scalar
+    and R loops with the same weights give 𝐇′, 𝐇″, … The logits are not scaled by 1/√Cr. γ is a learned scalar
     that starts at 0, as in the authors' release; the paper's eq. 2 has none, which is γ = 1.
 
     The last axis of D and A holds the H positions of the column, then the W of the row. The position u itself
@@ -45,7 +45,7 @@ class CrissCrossAttention(nn.Module):
 
     Args:
         channels: C, at least 1.
-        reduction: from 1 to C; Q and K have C′ = C/reduction channels, rounded down. The release has 8.
+        reduction: r, from 1 to C; Q and K have Cr = C/r channels (the paper's C′), rounded down. The release has 8.
         recurrence: R, at least 1. From R = 2 on every position depends on every other.
 
     Shape:
@@ -65,9 +65,9 @@ class CrissCrossAttention(nn.Module):
         self.reduction = check_int("reduction", reduction)
         self.recurrence = check_int("recurrence", recurrence)
         check_at_most("reduction", reduction, "channels", channels)
-        self.WQ = nn.Conv2d(channels, channels // reduction, 1)
-        self.WK = nn.Conv2d(channels, channels // reduction, 1)
-        self.WV = nn.Conv2d(channels, channels, 1)
+        self.Wq = nn.Conv2d(channels, channels // reduction, 1)
+        self.Wk = nn.Conv2d(channels, channels // reduction, 1)
+        self.Wv = nn.Conv2d(channels, channels, 1)
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,20 +78,20 @@ class CrissCrossAttention(nn.Module):
 
     def loop(self, x: Tensor, prime: str = "") -> Tensor:
         """One pass over rows and columns; `prime` tells its symbols from those of other passes (A, A′, …)."""
-        Q = tap("Q" + prime, self.WQ(x), "B Cr H W")
-        K = tap("K" + prime, self.WK(x), "B Cr H W")
-        V = tap("V" + prime, self.WV(x), "B C H W")
+        Q = tap("Q" + prime, self.Wq(x), "B Cr H W")
+        K = tap("K" + prime, self.Wk(x), "B Cr H W")
+        V = tap("V" + prime, self.Wv(x), "B C H W")
         H, W = x.shape[2:]
 
-        column = torch.einsum("bcyx,bczx->byxz", Q, K)  # B H W H
-        row = torch.einsum("bcyx,bcyz->byxz", Q, K)     # B H W W
-        u = torch.eye(H, dtype=torch.bool, device=x.device)[:, None]  # z = y, which the row holds as well
+        column = torch.einsum("BCHW,BCiW->BHWi", Q, K)  # B H W H
+        row = torch.einsum("BCHW,BCHi->BHWi", Q, K)     # B H W W
+        u = torch.eye(H, dtype=torch.bool, device=x.device)[:, None]  # i = y, which the row holds as well
         D = torch.cat([column.masked_fill(u, -torch.inf), row], -1)
         D = tap("D" + prime, D, "B H W H+W")            # affinity, eq. 1
         A = tap("A" + prime, D.softmax(-1), "B H W H+W")
 
         column, row = A.split([H, W], -1)
-        context = torch.einsum("byxz,bczx->bcyx", column, V) + torch.einsum("byxz,bcyz->bcyx", row, V)
+        context = torch.einsum("BHWi,BCiW->BCHW", column, V) + torch.einsum("BHWi,BCHi->BCHW", row, V)
         return tap(f"H{prime}'", x + self.gamma * context, "B C H W")  # aggregation, eq. 2
 
     def extra_repr(self) -> str:

@@ -46,7 +46,7 @@ PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 class NonLocalAttention(nn.Module):
     """Non-local block: z_i = W_z y_i + x_i with y_i = 1/C(x) Σ_j f(x_i, x_j) g(x_j), j over all N = HW positions.
 
-    θ = W_θ x, φ = W_φ x and g = W_g x are 1×1 convolutions to d = C/r channels. The pairwise function f and the
+    θ = W_θ x, φ = W_φ x and g = W_g x are 1×1 convolutions to Cr = C/r channels. The pairwise function f and the
     normaliser C(x) are
 
         embedded Gaussian   f = exp(θ_i · φ_j)            C(x) = Σ_j f      (so f / C(x) is a softmax)
@@ -60,12 +60,12 @@ class NonLocalAttention(nn.Module):
     Args:
         channels: C, at least 1.
         pairwise: one of the four above.
-        reduction: r, from 1 to C; the bottleneck has C/r channels, rounded down. The paper halves.
-        subsample: side s of the max pooling behind φ and g, at least 1: A becomes N × N/s². The paper has 2, and 1
-            is its eq. 1. Where s does not divide H or W the last windows are smaller.
+        reduction: r, from 1 to C; Cr is rounded down. The paper halves.
+        subsample: side s of the max pooling behind φ and g, at least 1: A becomes N × Nk, Nk = N/s² keys. The paper
+            has 2, and 1 is its eq. 1. Where s does not divide H or W the last windows are smaller.
         pool_first: pool x before φ and g, as the authors' release does; the paper's text says after.
-        scale: factor of the logits of both Gaussian forms; 1 in the paper. None divides by the root of θ's width, √d,
-            as the release does.
+        scale: factor of the logits of both Gaussian forms; 1 in the paper. None divides by √d, as the release does,
+            with d the width of θ and φ: Cr, or C where they are x.
         bias: whether the 1×1 convolutions have one; the paper's equations have none, the release has.
         norm: batch normalisation behind W_z, as the paper's models have (Section 4.1).
         zero_init: start with W_z = 0 (with `norm`, its scale and shift), so that a fresh block is the identity.
@@ -93,19 +93,19 @@ class NonLocalAttention(nn.Module):
         if scale != 1.0 and "gaussian" not in pairwise:
             raise ValueError(f"scale={scale} must stay 1.0 with pairwise={pairwise!r}: only Gaussian forms have one")
         self.scale = scale
-        d = channels // reduction
+        Cr = channels // reduction
 
         def embed() -> nn.Module:
-            return nn.Identity() if pairwise == "gaussian" else nn.Conv2d(channels, d, 1, bias=bias)
+            return nn.Identity() if pairwise == "gaussian" else nn.Conv2d(channels, Cr, 1, bias=bias)
 
-        self.W_theta, self.W_phi = embed(), embed()
-        self.W_g = nn.Conv2d(channels, d, 1, bias=bias)
-        self.W_z = nn.Conv2d(d, channels, 1, bias=bias)
+        self.Wtheta, self.Wphi = embed(), embed()
+        self.Wg = nn.Conv2d(channels, Cr, 1, bias=bias)
+        self.Wz = nn.Conv2d(Cr, channels, 1, bias=bias)
         self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
         if pairwise == "concatenation":
-            self.w_f = nn.Parameter(torch.randn(2 * d) * (2 * d) ** -0.5)
+            self.wf = nn.Parameter(torch.randn(2 * Cr) * (2 * Cr) ** -0.5)
         if zero_init:
-            for p in (self.norm if norm else self.W_z).parameters():
+            for p in (self.norm if norm else self.Wz).parameters():
                 nn.init.zeros_(p)
         pool = nn.MaxPool2d(subsample, ceil_mode=True) if subsample > 1 else nn.Identity()
         self.pool_before, self.pool_after = (pool, nn.Identity()) if pool_first else (nn.Identity(), pool)
@@ -113,32 +113,32 @@ class NonLocalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         x_hat = self.pool_before(x)
-        theta = tap("theta", self.W_theta(x), "B D H W")
-        phi = tap("phi", self.pool_after(self.W_phi(x_hat)), "B D h w")
-        g = tap("g", self.pool_after(self.W_g(x_hat)), "B d h w")
-        y = getattr(self, self.pairwise)(_tokens(theta), _tokens(phi), _tokens(g))  # B N d, eq. 1
-        y = tap("y", y.transpose(1, 2).reshape(-1, g.shape[1], *x.shape[2:]), "B d H W")
-        return tap("z", self.norm(self.W_z(y)) + x, "B C H W")                      # eq. 6
+        theta = tap("theta", self.Wtheta(x), "B d H W")
+        phi = tap("phi", self.pool_after(self.Wphi(x_hat)), "B d Hk Wk")
+        g = tap("g", self.pool_after(self.Wg(x_hat)), "B Cr Hk Wk")
+        y = getattr(self, self.pairwise)(_tokens(theta), _tokens(phi), _tokens(g))  # B N Cr, eq. 1
+        y = tap("y", y.transpose(1, 2).reshape(-1, g.shape[1], *x.shape[2:]), "B Cr H W")
+        return tap("z", self.norm(self.Wz(y)) + x, "B C H W")                      # eq. 6
 
     def embedded_gaussian(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = exp(θ_i · φ_j) over its sum, a softmax: eqs. 2 and 3."""
-        return attend(theta, phi, g, scale=self.scale, name="A", dims="B N M")
+        return attend(theta, phi, g, scale=self.scale, name="A", dims="B N Nk")
 
     gaussian = embedded_gaussian  # θ(x) = φ(x) = x
 
     def dot_product(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = θ_i · φ_j over the number of positions: eq. 4."""
-        N, M, d = theta.shape[1], *phi.shape[1:]
-        if tracing() or N * M < (N + M) * d / 2:  # the N × M matrix costs less than the two d × d products
-            A = tap("A", theta @ (phi.transpose(1, 2) / M), "B N M")
+        N, Nk, d = theta.shape[1], *phi.shape[1:]
+        if tracing() or N * Nk < (N + Nk) * d / 2:  # the N × Nk matrix costs less than the two d × d products
+            A = tap("A", theta @ (phi.transpose(1, 2) / Nk), "B N Nk")
             return A @ g
-        return theta @ (phi.transpose(1, 2) @ (g / M))
+        return theta @ (phi.transpose(1, 2) @ (g / Nk))
 
     def concatenation(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = ReLU(w_f · [θ_i, φ_j]) over the number of positions: eq. 5."""
-        w_theta, w_phi = self.w_f.chunk(2)  # a product with a concatenation is a sum of two products
+        w_theta, w_phi = self.wf.chunk(2)  # a product with a concatenation is a sum of two products
         f = F.relu((theta @ w_theta)[:, :, None] + (phi @ w_phi)[:, None, :])
-        return tap("A", f / phi.shape[1], "B N M") @ g
+        return tap("A", f / phi.shape[1], "B N Nk") @ g
 
     def extra_repr(self) -> str:
         options = f"pairwise={self.pairwise!r}, reduction={self.reduction}, subsample={self.subsample}"

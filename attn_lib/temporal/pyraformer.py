@@ -13,7 +13,7 @@ from ..tap import tap
 
 
 def scale_lengths(L: int, children: int, scales: int) -> list[int]:
-    """Nodes of each scale, finest first: L, ⌊L/C⌋, ⌊⌊L/C⌋/C⌋, …, as far as a scale has a node."""
+    """Nodes of each scale, finest first: L, ⌊L/b⌋, ⌊⌊L/b⌋/b⌋, …, for b children, as far as a scale has a node."""
     lengths = [L]
     while len(lengths) < scales and lengths[-1] >= children:
         lengths.append(lengths[-1] // children)
@@ -22,20 +22,20 @@ def scale_lengths(L: int, children: int, scales: int) -> list[int]:
 
 def pyramid_neighbours(lengths: list[int], children: int, neighbours: int, device: torch.device | None = None,
                        ) -> tuple[Tensor, Tensor]:
-    """Whom each node of the pyramid attends to: A nodes around it in its own scale, its parent, its children.
+    """Whom each node of the pyramid attends to: w nodes around it in its own scale, its parent, its children.
 
-    Nodes are numbered scale by scale, finest first. Node p's parent is node ⌊p/C⌋ of the next scale; where C does
-    not divide a scale's length the last parent has the remaining nodes as children too, up to 2C−1.
+    Nodes are numbered scale by scale, finest first. Node p's parent is node ⌊p/b⌋ of the next scale; where b does
+    not divide a scale's length the last parent has the remaining nodes as children too, up to 2b−1.
 
     Args:
         lengths: nodes of each scale, as from `scale_lengths`.
-        children: C.
-        neighbours: A, odd, the node itself included.
+        children: b.
+        neighbours: w, odd, the node itself included.
         device: of the result.
 
     Returns:
         Numbers of the nodes (N, K), and which of them are there (N, K): at the ends, at the top and at the bottom some
-        are not. K = A + 1 + the most children that a node has: C, or more where a last parent takes a remainder.
+        are not. K = w + 1 + the most children that a node has: b, or more where a last parent takes a remainder.
     """
     S, options = len(lengths), dict(device=device)
     size = torch.tensor([0, *lengths, 0], **options)            # one empty scale below and one above
@@ -56,43 +56,43 @@ def pyramid_neighbours(lengths: list[int], children: int, neighbours: int, devic
 
 
 class CoarserScaleConstruction(nn.Module):
-    """The coarser scales of a series (CSCM): convolutions of width and stride C, one on top of the other.
+    """The coarser scales of a series (CSCM): convolutions of width and stride b, one on top of the other.
 
-    x is narrowed to D_b channels, each scale is ELU(BN(conv(finer scale))), all coarser scales are widened again
+    x is narrowed to Cr channels, each scale is ELU(BN(conv(finer scale))), all coarser scales are widened again
     together, set behind x, and normalised (LayerNorm).
 
     Args:
-        dim: channels of x, at least 1.
-        children: C, nodes of a scale that make one of the next; at least 2.
+        channels: C, at least 1.
+        children: b, nodes of a scale that make one of the next; at least 2.
         scales: S, at least 1, the series itself included.
-        bottleneck: D_b, from 1 to dim; a quarter of it when None.
+        bottleneck: Cr, from 1 to C; C/4 when None.
 
     Shape:
-        x (B, L, dim) → (B, N, dim), N = L + ⌊L/C⌋ + …, see `scale_lengths`.
+        x (B, L, C) → (B, N, C), N = L + ⌊L/b⌋ + …, see `scale_lengths`.
 
     Raises:
-        ValueError: for an argument out of range, an input that is no series of dim channels, or, in training, a batch
+        ValueError: for an argument out of range, an input that is no series of C channels, or, in training, a batch
             of one with a scale of one node, which batch normalisation cannot take.
     """
 
-    def __init__(self, dim: int, *, children: int = 4, scales: int = 4, bottleneck: int | None = None):
+    def __init__(self, channels: int, *, children: int = 4, scales: int = 4, bottleneck: int | None = None):
         super().__init__()
-        self.dim = check_int("dim", dim)
-        self.C = check_int("children", children, at_least=2)  # nn.Module has a method `children`
+        self.channels = check_int("channels", channels)
+        self.b = check_int("children", children, at_least=2)  # nn.Module has a method `children`
         self.scales = check_int("scales", scales)
-        width = max(1, dim // 4) if bottleneck is None else check_int("bottleneck", bottleneck)
-        check_at_most("bottleneck", width, "dim", dim)
-        self.norm = nn.LayerNorm(dim)
+        width = max(1, channels // 4) if bottleneck is None else check_int("bottleneck", bottleneck)
+        check_at_most("bottleneck", width, "channels", channels)
+        self.norm = nn.LayerNorm(channels)
         if scales == 1:
             return
-        self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.down, self.up = nn.Linear(channels, width), nn.Linear(width, channels)
         self.convs = nn.ModuleList(
             nn.Sequential(nn.Conv1d(width, width, children, stride=children), nn.BatchNorm1d(width), nn.ELU())
             for _ in range(scales - 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        check_tensor(x, "B L C", {"C": self.dim})
-        lengths = scale_lengths(x.shape[1], self.C, self.scales)
+        check_tensor(x, "B L C", {"C": self.channels})
+        lengths = scale_lengths(x.shape[1], self.b, self.scales)
         if self.training and len(x) == 1 and lengths[-1] == 1 < len(lengths):
             raise ValueError(f"x is a batch of 1 with L={x.shape[1]}: its coarsest scale has one node, and in training "
                              "batch normalisation needs two values; give a longer series, fewer scales or more items")
@@ -117,11 +117,11 @@ class CoarserScaleConstruction(nn.Module):
     )],
     layout="B L C",
     output="B N C",
-    example=dict(dim=64, scales=3),
+    example=dict(channels=64, scales=3),
     variants={
-        "masked": dict(dim=16, heads=2, scales=3, sparse=False),
-        "binary, wide": dict(dim=6, heads=3, children=2, scales=4, neighbours=5, bottleneck=2),
-        "one scale": dict(dim=8, heads=1, scales=1),
+        "masked": dict(channels=16, heads=2, scales=3, sparse=False),
+        "binary, wide": dict(channels=6, heads=3, children=2, scales=4, neighbours=5, bottleneck=2),
+        "one scale": dict(channels=8, heads=1, scales=1),
     },
     builds_on=("mhsa",),
     reduces_to={
@@ -130,31 +130,32 @@ class CoarserScaleConstruction(nn.Module):
     },
 )
 class PyramidalAttention(nn.Module):
-    """Pyramidal attention: y_i = W_O Σ_{j ∈ N_i} softmax_j(q_i · k_j / √d) v_j over the nodes of a pyramid of scales.
+    """Pyramidal attention: y_i = W_o Σ_{j ∈ N_i} softmax_j(q_i · k_j / √d) v_j over the nodes of a pyramid of scales.
 
-    N_i holds A nodes around i in its own scale (itself included), its parent and its C children, so that a node has at
-    most A + 2C neighbours and the whole costs O(L). The coarser nodes come from `CoarserScaleConstruction`. After
-    several layers every node has seen every other where the coarsest scale is short enough for its neighbours.
+    N_i holds w nodes around i in its own scale (itself included), its parent and its b children, so that a node has at
+    most w + 2b neighbours and the whole costs O(L). (The paper writes A for w and C for b, letters that are attention
+    and channels here.) The coarser nodes come from `CoarserScaleConstruction`. After several layers every node has
+    seen every other where the coarsest scale is short enough for its neighbours.
 
     `sparse` gathers the neighbours of every node, as the definition asks. Without it the same is computed with an
     N × N mask, which costs O(L²), and is what the release runs unless asked for its own kernel (PAM-naive).
 
     Args:
-        dim: channels of x, at least 1.
-        heads: divides dim.
-        children: C, at least 2.
+        channels: C, at least 1.
+        heads: h, divides C; d = C/h.
+        children: b, at least 2.
         scales: S, at least 1; a short series has fewer.
-        neighbours: A, odd; the release has 3 or 5.
-        bottleneck: channels in which the coarser scales are made; dim/4 when None.
+        neighbours: w, odd; the release has 3 or 5.
+        bottleneck: channels in which the coarser scales are made; C/4 when None.
         construct: True for a series, whose coarser scales are made first; False for all nodes of a pyramid, such as
             another PyramidalAttention returns.
         sparse: True for O(L) memory, False for an N × N mask.
 
     Shape:
-        x (B, L, dim) → y (B, N, dim): all nodes, y[:, :L] the finest. Without `construct`, (B, N, dim) → (B, N, dim).
+        x (B, L, C) → y (B, N, C): all nodes, y[:, :L] the finest. Without `construct`, (B, N, C) → (B, N, C).
 
     Raises:
-        ValueError: for an argument out of range, an input that is no series of dim channels, a number of nodes that no
+        ValueError: for an argument out of range, an input that is no series of C channels, a number of nodes that no
             series has, or what `CoarserScaleConstruction` refuses.
 
     Paper:
@@ -162,29 +163,29 @@ class PyramidalAttention(nn.Module):
         Series Modeling and Forecasting, ICLR 2022.
     """
 
-    def __init__(self, dim: int, *, heads: int = 4, children: int = 4, scales: int = 4, neighbours: int = 3,
+    def __init__(self, channels: int, *, heads: int = 4, children: int = 4, scales: int = 4, neighbours: int = 3,
                  bottleneck: int | None = None, construct: bool = True, sparse: bool = True):
         super().__init__()
-        self.dim = check_int("dim", dim)
+        self.channels = check_int("channels", channels)
         self.heads = check_int("heads", heads)
-        check_divisible("dim", dim, "heads", heads)
-        self.C = check_int("children", children, at_least=2)  # nn.Module has a method `children`
+        check_divisible("channels", channels, "heads", heads)
+        self.b = check_int("children", children, at_least=2)  # nn.Module has a method `children`
         self.scales = check_int("scales", scales)
         self.neighbours = check_odd("neighbours", neighbours)
         self.sparse = sparse
-        self.construct = (CoarserScaleConstruction(dim, children=children, scales=scales, bottleneck=bottleneck)
+        self.construct = (CoarserScaleConstruction(channels, children=children, scales=scales, bottleneck=bottleneck)
                           if construct else None)
-        self.Wq, self.Wk, self.Wv = (nn.Linear(dim, dim, bias=False) for _ in range(3))
-        self.Wo = nn.Linear(dim, dim)
+        self.Wq, self.Wk, self.Wv = (nn.Linear(channels, channels, bias=False) for _ in range(3))
+        self.Wo = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_tensor(x, "B L C" if self.construct else "B N C", {"C": self.dim})
+        check_tensor(x, "B L C" if self.construct else "B N C", {"C": self.channels})
         L = x.shape[1] if self.construct else self._length(x.shape[1])
         nodes = tap("nodes", x if self.construct is None else self.construct(x), "B N C")
         q, k, v = (tap(name, rearrange(W(nodes), "B N (h d) -> B h N d", h=self.heads), "B h N d")
                    for name, W in (("q", self.Wq), ("k", self.Wk), ("v", self.Wv)))
-        lengths = scale_lengths(L, self.C, self.scales)
-        number, there = pyramid_neighbours(lengths, self.C, self.neighbours, x.device)
+        lengths = scale_lengths(L, self.b, self.scales)
+        number, there = pyramid_neighbours(lengths, self.b, self.neighbours, x.device)
         y = self.gathered(q, k, v, number, there) if self.sparse else self.masked(q, k, v, number, there)
         return tap("y", self.Wo(rearrange(y, "B h N d -> B N (h d)")), "B N C")
 
@@ -203,16 +204,16 @@ class PyramidalAttention(nn.Module):
         short, long = 1, N
         while short < long:
             middle = (short + long) // 2
-            if sum(scale_lengths(middle, self.C, self.scales)) < N:
+            if sum(scale_lengths(middle, self.b, self.scales)) < N:
                 short = middle + 1
             else:
                 long = middle
-        if (there := sum(scale_lengths(short, self.C, self.scales))) != N:
+        if (there := sum(scale_lengths(short, self.b, self.scales))) != N:
             raise ValueError(f"x has N={N}; it must be the number of nodes of a pyramid: L={short} steps have {there}")
         return short
 
     def extra_repr(self) -> str:
-        sizes = f"dim={self.dim}, heads={self.heads}, children={self.C}, scales={self.scales}"
+        sizes = f"channels={self.channels}, heads={self.heads}, children={self.b}, scales={self.scales}"
         return f"{sizes}, neighbours={self.neighbours}, sparse={self.sparse}"
 
 

@@ -98,7 +98,7 @@ def test_windows_hold_their_pixels_row_by_row_and_go_back():
     for n, (row, col) in enumerate([(0, 0), (0, 3), (2, 0), (2, 3)]):
         assert torch.equal(w[:, n].mT.reshape(2, 3, 2, 3), x[:, :, row:row + 2, col:col + 3])
     assert torch.equal(ops.unwindows(w, 2, 3, 4, 6), x)
-    with pytest.raises(ValueError, match="W=6 must be divisible by w=4"):
+    with pytest.raises(ValueError, match="W=6 must be divisible by j=4"):
         ops.windows(x, 2, 4)
 
 

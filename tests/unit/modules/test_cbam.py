@@ -59,19 +59,19 @@ def from_the_paper(x, cbam):
     for image in x.tolist():
         pixels = [[v for row in channel for v in row] for channel in image]
         average, maximum = mlp([sum(p) / len(p) for p in pixels]), mlp([max(p) for p in pixels])
-        Mc = [sigmoid(a + m) for a, m in zip(average, maximum, strict=True)]
-        refined = [[[g * v for v in row] for row in channel] for g, channel in zip(Mc, image, strict=True)]
+        M_c = [sigmoid(a + m) for a, m in zip(average, maximum, strict=True)]
+        refined = [[[g * v for v in row] for row in channel] for g, channel in zip(M_c, image, strict=True)]
         stack = [[[sum(c[i][j] for c in refined) / C for j in range(W)] for i in range(H)],
                  [[max(c[i][j] for c in refined) for j in range(W)] for i in range(H)]]  # [average; maximum]
-        Ms = [[b] * W for _ in range(H)]
+        M_s = [[b] * W for _ in range(H)]
         for i in range(H):
             for j in range(W):
                 for plane, weights in zip(stack, kernel, strict=True):
                     for di in range(-reach, reach + 1):
                         for dj in range(-reach, reach + 1):
                             if 0 <= i + di < H and 0 <= j + dj < W:
-                                Ms[i][j] += weights[di + reach][dj + reach] * plane[i + di][j + dj]
-        out.append([[[sigmoid(Ms[i][j]) * c[i][j] for j in range(W)] for i in range(H)] for c in refined])
+                                M_s[i][j] += weights[di + reach][dj + reach] * plane[i + di][j + dj]
+        out.append([[[sigmoid(M_s[i][j]) * c[i][j] for j in range(W)] for i in range(H)] for c in refined])
     return torch.tensor(out, dtype=D)
 
 
@@ -90,7 +90,7 @@ class Wrong(CBAM):
     def forward(self, x):
         error, mlp = self.error, self.channel.mlp
         c_avg, c_max = x.mean((2, 3)), x.amax((2, 3))
-        Mc = {
+        M_c = {
             "mean twice": lambda: torch.sigmoid(mlp(c_avg) + mlp(c_avg)),
             "mlp of the sum": lambda: torch.sigmoid(mlp(c_avg + c_max)),
             "mlp of half the sum": lambda: torch.sigmoid(mlp((c_avg + c_max) / 2)),
@@ -99,21 +99,21 @@ class Wrong(CBAM):
             "no hidden layer": lambda: torch.sigmoid(c_avg @ (self.channel.W1.weight @ self.channel.W0.weight).T),
             "no maximum": lambda: torch.sigmoid(mlp(c_avg)),
         }.get(error, lambda: torch.sigmoid(mlp(c_avg) + mlp(c_max)))()[:, :, None, None]
-        x1 = Mc * x
+        x1 = M_c * x
         seen = x if error == "spatial gate sees x" else x1
         s = [seen.mean(1, keepdim=True), seen.amax(1, keepdim=True)]
         if error == "descriptors exchanged":
             s.reverse()
         f = self.spatial.f
-        Ms = F.conv2d(torch.cat(s, 1), f.weight, None if error == "conv bias dropped" else f.bias, padding="same")
+        M_s = F.conv2d(torch.cat(s, 1), f.weight, None if error == "conv bias dropped" else f.bias, padding="same")
         if error == "two rows added":
-            Ms = F.conv2d(s[0] + s[1], f.weight.mean(1, keepdim=True), f.bias, padding="same")
-        Ms = Ms if error == "no sigmoid over space" else torch.sigmoid(Ms)
+            M_s = F.conv2d(s[0] + s[1], f.weight.mean(1, keepdim=True), f.bias, padding="same")
+        M_s = M_s if error == "no sigmoid over space" else torch.sigmoid(M_s)
         return {
-            "residual added": lambda: x + Ms * x1,
-            "in parallel": lambda: Mc * x + Ms * x,
-            "spatial gate alone": lambda: Ms * x,
-        }.get(error, lambda: Ms * x1)()
+            "residual added": lambda: x + M_s * x1,
+            "in parallel": lambda: M_c * x + M_s * x,
+            "spatial gate alone": lambda: M_s * x,
+        }.get(error, lambda: M_s * x1)()
 
 
 ERRORS = ["mean twice", "mlp of the sum", "mlp of half the sum", "a sigmoid for each", "weights not shared",
@@ -137,11 +137,11 @@ def test_taps_are_the_equations():
     cbam, x = make(), randn(2, 12, 5, 9)
     with attn_lib.trace() as t:
         y = cbam(x)
-    assert t.names() == ["c_avg", "c_max", "Mc", "x1", "s_avg", "s_max", "Ms", "y"]
+    assert t.names() == ["c_avg", "c_max", "M_c", "x1", "s_avg", "s_max", "M_s", "y"]
     assert torch.equal(t["c_avg"], x.mean((2, 3))) and torch.equal(t["c_max"], x.amax((2, 3)))
-    assert torch.equal(t["x1"], t["Mc"][:, :, None, None] * x)
+    assert torch.equal(t["x1"], t["M_c"][:, :, None, None] * x)
     assert torch.equal(t["s_avg"][:, 0], t["x1"].mean(1)) and torch.equal(t["s_max"][:, 0], t["x1"].amax(1))
-    assert torch.equal(t["y"], y) and torch.equal(y, t["Ms"] * t["x1"])
+    assert torch.equal(t["y"], y) and torch.equal(y, t["M_s"] * t["x1"])
 
 
 def test_cbam_is_its_two_parts():
@@ -169,7 +169,7 @@ def test_where_all_pixels_are_equal_the_maximum_is_the_mean_and_doubles_the_logi
     cbam, x = make(), randn(2, 12, 1, 1).expand(2, 12, 5, 9)
     with attn_lib.trace() as t:
         cbam(x)
-    torch.testing.assert_close(t["Mc"], torch.sigmoid(2 * cbam.channel.mlp(x[:, :, 0, 0])), rtol=0, atol=1e-13)
+    torch.testing.assert_close(t["M_c"], torch.sigmoid(2 * cbam.channel.mlp(x[:, :, 0, 0])), rtol=0, atol=1e-13)
 
 
 def test_outer_bias_counts_twice():
@@ -177,7 +177,7 @@ def test_outer_bias_counts_twice():
     nn.init.zeros_(cbam.channel.W1.weight)
     with attn_lib.trace() as t:
         cbam(x)
-    torch.testing.assert_close(t["Mc"], torch.sigmoid(2 * cbam.channel.W1.bias).expand(2, -1))
+    torch.testing.assert_close(t["M_c"], torch.sigmoid(2 * cbam.channel.W1.bias).expand(2, -1))
 
 
 def test_zero_weights_quarter():
@@ -229,7 +229,7 @@ def test_spatial_gate_reaches_three_pixels():
         spatial(x)
     with attn_lib.trace() as u:
         spatial(moved)
-    changed = (t["Ms"] != u["Ms"])[0, 0].nonzero()
+    changed = (t["M_s"] != u["M_s"])[0, 0].nonzero()
     assert changed.min() == 4 and changed.max() == 10 and len(changed) == 49
 
 
@@ -395,8 +395,8 @@ def test_joint_cbam_by_its_formula():
     W0, b0, W1, b1 = joint.channel.parameters()
     c_avg, c_max = (torch.stack([torch.cat([f(p), f(q)]) for p, q in zip(a.flatten(2), b.flatten(2), strict=True)])
                     for f in (lambda m: m.mean(1), lambda m: m.amax(1)))
-    Mc = torch.sigmoid((c_avg @ W0.T + b0).relu() @ W1.T + (c_max @ W0.T + b0).relu() @ W1.T + 2 * b1)
-    for mine, map, gate, spatial in zip(joint(a, b), (a, b), (Mc[:, :12], Mc[:, 12:]),
+    M_c = torch.sigmoid((c_avg @ W0.T + b0).relu() @ W1.T + (c_max @ W0.T + b0).relu() @ W1.T + 2 * b1)
+    for mine, map, gate, spatial in zip(joint(a, b), (a, b), (M_c[:, :12], M_c[:, 12:]),
                                         (joint.spatial_a, joint.spatial_b), strict=True):
         torch.testing.assert_close(mine, spatial(map * gate[..., None, None]), rtol=0, atol=1e-13)
 
@@ -416,7 +416,7 @@ def test_the_release_is_norm_and_a_flipped_kernel():
         theirs = F.conv2d(torch.stack([x1.max(1).values, x1.mean(1)], 1), f.flip(1), padding=3)
         mean, var = (theirs.mean(), theirs.var(correction=0)) if training else (bn.running_mean, bn.running_var)
         theirs = (theirs - mean) / (var + bn.eps).sqrt() * bn.weight + bn.bias
-        torch.testing.assert_close(t["Ms"], torch.sigmoid(theirs), rtol=0, atol=1e-12)
+        torch.testing.assert_close(t["M_s"], torch.sigmoid(theirs), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("C", "rd", "k"), [(64, 4, 7), (32, 8, 3), (24, 6, 5)])

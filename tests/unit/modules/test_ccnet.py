@@ -43,7 +43,7 @@ def equations(module, features):
     feature = {(y, x): features[:, y, x].tolist() for y in range(H) for x in range(W)}
     for _ in range(module.recurrence):
         Q, K, V = ({u: convolve(conv.weight, conv.bias, h) for u, h in feature.items()}
-                   for conv in (module.WQ, module.WK, module.WV))
+                   for conv in (module.Wq, module.Wk, module.Wv))
         A, after = {}, {}
         for u, h in feature.items():
             d = {i: sum(q * k for q, k in zip(Q[u], K[i], strict=True)) for i in cross(u, H, W)}
@@ -103,14 +103,14 @@ def test_a_single_row_or_column_is_full_self_attention(axis, recurrence):
     x = feature_map(2, 4, 1, 9).transpose(3, axis)
     expected = x
     for _ in range(recurrence):
-        q, k, v = (conv(expected).flatten(2).transpose(1, 2) for conv in (module.WQ, module.WK, module.WV))
+        q, k, v = (conv(expected).flatten(2).transpose(1, 2) for conv in (module.Wq, module.Wk, module.Wv))
         expected = expected + attend(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
     assert_close(module(x), expected)
 
 
 def test_one_position_attends_to_itself():
     module, x = criss_cross(recurrence=1, gamma=0.3), feature_map(2, 4, 1, 1)
-    assert_close(module(x), 0.3 * module.WV(x) + x)
+    assert_close(module(x), 0.3 * module.Wv(x) + x)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -123,14 +123,14 @@ def test_a_constant_image_gets_uniform_attention_and_stays_constant(size):
     weights = t["A"][t["A"] > 0]
     assert_close(weights, torch.full_like(weights, 1 / (H + W - 1)))
     assert weights.numel() == 2 * H * W * (H + W - 1)
-    assert_close(y, x + module.WV(x))
+    assert_close(y, x + module.Wv(x))
 
 
 def test_keys_of_zero_average_the_cross():
     module, x = criss_cross(recurrence=1), feature_map(2, 4, 5, 6)
-    torch.nn.init.zeros_(module.WK.weight)
-    torch.nn.init.zeros_(module.WK.bias)
-    V = module.WV(x)
+    torch.nn.init.zeros_(module.Wk.weight)
+    torch.nn.init.zeros_(module.Wk.bias)
+    V = module.Wv(x)
     mean = (V.sum(2, keepdim=True) + V.sum(3, keepdim=True) - V) / (5 + 6 - 1)
     assert_close(module(x), x + mean)
 
@@ -211,7 +211,7 @@ def test_gradients():
 
 def full_attention(module, x):
     """The same weights, every position to every position, with the matrix in memory."""
-    q, k, v = (conv(x).flatten(2) for conv in (module.WQ, module.WK, module.WV))
+    q, k, v = (conv(x).flatten(2) for conv in (module.Wq, module.Wk, module.Wv))
     return x + (v @ (q.transpose(1, 2) @ k).softmax(-1).transpose(1, 2)).reshape(x.shape)
 
 

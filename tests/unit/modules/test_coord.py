@@ -23,7 +23,7 @@ def make(C=12, r=4, *, min_hidden=2, scale=1.0, seed=0):
     for name, t in coord.state_dict().items():
         if t.is_floating_point():
             drawn = scale * torch.randn(t.shape, generator=generator, dtype=D)
-            t.copy_(0.5 + drawn.abs() if name == "BN.running_var" else drawn)
+            t.copy_(0.5 + drawn.abs() if name == "norm.running_var" else drawn)
     return coord
 
 
@@ -38,17 +38,17 @@ def from_the_paper(x, coord):
     """Equations 4 to 9, with the batch normalisation of Figure 2, in plain numbers: one row, one column at a time."""
     F1, Fh, Fw = (conv.weight[:, :, 0].tolist() for conv in (coord.F1, coord.Fh, coord.Fw))
     bh, bw = coord.Fh.bias.tolist(), coord.Fw.bias.tolist()
-    norm = [t.tolist() for t in (coord.BN.running_mean, coord.BN.running_var, coord.BN.weight, coord.BN.bias)]
+    norm = [t.tolist() for t in (coord.norm.running_mean, coord.norm.running_var, coord.norm.weight, coord.norm.bias)]
 
     def apply(matrix, vector):
         return [sum(m * v for m, v in zip(row, vector, strict=True)) for row in matrix]
 
-    def δ(v):
+    def delta(v):
         return v * min(max(v + 3, 0), 6) / 6
 
     def gate(strip, conv, bias):  # of one row or one column: its C means -> its C gates
-        hidden = [δ((u - mean) / math.sqrt(var + coord.BN.eps) * γ + β)
-                  for u, mean, var, γ, β in zip(apply(F1, strip), *norm, strict=True)]
+        hidden = [delta((u - mean) / math.sqrt(var + coord.norm.eps) * gamma + beta)
+                  for u, mean, var, gamma, beta in zip(apply(F1, strip), *norm, strict=True)]
         return [1 / (1 + math.exp(-a - b)) for a, b in zip(apply(conv, hidden), bias, strict=True)]
 
     out = []
@@ -83,9 +83,10 @@ class Wrong(CoordinateAttention):
         if self.error == "maximum for mean":
             zh, zw = x.amax(3), x.amax(2)
         u = self.F1(torch.cat([zh, zw], 2))
-        u = u if self.error == "no normalisation" else self.BN(u)
-        δ = {"ReLU": F.relu, "ReLU6": F.relu6, "swish": F.silu, "h-sigmoid": F.hardsigmoid}.get(self.error, F.hardswish)
-        fh, fw = δ(u).split([W, H] if self.error == "split exchanged" else [H, W], 2)
+        u = u if self.error == "no normalisation" else self.norm(u)
+        others = {"ReLU": F.relu, "ReLU6": F.relu6, "swish": F.silu, "h-sigmoid": F.hardsigmoid}
+        delta = others.get(self.error, F.hardswish)
+        fh, fw = delta(u).split([W, H] if self.error == "split exchanged" else [H, W], 2)
         if self.error == "one F for both":
             gh, gw = self.Fh(fh).sigmoid(), self.Fh(fw).sigmoid()
         elif self.error == "biases dropped":
@@ -123,7 +124,7 @@ def test_taps_are_the_equations():
     with attn_lib.trace() as t:
         y = coord(x)
     assert t.names() == ["zh", "zw", "f", "gh", "gw", "y"]
-    assert [t.dims(n) for n in t.names()] == ["B C H", "B C W", "B M H+W", "B C H", "B C W", "B C H W"]
+    assert [t.dims(n) for n in t.names()] == ["B C H", "B C W", "B Cr H+W", "B C H", "B C W", "B C H W"]
     assert torch.equal(t["zh"], x.mean(3)) and torch.equal(t["zw"], x.mean(2)) and torch.equal(t["y"], y)
     assert torch.equal(y, x * t["gh"][..., None] * t["gw"][:, :, None])
 
@@ -162,7 +163,7 @@ def test_zero_weights_quarter():
 
 def test_one_pixel_is_a_channel_gate_of_two_factors():
     coord, x = make(), randn(3, 12, 1, 1)
-    f = F.hardswish(coord.BN(coord.F1(x[:, :, 0])))
+    f = F.hardswish(coord.norm(coord.F1(x[:, :, 0])))
     s = coord.Fh(f).sigmoid() * coord.Fw(f).sigmoid()
     torch.testing.assert_close(coord(x), x * s[..., None], rtol=0, atol=1e-14)
 
@@ -217,10 +218,10 @@ def test_normalisation_is_over_batch_rows_and_columns_together():
     coord, x = make().train(), randn(3, 12, 5, 7)
     u = coord.F1(torch.cat([x.mean(3), x.mean(2)], 2))
     mean, var = u.mean((0, 2), keepdim=True), u.var((0, 2), unbiased=False, keepdim=True)
-    γ, β = coord.BN.weight[:, None], coord.BN.bias[:, None]
+    gamma, beta = coord.norm.weight[:, None], coord.norm.bias[:, None]
     with attn_lib.trace() as t:
         coord(x)
-    torch.testing.assert_close(t["f"], F.hardswish((u - mean) / (var + coord.BN.eps).sqrt() * γ + β))
+    torch.testing.assert_close(t["f"], F.hardswish((u - mean) / (var + coord.norm.eps).sqrt() * gamma + beta))
 
 
 def test_in_training_a_bias_of_f1_would_change_nothing():
@@ -235,16 +236,16 @@ def test_in_training_a_bias_of_f1_would_change_nothing():
     assert coord.F1.bias.grad.abs().max() < 1e-12 * coord.Fh.bias.grad.abs().max()
     after = coord.eval()(x)
     coord.F1.bias = None
-    coord.BN.running_mean -= bias
+    coord.norm.running_mean -= bias
     torch.testing.assert_close(coord(x), after, rtol=0, atol=1e-13)
 
 
 def test_one_pixel_and_a_batch_of_one_can_train():
-    """Two values a channel are left to normalise, z^h and z^w, and they are equal: f is δ(β)."""
+    """Two values a channel are left to normalise, z^h and z^w, and they are equal: f is delta(β)."""
     coord, x = make().train(), randn(1, 12, 1, 1)
     with attn_lib.trace() as t:
         coord(x)
-    torch.testing.assert_close(t["f"], F.hardswish(coord.BN.bias)[None, :, None].expand(1, -1, 2), rtol=0, atol=1e-9)
+    torch.testing.assert_close(t["f"], F.hardswish(coord.norm.bias)[None, :, None].expand(1, -1, 2), rtol=0, atol=1e-9)
 
 
 # ---- cost ------------------------------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ def test_equals_timm(C, r, H, W):
         for a, b in ((ours.F1, theirs.conv1), (ours.Fh, theirs.conv_h), (ours.Fw, theirs.conv_w)):
             b.weight.copy_(a.weight[..., None])
             b.bias.copy_(torch.zeros(()) if a.bias is None else a.bias)
-    theirs.bn1.load_state_dict(ours.BN.state_dict())
+    theirs.bn1.load_state_dict(ours.norm.state_dict())
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-13)
     torch.testing.assert_close(ours.train()(x), theirs.train()(x), rtol=0, atol=1e-12)
 

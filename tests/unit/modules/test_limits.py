@@ -96,7 +96,7 @@ def test_criss_cross_attention_with_gamma_0_is_the_identity():
 @limit("ccnet", "self-attention")
 def test_criss_cross_attention_of_one_row_is_self_attention():
     cca, x = module("ccnet", channels=8, recurrence=1), normal(2, 8, 1, 9)
-    q, k, v = (tokens(conv(x)) for conv in (cca.WQ, cca.WK, cca.WV))
+    q, k, v = (tokens(conv(x)) for conv in (cca.Wq, cca.Wk, cca.Wv))
     expected = x + cca.gamma * softmax_attention(q, k, v, scale=1.0).transpose(1, 2).reshape_as(x)
     torch.testing.assert_close(cca(x), expected)
 
@@ -104,23 +104,23 @@ def test_criss_cross_attention_of_one_row_is_self_attention():
 @limit("non_local", "identity")
 def test_a_non_local_block_without_its_way_out_is_the_identity():
     block, x = module("non_local", channels=8), normal(2, 8, 5, 7)
-    block.W_z.weight.fill_(0.0)
+    block.Wz.weight.fill_(0.0)
     assert torch.equal(block(x), x)
 
 
 @limit("non_local", "self-attention")
 def test_the_embedded_gaussian_with_the_usual_scale_is_one_head_of_self_attention():
     block, x = module("non_local", channels=8, scale=None), normal(2, 8, 5, 7)
-    q, k, v = (tokens(conv(x)) for conv in (block.W_theta, block.W_phi, block.W_g))
-    y = softmax_attention(q, k, v, scale=4**-0.5) @ block.W_z.weight[:, :, 0, 0].T
+    q, k, v = (tokens(conv(x)) for conv in (block.Wtheta, block.Wphi, block.Wg))
+    y = softmax_attention(q, k, v, scale=4**-0.5) @ block.Wz.weight[:, :, 0, 0].T
     torch.testing.assert_close(tokens(block(x)), y + tokens(x))
 
 
 @limit("non_local", "mean")
 def test_a_non_local_block_that_asks_nothing_adds_the_mean_of_the_image():
     block, x = module("non_local", channels=8), normal(2, 8, 5, 7)
-    block.W_theta.weight.fill_(0.0)
-    torch.testing.assert_close(block(x), x + block.W_z(block.W_g(x).mean((2, 3), keepdim=True)))
+    block.Wtheta.weight.fill_(0.0)
+    torch.testing.assert_close(block(x), x + block.Wz(block.Wg(x).mean((2, 3), keepdim=True)))
 
 
 # ---- channel and spatial ---------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_cbam_with_large_biases_of_both_gates_is_the_identity():
 def test_coordinate_attention_with_open_columns_is_a_gate_for_every_row():
     coord, x = module("coord", channels=6), normal(2, 6, 5, 7)
     coord.Fw.bias.fill_(1000.0)
-    s = torch.sigmoid(coord.Fh(F.hardswish(coord.BN(coord.F1(x.mean(3))))))  # B C H
+    s = torch.sigmoid(coord.Fh(F.hardswish(coord.norm(coord.F1(x.mean(3))))))  # B C H
     torch.testing.assert_close(coord(x), x * s[..., None])
 
 
@@ -164,8 +164,8 @@ def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
     x, k = normal(2, 6, 1, 9), 1e9  # the mean of the only row is the mean of the map
     coord.Fw.bias.fill_(torch.inf)
     coord.F1.weight.copy_(se.W1.weight[..., None])
-    coord.BN.weight.fill_(k * (1 + coord.BN.eps) ** 0.5)
-    coord.BN.bias.copy_(k * se.W1.bias)                   # f = h-swish(k v) is k ReLU(v), but for |v| < 3 / k
+    coord.norm.weight.fill_(k * (1 + coord.norm.eps) ** 0.5)
+    coord.norm.bias.copy_(k * se.W1.bias)                   # f = h-swish(k v) is k ReLU(v), but for |v| < 3 / k
     coord.Fh.weight.copy_(se.W2.weight[..., None] / k)
     coord.Fh.bias.copy_(se.W2.bias)
     torch.testing.assert_close(coord(x), se(x))
@@ -199,7 +199,7 @@ def test_selective_kernel_with_one_branch_is_convolution_batch_norm_relu():
 @limit("sk", "mean")
 def test_selective_kernel_without_logits_is_the_mean_of_its_branches():
     sk, x = module("sk", channels=6, groups=3, dilations=(1, 2, 3)), normal(2, 6, 5, 7)
-    sk.A.weight.fill_(0.0)
+    sk.Wa.weight.fill_(0.0)
     torch.testing.assert_close(sk(x), sum(branch(x) for branch in sk.branches) / 3)
 
 
@@ -208,7 +208,7 @@ def test_selective_kernel_without_logits_is_the_mean_of_its_branches():
 
 @limit("pyraformer", "self-attention")
 def test_pyramidal_attention_of_one_scale_with_enough_neighbours_is_self_attention():
-    pam, x = module("pyraformer", dim=8, heads=1, scales=1, neighbours=13), normal(2, 7, 8)
+    pam, x = module("pyraformer", channels=8, heads=1, scales=1, neighbours=13), normal(2, 7, 8)
     nodes = F.layer_norm(x, (8,), pam.construct.norm.weight, pam.construct.norm.bias)
     y = softmax_attention(pam.Wq(nodes), pam.Wk(nodes), pam.Wv(nodes), scale=8**-0.5)
     torch.testing.assert_close(pam(x), pam.Wo(y))
@@ -216,7 +216,7 @@ def test_pyramidal_attention_of_one_scale_with_enough_neighbours_is_self_attenti
 
 @limit("pyraformer", "banded attention")
 def test_pyramidal_attention_of_one_scale_is_banded_attention():
-    pam, x = module("pyraformer", dim=8, heads=1, scales=1, neighbours=3), normal(2, 7, 8)
+    pam, x = module("pyraformer", channels=8, heads=1, scales=1, neighbours=3), normal(2, 7, 8)
     q, k, v = (W(pam.construct(x)) for W in (pam.Wq, pam.Wk, pam.Wv))
     y = torch.cat([softmax_attention(q[:, i:i + 1], k[:, max(0, i - 1):i + 2], v[:, max(0, i - 1):i + 2], scale=8**-0.5)
                    for i in range(7)], 1)
@@ -276,9 +276,9 @@ def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention
 @limit("vip", "linear channel MLP")
 def test_permute_mlp_without_its_spatial_branches_is_a_linear_channel_mlp():
     vip, x = module("vip", channels=6, height=5, width=7, segments=2, weighted=False), normal(2, 6, 5, 7)
-    vip.WH.weight.fill_(0.0)
-    vip.WW.weight.fill_(0.0)
-    torch.testing.assert_close(vip(x), F.conv2d(F.conv2d(x, vip.WC.weight), vip.WP.weight, vip.WP.bias))
+    vip.Wh.weight.fill_(0.0)
+    vip.Ww.weight.fill_(0.0)
+    torch.testing.assert_close(vip(x), F.conv2d(F.conv2d(x, vip.Wc.weight), vip.Wp.weight, vip.Wp.bias))
 
 
 @limit("vip", "convolution")
@@ -286,20 +286,20 @@ def test_permute_mlp_with_equal_weights_at_equal_distance_is_convolution_along_t
     vip, x = module("vip", channels=6, height=5, width=7, segments=2, weighted=False), normal(2, 6, 5, 7)
     kernel = normal(2, 2, 9)  # s, s′, distance −4 … 4
     distance = torch.arange(5) - torch.arange(5)[:, None]  # h′ − h
-    vip.WH.weight.copy_(kernel[:, :, distance + 4].permute(2, 0, 3, 1).reshape(10, 10))
-    vip.WW.weight.fill_(0.0)
-    vip.WC.weight.fill_(0.0)
+    vip.Wh.weight.copy_(kernel[:, :, distance + 4].permute(2, 0, 3, 1).reshape(10, 10))
+    vip.Ww.weight.fill_(0.0)
+    vip.Wc.weight.fill_(0.0)
     groups = F.conv2d(x.reshape(2 * 3, 2, 5, 7), kernel[..., None], padding=(4, 0))  # each group of S = 2 channels
-    torch.testing.assert_close(vip(x), F.conv2d(groups.reshape_as(x), vip.WP.weight, vip.WP.bias))
+    torch.testing.assert_close(vip(x), F.conv2d(groups.reshape_as(x), vip.Wp.weight, vip.Wp.bias))
 
 
 @limit("vip", "one layer of token mixing")
 def test_permute_mlp_of_one_column_and_one_segment_is_a_layer_of_token_mixing():
     vip, x = module("vip", channels=6, height=5, width=1, segments=1, weighted=False), normal(2, 6, 5, 1)
-    vip.WW.weight.fill_(0.0)
-    vip.WC.weight.fill_(0.0)
-    mixed = torch.einsum("mn,bnc->bmc", vip.WH.weight, tokens(x))  # as in MLP-Mixer: one matrix for all channels
-    torch.testing.assert_close(tokens(vip(x)), mixed @ vip.WP.weight[:, :, 0, 0].T + vip.WP.bias)
+    vip.Ww.weight.fill_(0.0)
+    vip.Wc.weight.fill_(0.0)
+    mixed = torch.einsum("mn,bnc->bmc", vip.Wh.weight, tokens(x))  # as in MLP-Mixer: one matrix for all channels
+    torch.testing.assert_close(tokens(vip(x)), mixed @ vip.Wp.weight[:, :, 0, 0].T + vip.Wp.bias)
 
 
 # ---- convolution -----------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def from_the_paper(x, block):
     before = isinstance(block.pool_before, nn.MaxPool2d)
     X_hat = windows(X, H, W, s) if before else X
     after = 1 if before else s
-    theta, phi, g = embed(block.W_theta, X), embed(block.W_phi, X_hat), embed(block.W_g, X_hat)
+    theta, phi, g = embed(block.Wtheta, X), embed(block.Wphi, X_hat), embed(block.Wg, X_hat)
     if not before:
         phi, g = windows(phi, H, W, after), windows(g, H, W, after)
 
@@ -84,10 +84,10 @@ def from_the_paper(x, block):
         elif kind == "dot_product":
             f, normaliser = [dot(theta_i, phi_j) for phi_j in phi], len(phi)
         else:
-            f, normaliser = [max(0.0, dot(block.w_f.tolist(), theta_i + phi_j)) for phi_j in phi], len(phi)
+            f, normaliser = [max(0.0, dot(block.wf.tolist(), theta_i + phi_j)) for phi_j in phi], len(phi)
         A.append([f_ij / normaliser for f_ij in f])
         y_i = [dot(A[-1], [g_j[c] for g_j in g]) for c in range(len(g[0]))]
-        Z.append([w + x_ic for w, x_ic in zip(embed(block.W_z, [y_i])[0], x_i, strict=True)])
+        Z.append([w + x_ic for w, x_ic in zip(embed(block.Wz, [y_i])[0], x_i, strict=True)])
     return torch.tensor(Z, dtype=D).T.view(C, H, W), torch.tensor(A, dtype=D)
 
 
@@ -120,9 +120,9 @@ class Wrong(NonLocalAttention):
     error = None
 
     def forward(self, x):
-        theta, phi, g = (self.W_theta(x), self.pool_after(self.W_phi(x)), self.pool_after(self.W_g(x)))
+        theta, phi, g = (self.Wtheta(x), self.pool_after(self.Wphi(x)), self.pool_after(self.Wg(x)))
         if self.error == "theta and phi exchanged":
-            theta, phi = self.W_phi(x), self.pool_after(self.W_theta(x))
+            theta, phi = self.Wphi(x), self.pool_after(self.Wtheta(x))
         N, M, d = x[0, 0].numel(), g[0, 0].numel(), g.shape[1]
         theta, phi, g = (m.flatten(2).transpose(1, 2) for m in (theta, phi, g))
         if self.error == "keys reshaped, not transposed":
@@ -141,7 +141,7 @@ class Wrong(NonLocalAttention):
         y = (A @ g).transpose(1, 2)
         if self.error == "positions and channels mixed up":
             y = y.transpose(1, 2)
-        y = self.W_z(y.reshape(-1, d, *x.shape[2:]))
+        y = self.Wz(y.reshape(-1, d, *x.shape[2:]))
         return y if self.error == "no residual" else y + x
 
 
@@ -177,7 +177,7 @@ def test_pooling_before_and_after_are_two_operators():
 def test_normalisation_of_the_paper_stands_behind_W_z():
     block, x = make(norm=True), randn(2, 6, 3, 4)
     t = trace(block, x)
-    assert_close(t["z"], block.norm(block.W_z(t["y"])) + x)
+    assert_close(t["z"], block.norm(block.Wz(t["y"])) + x)
     assert sum(isinstance(m, nn.BatchNorm2d) for m in block.modules()) == 1
 
 
@@ -199,13 +199,13 @@ def test_at_the_start_only_the_way_out_learns(norm):
     block, x = NonLocalAttention(8, norm=norm), randn(2, 8, 5, 7).float()
     block(x).square().sum().backward()
     moved = {name for name, p in block.named_parameters() if p.grad.abs().sum() > 0}
-    assert moved == ({"norm.weight", "norm.bias"} if norm else {"W_z.weight"})
+    assert moved == ({"norm.weight", "norm.bias"} if norm else {"Wz.weight"})
 
 
 @pytest.mark.parametrize("pairwise", ["embedded_gaussian", "gaussian"])
 def test_one_position_is_two_linear_maps_and_a_residual(pairwise):
     block, x = make(pairwise), randn(2, 6, 1, 1)
-    assert_close(block(x), x + block.W_z(block.W_g(x)))
+    assert_close(block(x), x + block.Wz(block.Wg(x)))
 
 
 @pytest.mark.parametrize("pairwise", PAIRWISE)
@@ -213,9 +213,9 @@ def test_one_window_over_the_whole_image_gives_every_position_the_same_key(pairw
     block, x = make(pairwise, subsample=5), randn(2, 6, 4, 5)
     t = trace(block, x)
     assert t["A"].shape == (2, 20, 1)
-    assert_close(t["g"][..., 0, 0], block.W_g(x).amax((2, 3)))
+    assert_close(t["g"][..., 0, 0], block.Wg(x).amax((2, 3)))
     if "gaussian" in pairwise:
-        assert_close(block(x) - x, block.W_z(t["g"]).expand_as(x))
+        assert_close(block(x) - x, block.Wz(t["g"]).expand_as(x))
 
 
 @pytest.mark.parametrize("pairwise", ["embedded_gaussian", "gaussian"])
@@ -235,8 +235,8 @@ def test_weights_of_the_concatenation_are_one_number_of_each_position():
     """ReLU(a_i + b_j): a query is a threshold. It cannot say which key it wants, only how large a key must be."""
     block, x = make("concatenation"), randn(1, 6, 5, 4)
     A = trace(block, x)["A"][0]
-    a = torch.einsum("d,dn->n", block.w_f[:3], block.W_theta(x)[0].flatten(1))
-    b = torch.einsum("d,dn->n", block.w_f[3:], block.W_phi(x)[0].flatten(1))
+    a = torch.einsum("d,dn->n", block.wf[:3], block.Wtheta(x)[0].flatten(1))
+    b = torch.einsum("d,dn->n", block.wf[3:], block.Wphi(x)[0].flatten(1))
     assert_close(A, F.relu(a[:, None] + b) / 20)
     order = b.argsort()
     assert (A[:, order].diff(dim=-1) >= -1e-12).all()  # all queries rank the keys alike
@@ -264,9 +264,9 @@ def test_dot_product_does_not_overflow_in_half_precision():
 def test_frames_of_a_video_may_be_stacked():
     """Nothing knows where a position is: the block over space-time is the block over the frames as one tall map."""
     block, video = make(), randn(2, 6, 3, 4, 5)
-    q, k, v = (F.conv3d(video, conv.weight[..., None]).flatten(2) for conv in (block.W_theta, block.W_phi, block.W_g))
+    q, k, v = (F.conv3d(video, conv.weight[..., None]).flatten(2) for conv in (block.Wtheta, block.Wphi, block.Wg))
     y = torch.einsum("bnm,bdm->bdn", torch.einsum("bdn,bdm->bnm", q, k).softmax(-1), v).view(2, 3, 3, 4, 5)
-    expected = F.conv3d(y, block.W_z.weight[..., None]) + video
+    expected = F.conv3d(y, block.Wz.weight[..., None]) + video
     assert_close(rearrange(block(rearrange(video, "b c t h w -> b c (t h) w")), "b c (t h) w -> b c t h w", t=3),
                  expected)
 
@@ -354,7 +354,7 @@ def test_equals_timm(C, rd):
     """timm's block has biases and a batch norm, and divides the logits by √C, where the release divides by √d."""
     theirs = reference("timm.layers.non_local_attn").NonLocalAttn(C, rd_channels=rd).to(D).eval()
     ours = make(channels=C, reduction=C // rd, scale=C**-0.5, bias=True, norm=True)
-    pairs = [(ours.W_theta, theirs.t), (ours.W_phi, theirs.p), (ours.W_g, theirs.g), (ours.W_z, theirs.z),
+    pairs = [(ours.Wtheta, theirs.t), (ours.Wphi, theirs.p), (ours.Wg, theirs.g), (ours.Wz, theirs.z),
              (ours.norm, theirs.norm)]
     for mine, other in pairs:
         other.load_state_dict(mine.state_dict())
@@ -397,11 +397,11 @@ MMCV = {
 def test_equals_mmcvs_recorded_outputs(pairwise):
     scale = None if pairwise == "embedded_gaussian" else 1.0
     block = NonLocalAttention(4, pairwise=pairwise, scale=scale, bias=True).to(D).eval().requires_grad_(False)
-    for k, conv in enumerate((block.W_theta, block.W_phi, block.W_g, block.W_z)):
+    for k, conv in enumerate((block.Wtheta, block.Wphi, block.Wg, block.Wz)):
         for j, p in enumerate(conv.parameters()):
             p.copy_(wave(*p.shape, f=1.1 + 0.3 * k + 0.1 * j))
     if pairwise == "concatenation":
-        block.w_f.copy_(wave(4, f=2.3))
+        block.wf.copy_(wave(4, f=2.3))
     z = block(wave(1, 4, 2, 3, f=0.7))
     assert_close(z.flatten(), torch.tensor(MMCV[pairwise], dtype=D), rtol=0, atol=1e-9)
 
@@ -410,10 +410,10 @@ def test_equals_torchs_attention_with_one_head():
     C, d = 6, 6
     block, x = make(reduction=1, scale=None, bias=True), randn(2, C, 4, 5)
     theirs = nn.MultiheadAttention(d, 1, batch_first=True, dtype=D)
-    weights, biases = zip(*((c.weight[:, :, 0, 0], c.bias) for c in (block.W_theta, block.W_phi, block.W_g)),
+    weights, biases = zip(*((c.weight[:, :, 0, 0], c.bias) for c in (block.Wtheta, block.Wphi, block.Wg)),
                           strict=True)
     theirs.load_state_dict({"in_proj_weight": torch.cat(weights), "in_proj_bias": torch.cat(biases),
-                            "out_proj.weight": block.W_z.weight[:, :, 0, 0], "out_proj.bias": block.W_z.bias})
+                            "out_proj.weight": block.Wz.weight[:, :, 0, 0], "out_proj.bias": block.Wz.bias})
     tokens = rearrange(x, "b c h w -> b (h w) c")
     y, A = theirs(tokens, tokens, tokens)
     assert_close(block(x), x + rearrange(y, "b (h w) c -> b c h w", h=4), rtol=0, atol=1e-12)

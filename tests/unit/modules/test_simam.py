@@ -145,8 +145,8 @@ def test_the_comparison_with_the_paper_notices(error):
 def test_taps_are_the_equations():
     x = randn(2, 3, 5, 7)
     t = run(x, lam=0.1)
-    assert t.names() == ["μ", "d", "v", "E_inv", "g", "y"]
-    assert torch.equal(t["d"], (x - t["μ"]) ** 2)
+    assert t.names() == ["mu", "d", "v", "E_inv", "g", "y"]
+    assert torch.equal(t["d"], (x - t["mu"]) ** 2)
     torch.testing.assert_close(t["v"], x.var((2, 3), keepdim=True))
     torch.testing.assert_close(t["E_inv"], t["d"] / (4 * (t["v"] + 0.1)) + 0.5)
     assert torch.equal(t["y"], x * t["E_inv"].sigmoid())

@@ -84,14 +84,14 @@ def from_the_paper(x, sk):
         for i, j in product(range(Ho), range(Wo)):
             U[b, o, i, j] = sum(U_m[b, m, o, i, j].item() for m in range(M))                   # eq. 1
         s[b, o] = sum(U[b, o].flatten().tolist()) / (Ho * Wo)                                 # eq. 2
-    d = max(math.floor(O / sk.reduction), sk.min_dim)                                          # eq. 4
-    z = torch.zeros(B, d, dtype=D)
-    for k in range(d):
-        products = [sum(w * v for w, v in zip(sk.W.weight[k].tolist(), row, strict=True)) for row in s.tolist()]
+    Cr = max(math.floor(O / sk.reduction), sk.min_dim)                                         # eq. 4
+    z = torch.zeros(B, Cr, dtype=D)
+    for k in range(Cr):
+        products = [sum(w * v for w, v in zip(sk.Wz.weight[k].tolist(), row, strict=True)) for row in s.tolist()]
         z[:, k] = torch.tensor([max(0.0, v) for v in normalise(products, sk.norm, k)], dtype=D)  # eq. 3
     a, V = torch.zeros(B, M, O, dtype=D), torch.zeros(B, O, Ho, Wo, dtype=D)
     for b, o in product(range(B), range(O)):
-        e = [math.exp(sum(A * v for A, v in zip(sk.A.weight[m * O + o].tolist(), z[b].tolist(), strict=True)))
+        e = [math.exp(sum(w * v for w, v in zip(sk.Wa.weight[m * O + o].tolist(), z[b].tolist(), strict=True)))
              for m in range(M)]
         for m in range(M):
             a[b, m, o] = e[m] / sum(e)                                                         # eq. 5
@@ -134,8 +134,8 @@ class Wrong(SKAttention):
         U_m = torch.stack(maps, 1)
         U = {"mean for sum": U_m.mean(1), "first branch alone": U_m[:, 0]}.get(error, U_m.sum(1))
         s = U.amax((2, 3)) if error == "maximum for mean" else U.mean((2, 3))
-        z = self.W(s) if error == "no BN of s" else self.norm(self.W(s))
-        logits = self.A(z if error == "no ReLU after BN" else F.relu(z))
+        z = self.Wz(s) if error == "no BN of s" else self.norm(self.Wz(s))
+        logits = self.Wa(z if error == "no ReLU after BN" else F.relu(z))
         if error == "branches and channels swapped":
             logits = logits.unflatten(1, (-1, M)).transpose(1, 2)
         else:
@@ -190,7 +190,7 @@ def test_equal_logits_are_the_mean_and_other_logits_are_not():
     branches = torch.stack([branch(x) for branch in sk.branches])
     assert (sk(x) - branches.mean(0)).abs().max() > 0.1
     with torch.no_grad():
-        sk.A.weight.copy_(sk.A.weight[:6].repeat(2, 1))  # the same logits for both branches, not zero
+        sk.Wa.weight.copy_(sk.Wa.weight[:6].repeat(2, 1))  # the same logits for both branches, not zero
     torch.testing.assert_close(sk(x), branches.mean(0), rtol=0, atol=1e-13)
 
 
@@ -199,8 +199,8 @@ def test_a_huge_logit_picks_one_branch(chosen):
     sk, x = make(dilations=(1, 2, 3)), randn(2, 6, 5, 7)
     with torch.no_grad():
         sk.norm.bias.fill_(1000.0)  # so that z is positive, and far from zero
-        sk.A.weight.zero_()
-        sk.A.weight[6 * chosen : 6 * (chosen + 1)] = 1000.0
+        sk.Wa.weight.zero_()
+        sk.Wa.weight[6 * chosen : 6 * (chosen + 1)] = 1000.0
     assert torch.equal(sk(x), sk.branches[chosen](x))  # exactly: the softmax rounds to 1 and 0
 
 
@@ -209,9 +209,9 @@ def test_each_channel_chooses_for_itself():
     narrow = torch.tensor([True, False, True, True, False, False])
     with torch.no_grad():
         sk.norm.bias.fill_(1000.0)
-        sk.A.weight.zero_()
-        sk.A.weight[:6][narrow] = 1000.0
-        sk.A.weight[6:][~narrow] = 1000.0
+        sk.Wa.weight.zero_()
+        sk.Wa.weight[:6][narrow] = 1000.0
+        sk.Wa.weight[6:][~narrow] = 1000.0
     one, two = (branch(x) for branch in sk.branches)
     assert torch.equal(sk(x), torch.where(narrow[:, None, None], one, two))
 
@@ -220,7 +220,7 @@ def test_two_branches_are_one_sigmoid():
     """The paper: with two branches the matrix B is redundant, since the two weights sum to one."""
     sk, x = make(), randn(2, 6, 5, 7)
     _, t = run(sk, x)
-    A, B = sk.A.weight.split(6)
+    A, B = sk.Wa.weight.split(6)
     torch.testing.assert_close(t["a"][:, 0], torch.sigmoid(t["z"] @ (A - B).T), rtol=0, atol=1e-13)
 
 
@@ -230,16 +230,16 @@ def test_equal_branches_leave_nothing_to_select():
     torch.testing.assert_close(sk(x), sk.branches[0](x), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize(("channels", "options", "d"), [
+@pytest.mark.parametrize(("channels", "options", "Cr"), [
     (64, {}, 32),                       # C/16 = 4: the lower limit L holds
     (512, {}, 32), (1024, {}, 64),      # the authors' release has 32 units up to C = 512 and 64 at 1024
     (768, {}, 48), (96, dict(reduction=2), 48), (96, dict(min_dim=5), 6), (96, dict(min_dim=7), 7),
-    (64, dict(out_channels=1024), 64),  # d follows the outputs
+    (64, dict(out_channels=1024), 64),  # Cr follows the outputs
 ])
-def test_width_of_z(channels, options, d):
+def test_width_of_z(channels, options, Cr):
     sk = SKAttention(channels, **options)
-    assert sk.W.weight.shape == (d, sk.out_channels) and sk.norm.num_features == d
-    assert sk.A.weight.shape == (2 * sk.out_channels, d)
+    assert sk.Wz.weight.shape == (Cr, sk.out_channels) and sk.norm.num_features == Cr
+    assert sk.Wa.weight.shape == (2 * sk.out_channels, Cr)
 
 
 def test_defaults_are_the_papers():
@@ -248,7 +248,7 @@ def test_defaults_are_the_papers():
     assert [c.kernel_size for c in convolutions] == [(3, 3)] * 2
     assert [c.dilation for c in convolutions] == [(1, 1), (2, 2)] and [c.groups for c in convolutions] == [32, 32]
     assert [type(layer) for layer in sk.branches[0]] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
-    assert not any(layer.bias is not None for layer in (*convolutions, sk.W, sk.A))
+    assert not any(layer.bias is not None for layer in (*convolutions, sk.Wz, sk.Wa))
 
 
 @pytest.mark.parametrize(("channels", "options", "message"), [
@@ -319,8 +319,8 @@ def test_channel_permutation_passes_through_with_the_weights():
             mine[0].weight.copy_(theirs[0].weight[order][:, order])
             for name, t in theirs[1].state_dict().items():
                 mine[1].state_dict()[name].copy_(t[order] if t.ndim else t)
-        along.W.weight.copy_(sk.W.weight[:, order])
-        along.A.weight.copy_(sk.A.weight.view(2, 6, -1)[:, order].flatten(0, 1))
+        along.Wz.weight.copy_(sk.Wz.weight[:, order])
+        along.Wa.weight.copy_(sk.Wa.weight.view(2, 6, -1)[:, order].flatten(0, 1))
     torch.testing.assert_close(along(x[:, order]), sk(x)[:, order], rtol=0, atol=1e-12)
 
 
@@ -382,10 +382,10 @@ def test_timm_differs_in_its_defaults():
     timm = reference("timm.layers")
     theirs = timm.SelectiveKernel(64)
     assert theirs.split_input and theirs.paths[0].conv.in_channels == 32 and theirs.paths[0].conv.groups == 1
-    assert theirs.attn.fc_reduce.out_channels == 8 and SKAttention(64).W.out_features == 32
+    assert theirs.attn.fc_reduce.out_channels == 8 and SKAttention(64).Wz.out_features == 32
     # With rd_divisor=32 it rounds to multiples of 32, where the paper has a maximum.
     theirs = timm.SelectiveKernel(768, groups=32, split_input=False, rd_divisor=32)
-    assert theirs.attn.fc_reduce.out_channels == 64 and SKAttention(768).W.out_features == 48
+    assert theirs.attn.fc_reduce.out_channels == 64 and SKAttention(768).Wz.out_features == 48
 
 
 def _norms(module):
@@ -399,5 +399,5 @@ def _copy(ours, theirs):
         path.bn.load_state_dict(branch[1].state_dict())
     theirs.attn.bn.load_state_dict(ours.norm.state_dict())
     with torch.no_grad():
-        theirs.attn.fc_reduce.weight.copy_(ours.W.weight[:, :, None, None])
-        theirs.attn.fc_select.weight.copy_(ours.A.weight[:, :, None, None])
+        theirs.attn.fc_reduce.weight.copy_(ours.Wz.weight[:, :, None, None])
+        theirs.attn.fc_select.weight.copy_(ours.Wa.weight[:, :, None, None])

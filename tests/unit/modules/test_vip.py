@@ -49,23 +49,23 @@ def from_the_paper(x, vip):
     C, H, W, S = vip.channels, vip.height, vip.width, vip.segments
     maps = []
     for image in x.tolist():
-        XH, XW, XC, mixed, y = ([[[0.0] * W for _ in range(H)] for _ in range(C)] for _ in range(5))
+        X_H, X_W, X_C, mixed, y = ([[[0.0] * W for _ in range(H)] for _ in range(C)] for _ in range(5))
         for n in range(C // S):
             for w in range(W):
-                out = affine(*numbers(vip.WH), [image[n * S + s][h][w] for h in range(H) for s in range(S)])
+                out = affine(*numbers(vip.Wh), [image[n * S + s][h][w] for h in range(H) for s in range(S)])
                 for h in range(H):
                     for s in range(S):
-                        XH[n * S + s][h][w] = out[h * S + s]
+                        X_H[n * S + s][h][w] = out[h * S + s]
             for h in range(H):
-                out = affine(*numbers(vip.WW), [image[n * S + s][h][w] for w in range(W) for s in range(S)])
+                out = affine(*numbers(vip.Ww), [image[n * S + s][h][w] for w in range(W) for s in range(S)])
                 for w in range(W):
                     for s in range(S):
-                        XW[n * S + s][h][w] = out[w * S + s]
+                        X_W[n * S + s][h][w] = out[w * S + s]
         for h in range(H):
             for w in range(W):
-                for c, value in enumerate(affine(*numbers(vip.WC), [image[c][h][w] for c in range(C)])):
-                    XC[c][h][w] = value
-        branches = (XH, XW, XC)
+                for c, value in enumerate(affine(*numbers(vip.Wc), [image[c][h][w] for c in range(C)])):
+                    X_C[c][h][w] = value
+        branches = (X_H, X_W, X_C)
         a = [[1.0] * 3 for _ in range(C)]
         if vip.weighted:
             z = [sum(X[c][h][w] for X in branches for h in range(H) for w in range(W)) / (H * W) for c in range(C)]
@@ -78,7 +78,7 @@ def from_the_paper(x, vip):
             for w in range(W):
                 for c in range(C):
                     mixed[c][h][w] = sum(a[c][k] * X[c][h][w] for k, X in enumerate(branches))
-                for c, value in enumerate(affine(*numbers(vip.WP), [mixed[c][h][w] for c in range(C)])):
+                for c, value in enumerate(affine(*numbers(vip.Wp), [mixed[c][h][w] for c in range(C)])):
                     y[c][h][w] = value
         maps.append(y)
     return torch.tensor(maps, dtype=D)
@@ -109,11 +109,11 @@ class Wrong(WeightedPermuteMLP):
             back_h = back_h.replace("H W", "W H")
         if error == "columns as (S H)":
             columns, back_h = columns.replace("(H S)", "(S H)"), back_h.replace("(H S)", "(S H)")
-        XH = rearrange(self.WH(rearrange(x, columns, S=S)), back_h, S=S)
-        XW = rearrange(self.WW(rearrange(x, rows, S=S)), back_w, S=S)
-        XC = self.WC(x)
-        X = XH + XW + XC
-        z = {"weights from x": x, "weights from X_C alone": XC}.get(error, X).mean((2, 3))
+        X_H = rearrange(self.Wh(rearrange(x, columns, S=S)), back_h, S=S)
+        X_W = rearrange(self.Ww(rearrange(x, rows, S=S)), back_w, S=S)
+        X_C = self.Wc(x)
+        X = X_H + X_W + X_C
+        z = {"weights from x": x, "weights from X_C alone": X_C}.get(error, X).mean((2, 3))
         if error == "mean over W and C":
             z = X.permute(0, 2, 3, 1).flatten(2).mean(2)  # (B, H, W, C): right for (B, C, H, W)
         if error == "mean over the batch":
@@ -124,12 +124,12 @@ class Wrong(WeightedPermuteMLP):
             logits = F.dropout(logits, 0.1)
         a = logits.unflatten(1, (3, -1)).mT if error == "3 × C for C × 3" else logits.unflatten(1, (-1, 3))
         a = a.softmax(1) if error == "softmax over channels" else a.sigmoid() if error == "sigmoid" else a.softmax(2)
-        aH, aW, aC = a[..., None, None].unbind(2)
-        XC = XH if error == "H branch twice" else XC
-        y = X if error == "not weighted" else aH * XH + aW * XW + aC * XC
+        a_H, a_W, a_C = a[..., None, None].unbind(2)
+        X_C = X_H if error == "H branch twice" else X_C
+        y = X if error == "not weighted" else a_H * X_H + a_W * X_W + a_C * X_C
         if error == "weights in the order C, W, H":
-            y = aC * XH + aW * XW + aH * XC
-        return y if error == "no projection" else self.WP(y)
+            y = a_C * X_H + a_W * X_W + a_H * X_C
+        return y if error == "no projection" else self.Wp(y)
 
 
 ERRORS = ["H branch twice", "W branch mixes the height", "H branch mixes the width", "H and W not put back",
@@ -161,16 +161,16 @@ def test_taps_are_the_equations():
     vip, x = make(), randn(2, 6, 4, 5)
     with attn_lib.trace() as t:
         y = vip(x)
-    assert t.names() == ["XH", "XW", "XC", "z", "a", "y"]
+    assert t.names() == ["X_H", "X_W", "X_C", "z", "a", "y"]
     assert [t.dims(n) for n in t.names()] == ["B C H W"] * 3 + ["B C", "B C 3", "B C H W"]
-    XH, XW, XC, a = (t[name] for name in ("XH", "XW", "XC", "a"))
-    torch.testing.assert_close(t["z"], (XH + XW + XC).mean((2, 3)))
+    X_H, X_W, X_C, a = (t[name] for name in ("X_H", "X_W", "X_C", "a"))
+    torch.testing.assert_close(t["z"], (X_H + X_W + X_C).mean((2, 3)))
     torch.testing.assert_close(a.sum(2), torch.ones(2, 6, dtype=D))
-    mixed = sum(a[:, :, k, None, None] * X for k, X in enumerate((XH, XW, XC)))
-    torch.testing.assert_close(y, vip.WP(mixed))
+    mixed = sum(a[:, :, k, None, None] * X for k, X in enumerate((X_H, X_W, X_C)))
+    torch.testing.assert_close(y, vip.Wp(mixed))
     with attn_lib.trace() as t:
         make(weighted=False)(x)
-    assert t.names() == ["XH", "XW", "XC", "y"]
+    assert t.names() == ["X_H", "X_W", "X_C", "y"]
 
 
 # ---- limits ----------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_zero_logits_weigh_the_branches_alike():
     plain.load_state_dict(vip.state_dict(), strict=False)
     vip.W2.weight.fill_(0.0)
     vip.W2.bias.fill_(0.0)
-    plain.WP.weight /= 3
+    plain.Wp.weight /= 3
     torch.testing.assert_close(vip(x), plain(x))
 
 
@@ -191,43 +191,43 @@ def test_a_large_bias_selects_one_branch(k):
     vip.W2.bias[k::3] += 1e4
     with attn_lib.trace() as t:
         y = vip(x)
-    assert torch.equal(y, vip.WP(t[("XH", "XW", "XC")[k]]))
+    assert torch.equal(y, vip.Wp(t[("X_H", "X_W", "X_C")[k]]))
 
 
 def test_without_spatial_branches_the_split_attention_is_a_gate_on_the_channel_mlp():
     """The larger of the two zero branches can be shut; the softmax over the rest is a sigmoid, as in SE."""
     vip, x = make(), randn(2, 6, 4, 5)
-    for layer in (vip.WH, vip.WW):
+    for layer in (vip.Wh, vip.Ww):
         layer.weight.fill_(0.0)
     vip.W2.bias[1::3] -= 1e4
-    u = vip.WC(x)
+    u = vip.Wc(x)
     logits = vip.W2(F.gelu(vip.W1(u.mean((2, 3)))))
     s = (logits[:, 2::3] - logits[:, 0::3]).sigmoid()
-    torch.testing.assert_close(vip(x), vip.WP(s[:, :, None, None] * u))
+    torch.testing.assert_close(vip(x), vip.Wp(s[:, :, None, None] * u))
 
 
 def test_one_segment_shares_the_matrix_of_a_column_among_all_channels():
     vip, x = make(S=1), randn(2, 6, 4, 5)
     with attn_lib.trace() as t:
         vip(x)
-    torch.testing.assert_close(t["XH"], torch.einsum("gh,bchw->bcgw", vip.WH.weight, x))
-    torch.testing.assert_close(t["XW"], torch.einsum("vw,bchw->bchv", vip.WW.weight, x))
+    torch.testing.assert_close(t["X_H"], torch.einsum("gh,bchw->bcgw", vip.Wh.weight, x))
+    torch.testing.assert_close(t["X_W"], torch.einsum("vw,bchw->bchv", vip.Ww.weight, x))
 
 
 def test_as_many_segments_as_channels_make_a_column_one_dense_layer():
     vip, x = make(S=6), randn(2, 6, 4, 5)
     with attn_lib.trace() as t:
         vip(x)
-    weight = vip.WH.weight.view(4, 6, 4, 6)  # h s h' s'
-    torch.testing.assert_close(t["XH"], torch.einsum("gdhc,bchw->bdgw", weight, x))
+    weight = vip.Wh.weight.view(4, 6, 4, 6)  # h s h' s'
+    torch.testing.assert_close(t["X_H"], torch.einsum("gdhc,bchw->bdgw", weight, x))
 
 
 def test_one_position_is_three_channel_layers():
     vip, x = make(6, 1, 1, 6), randn(3, 6, 1, 1)
     v = x[:, :, 0, 0]
-    X = torch.stack([v @ vip.WH.weight.T, v @ vip.WW.weight.T, v @ vip.WC.weight[:, :, 0, 0].T], 2)
+    X = torch.stack([v @ vip.Wh.weight.T, v @ vip.Ww.weight.T, v @ vip.Wc.weight[:, :, 0, 0].T], 2)
     a = vip.W2(F.gelu(vip.W1(X.sum(2)))).view(3, 6, 3).softmax(2)
-    torch.testing.assert_close(vip(x)[:, :, 0, 0], (a * X).sum(2) @ vip.WP.weight[:, :, 0, 0].T + vip.WP.bias)
+    torch.testing.assert_close(vip(x)[:, :, 0, 0], (a * X).sum(2) @ vip.Wp.weight[:, :, 0, 0].T + vip.Wp.bias)
 
 
 def test_plain_is_affine():
@@ -243,8 +243,8 @@ def test_default_segments_make_every_layer_square_in_the_channels():
     """ViP-Small/14 of the release: 16 × 16 positions, 384 channels, `segment_dim` 16, all layers 384 × 384."""
     vip = WeightedPermuteMLP(384, height=16, width=16)
     assert vip.segments == 24 and 384 // vip.segments == 16
-    assert vip.WH.weight.shape == vip.WW.weight.shape == vip.WC.weight.shape[:2] == (384, 384)
-    assert vip.WH.bias is None and vip.WC.bias is None and vip.WP.bias is not None and vip.W1.out_features == 96
+    assert vip.Wh.weight.shape == vip.Ww.weight.shape == vip.Wc.weight.shape[:2] == (384, 384)
+    assert vip.Wh.bias is None and vip.Wc.bias is None and vip.Wp.bias is not None and vip.W1.out_features == 96
 
 
 @pytest.mark.parametrize(("blocks", "dims", "millions"), [
@@ -314,7 +314,7 @@ def test_rows_and_columns_change_places_with_their_matrices():
     vip, x = make(), randn(2, 6, 4, 5)
     turned = make(6, 5, 4, 2)
     state = vip.state_dict()
-    state["WH.weight"], state["WW.weight"] = state["WW.weight"], state["WH.weight"]
+    state["Wh.weight"], state["Ww.weight"] = state["Ww.weight"], state["Wh.weight"]
     for name in ("W2.weight", "W2.bias"):
         state[name] = rearrange(state[name], "(c k) ... -> c k ...", k=3)[:, [1, 0, 2]].flatten(0, 1)
     turned.load_state_dict(state)
@@ -327,7 +327,7 @@ def test_permuting_rows_and_columns_along_with_the_weights_changes_nothing():
     rows, cols = (torch.randperm(n, generator=torch.Generator().manual_seed(3)) for n in (4, 5))
     renamed = make()
     renamed.load_state_dict(vip.state_dict())
-    for layer, order in ((renamed.WH, rows), (renamed.WW, cols)):
+    for layer, order in ((renamed.Wh, rows), (renamed.Ww, cols)):
         weight = layer.weight.view(len(order), 2, len(order), 2)
         layer.weight.copy_(weight[order][:, :, order].reshape(layer.weight.shape))
     shuffle = lambda t: t[:, :, rows][..., cols]  # noqa: E731
@@ -373,7 +373,7 @@ def test_branches_equal_the_mixing_layers_of_einops(C, H, W, S):
     columns = EinMix("b (n c) h w -> b (n c0) h0 w", weight_shape="h0 c0 h c", h=H, h0=H, c=S, c0=S).to(D)
     channels = EinMix("b c h w -> b c0 h w", weight_shape="c0 c", c=C, c0=C).to(D)
     with torch.no_grad():
-        columns.weight.copy_(plain.WH.weight.reshape(columns.weight.shape))
-        rows.weight.copy_(plain.WW.weight.reshape(rows.weight.shape))
-        channels.weight.copy_(plain.WC.weight.reshape(channels.weight.shape))
-        torch.testing.assert_close(plain(x), plain.WP(columns(x) + rows(x) + channels(x)))
+        columns.weight.copy_(plain.Wh.weight.reshape(columns.weight.shape))
+        rows.weight.copy_(plain.Ww.weight.reshape(rows.weight.shape))
+        channels.weight.copy_(plain.Wc.weight.reshape(channels.weight.shape))
+        torch.testing.assert_close(plain(x), plain.Wp(columns(x) + rows(x) + channels(x)))
