@@ -100,7 +100,7 @@ test-site: book
 check: $(READY)  ## what concerns one module and its chapter: ID=se
 	@test -f tests/unit/modules/test_$(ID).py || { echo "Name a module that has its tests, such as: make check ID=se" >&2; exit 1; }
 	$(BIN)/ruff check .
-	$(PYTEST) -q -n $(WORKERS) tests/unit/modules/test_$(ID).py tests/unit/modules/test_catalog.py tests/unit/modules/test_limits.py
+	$(PYTEST) -q -n $(WORKERS) tests/unit/modules/test_$(ID).py tests/unit/modules/test_catalog.py tests/unit/modules/limits
 	$(PYTEST) -q -n $(WORKERS) -k $(ID) tests/unit/modules/test_contract.py
 	@test -n "$(wildcard chapters/*/$(ID).ipynb)" || { echo "There is no chapter yet."; exit 0; }; set -ex; \
 	$(BIN)/python book/tools/anatomy.py $(ID); \

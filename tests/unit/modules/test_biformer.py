@@ -10,21 +10,15 @@ from torch import Tensor
 import attn_lib
 from attn_lib import measure
 from attn_lib.self_attention import BiLevelRoutingAttention
+from tests.unit.draw import randn, randomised
 
 # H, W, S: S divides both, one, none; regions of one pixel; whole regions of padding
 SIZES = [(4, 6, 2), (6, 6, 3), (4, 5, 2), (5, 7, 3), (3, 3, 3), (2, 5, 3), (1, 4, 2), (1, 1, 2)]
 
 
 def bra(channels=4, heads=2, S=2, k=2, seed=0, **options) -> BiLevelRoutingAttention:
-    torch.manual_seed(seed)
-    m = BiLevelRoutingAttention(channels, heads=heads, regions=S, topk=k, lepe_kernel=3, **options).double()
-    for p in m.parameters():
-        p.data = torch.randn_like(p) * 0.5
-    return m.requires_grad_(False)
-
-
-def feature_map(*shape, seed=1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    m = BiLevelRoutingAttention(channels, heads=heads, regions=S, topk=k, lepe_kernel=3, **options)
+    return randomised(m, scale=0.5, seed=seed).requires_grad_(False)
 
 
 def regions_of(H, W, S) -> list[list[tuple[int, int]]]:
@@ -68,12 +62,12 @@ def equations(m: BiLevelRoutingAttention, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize(("H", "W", "S"), SIZES)
 def test_equals_the_equations(H, W, S, k):
-    m, x = bra(S=S, k=k), feature_map(2, 4, H, W)
+    m, x = bra(S=S, k=k), randn(2, 4, H, W)
     torch.testing.assert_close(m(x), torch.stack([equations(m, image) for image in x]))
 
 
 def test_traced_equals_untraced_and_names_every_quantity():
-    m, x = bra(S=3, k=2), feature_map(2, 4, 5, 7)
+    m, x = bra(S=3, k=2), randn(2, 4, 5, 7)
     with attn_lib.trace() as t:
         y = m(x)
     torch.testing.assert_close(y, m(x))
@@ -82,7 +76,7 @@ def test_traced_equals_untraced_and_names_every_quantity():
 
 
 def test_every_region_gets_its_best_regions_whatever_their_order():
-    m, x = bra(S=3, k=4), feature_map(2, 4, 6, 9)
+    m, x = bra(S=3, k=4), randn(2, 4, 6, 9)
     with attn_lib.trace() as t:
         m(x)
     for b in range(2):
@@ -96,7 +90,7 @@ def test_every_region_gets_its_best_regions_whatever_their_order():
 
 def test_exchanging_regions_exchanges_the_output_but_for_the_local_term():
     """The choice compares contents alone: regions have no positions. LCE, a convolution, does see its neighbours."""
-    m, x = bra(S=2, k=2), feature_map(2, 4, 4, 6)
+    m, x = bra(S=2, k=2), randn(2, 4, 4, 6)
     m.LCE.weight.fill_(0.0)
 
     def exchanged(t):
@@ -109,7 +103,7 @@ def test_exchanging_regions_exchanges_the_output_but_for_the_local_term():
 
 def test_the_choice_has_no_gradient_and_the_attention_has():
     m = bra(S=3, k=2).requires_grad_(True)
-    x = feature_map(1, 4, 6, 6).requires_grad_()
+    x = randn(1, 4, 6, 6).requires_grad_()
     with attn_lib.trace() as t:
         m(x).square().sum().backward()
     assert not t["A_r"].requires_grad
@@ -117,7 +111,7 @@ def test_the_choice_has_no_gradient_and_the_attention_has():
 
 
 def test_only_the_chosen_regions_reach_a_pixel():
-    m, x = bra(S=3, k=2), feature_map(1, 4, 6, 6)
+    m, x = bra(S=3, k=2), randn(1, 4, 6, 6)
     m.LCE.weight.fill_(0.0)
     with attn_lib.trace() as t:
         m(x)
@@ -133,7 +127,7 @@ def test_only_the_chosen_regions_reach_a_pixel():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_where_nothing_is_chosen(dtype):
-    m, x = bra(S=3, k=9).float(), feature_map(2, 4, 5, 7).float()
+    m, x = bra(S=3, k=9).float(), randn(2, 4, 5, 7).float()
     exact = m(x)
     half = m.to(dtype)(x.to(dtype))
     assert half.dtype == dtype
@@ -149,7 +143,7 @@ def test_half_precision_is_close_where_nothing_is_chosen(dtype):
 
 def test_trap_padding_that_takes_part():
     """A map that S does not divide: with the padding masked, a pixel's output is that of the pixels there are."""
-    m, x = bra(S=2, k=4), feature_map(1, 4, 3, 5)
+    m, x = bra(S=2, k=4), randn(1, 4, 3, 5)
     padded = F.pad(x, (0, 1, 0, 1))
     assert not torch.allclose(m(padded)[..., :3, :5], m(x)), "zeros are keys like any other"
     torch.testing.assert_close(m(x), equations(m, x[0])[None])
@@ -157,7 +151,7 @@ def test_trap_padding_that_takes_part():
 
 def test_trap_a_region_of_padding_is_never_preferred():
     """Every real affinity below 0: a padded region's 0 would win."""
-    m, x = bra(S=3, k=1), feature_map(1, 4, 2, 5).abs()
+    m, x = bra(S=3, k=1), randn(1, 4, 2, 5).abs()
     for conv, sign in ((m.Wq, 1), (m.Wk, -1)):
         conv.weight.abs_().mul_(sign)
         conv.bias.fill_(0.0)
@@ -169,7 +163,7 @@ def test_trap_a_region_of_padding_is_never_preferred():
 
 
 def test_trap_the_release_scales_by_the_whole_width():
-    x = feature_map(2, 4, 4, 6)
+    x = randn(2, 4, 4, 6)
     ours, release = bra(heads=2), bra(heads=2, scale="dim")
     assert not torch.allclose(ours(x), release(x))
     release.Wq.weight.mul_(2**0.5)  # √(C/d)
@@ -178,7 +172,7 @@ def test_trap_the_release_scales_by_the_whole_width():
 
 
 def test_trap_regions_of_the_first_image_for_all():
-    m, x = bra(S=3, k=2), feature_map(3, 4, 6, 6)
+    m, x = bra(S=3, k=2), randn(3, 4, 6, 6)
     torch.testing.assert_close(m(x), torch.cat([m(image[None]) for image in x]))
 
 

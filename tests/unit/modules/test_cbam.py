@@ -10,28 +10,14 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.channel_spatial import CBAM, ChannelAttention, JointCBAM, SpatialAttention
+from tests.unit.draw import D, randn, randomised
 from tests.unit.reference import reference
 
-D = torch.float64
 CASES = [(12, 4, 7, 5, 9), (6, 5, 3, 1, 4), (4, 1, 1, 3, 2), (8, 8, 5, 1, 1), (1, 1, 7, 2, 3)]  # C, r, k, H, W
 
 
-def fill(module, *, scale=0.8, seed=0):
-    """Float64 parameters, none of them near zero, so that nothing can hide behind a zero."""
-    module = module.to(D)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(scale * torch.randn(p.shape, generator=generator, dtype=D))
-    return module
-
-
 def make(C=12, r=4, k=7, *, seed=0, **options):
-    return fill(CBAM(C, reduction=r, kernel_size=k, **options), seed=seed)
-
-
-def randn(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
+    return randomised(CBAM(C, reduction=r, kernel_size=k, **options), scale=0.8, seed=seed)
 
 
 # ---- equation --------------------------------------------------------------------------------------------------------
@@ -222,7 +208,7 @@ def test_flips_pass_through_a_symmetric_kernel_only(axes, name):
 
 
 def test_spatial_gate_reaches_three_pixels():
-    spatial, x = fill(SpatialAttention()), randn(1, 4, 15, 15)
+    spatial, x = randomised(SpatialAttention()), randn(1, 4, 15, 15)
     moved = x.clone()
     moved[:, :, 7, 7] += 1.0
     with attn_lib.trace() as t:
@@ -241,14 +227,14 @@ def test_a_bright_pixel_moves_the_maximum_whole_and_the_mean_by_its_share(side):
     x = torch.zeros(1, 1, side, side, dtype=D)
     x[0, 0, 1, 2] = 1.0
     with attn_lib.trace() as t:
-        fill(CBAM(1, reduction=1))(x)
+        randomised(CBAM(1, reduction=1))(x)
     assert t["c_max"].item() == 1.0 and t["c_avg"].item() == 1 / side**2
 
 
 def test_ties_share_the_gradient():
     x = torch.ones(1, 2, 2, 2, dtype=D, requires_grad=True)
     with attn_lib.trace() as t:
-        fill(CBAM(2, reduction=1))(x)
+        randomised(CBAM(2, reduction=1))(x)
     (g,) = torch.autograd.grad(t["c_max"].sum(), x)
     assert torch.equal(g, torch.full_like(g, 0.25))
 
@@ -323,7 +309,7 @@ each_part = pytest.mark.parametrize("part", PARTS)
 @each_part
 @pytest.mark.parametrize("size", [(5, 9), (13, 2), (7, 7)], ids=str)
 def test_part_takes_any_size_and_leaves_its_input_alone(part, size):
-    module, x = fill(PARTS[part]()), randn(1, 12, *size)
+    module, x = randomised(PARTS[part]()), randn(1, 12, *size)
     before = x.clone()
     y = module(x)
     assert y.isfinite().all() and torch.equal(x, before) and x._version == 0
@@ -332,7 +318,7 @@ def test_part_takes_any_size_and_leaves_its_input_alone(part, size):
 
 @each_part
 def test_part_gives_every_parameter_a_gradient(part):
-    module, x = fill(PARTS[part]()), randn(1, 12, 5, 9).requires_grad_()
+    module, x = randomised(PARTS[part]()), randn(1, 12, 5, 9).requires_grad_()
     module(x).square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in module.parameters()) and x.grad.abs().sum() > 0
     assert torch.autograd.gradcheck(module.eval(), randn(1, 12, 3, 4, seed=3).requires_grad_(), fast_mode=True)
@@ -340,7 +326,7 @@ def test_part_gives_every_parameter_a_gradient(part):
 
 @each_part
 def test_part_in_half_precision_and_compiled(part):
-    module, x = fill(PARTS[part]()).float().eval(), randn(2, 12, 5, 9).float()
+    module, x = randomised(PARTS[part]()).float().eval(), randn(2, 12, 5, 9).float()
     expected = module(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert (module(x) - expected).abs().max() < 0.05 * expected.abs().max()
@@ -377,7 +363,7 @@ def blocks(joint, first, second):
 
 
 def test_joint_cbam_without_weights_between_the_maps_is_two_cbams():
-    joint, first, second = fill(JointCBAM(12, reduction=4)), make(seed=2), make(seed=3)
+    joint, first, second = randomised(JointCBAM(12, reduction=4)), make(seed=2), make(seed=3)
     a, b = randn(2, 12, 5, 9), randn(2, 12, 4, 3, seed=2)
     blocks(joint, first, second)
     for mine, theirs in zip(joint(a, b), (first(a), second(b)), strict=True):
@@ -385,13 +371,13 @@ def test_joint_cbam_without_weights_between_the_maps_is_two_cbams():
 
 
 def test_joint_cbam_lets_one_map_gate_the_other():
-    joint, a, b = fill(JointCBAM(12, reduction=4)), randn(2, 12, 5, 9), randn(2, 12, 5, 9, seed=2)
+    joint, a, b = randomised(JointCBAM(12, reduction=4)), randn(2, 12, 5, 9), randn(2, 12, 5, 9, seed=2)
     assert (joint(a, b)[0] - joint(a, 2 * b)[0]).abs().max() > 1e-2
     assert (joint(a, b)[1] - joint(2 * a, b)[1]).abs().max() > 1e-2
 
 
 def test_joint_cbam_by_its_formula():
-    joint, a, b = fill(JointCBAM(12, reduction=4)), randn(2, 12, 5, 9), randn(2, 12, 4, 3, seed=2)
+    joint, a, b = randomised(JointCBAM(12, reduction=4)), randn(2, 12, 5, 9), randn(2, 12, 4, 3, seed=2)
     W0, b0, W1, b1 = joint.channel.parameters()
     c_avg, c_max = (torch.stack([torch.cat([f(p), f(q)]) for p, q in zip(a.flatten(2), b.flatten(2), strict=True)])
                     for f in (lambda m: m.mean(1), lambda m: m.amax(1)))

@@ -10,20 +10,15 @@ import attn_lib
 from attn_lib import measure
 from attn_lib.ops import attend
 from attn_lib.spatial import CrissCrossAttention
+from tests.unit.draw import randn, randomised
 
 SIZES = [(3, 4), (4, 3), (5, 5), (1, 6), (6, 1), (1, 1)]
 
 
 def criss_cross(channels=4, *, reduction=2, recurrence=2, gamma=1.0, seed=0):
-    """A float64 module with ordinary random weights and a γ that is not zero."""
-    torch.manual_seed(seed)
-    module = CrissCrossAttention(channels, reduction=reduction, recurrence=recurrence).double()
+    module = randomised(CrissCrossAttention(channels, reduction=reduction, recurrence=recurrence), scale=0.5, seed=seed)
     module.gamma.data.fill_(gamma)
     return module
-
-
-def feature_map(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def cross(u, H, W):
@@ -62,7 +57,7 @@ def equations(module, features):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("recurrence", [1, 2, 3])
 def test_equations(size, recurrence):
-    module, x = criss_cross(recurrence=recurrence, gamma=0.7), feature_map(2, 4, *size)
+    module, x = criss_cross(recurrence=recurrence, gamma=0.7), randn(2, 4, *size)
     expected = torch.stack([equations(module, image)[0] for image in x])
     assert_close(module(x), expected, rtol=1e-12, atol=1e-12)
 
@@ -70,7 +65,7 @@ def test_equations(size, recurrence):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_attention_map_lies_where_the_docstring_says(size):
     H, W = size
-    module, x = criss_cross(recurrence=1), feature_map(1, 4, H, W)
+    module, x = criss_cross(recurrence=1), randn(1, 4, H, W)
     with attn_lib.trace() as t:
         module(x)
     _, A = equations(module, x[0])
@@ -85,12 +80,12 @@ def test_attention_map_lies_where_the_docstring_says(size):
 
 
 def test_a_fresh_module_is_the_identity_bit_for_bit():
-    module, x = CrissCrossAttention(16), feature_map(2, 16, 5, 7).float()
+    module, x = CrissCrossAttention(16), randn(2, 16, 5, 7).float()
     assert torch.equal(module(x), x)
 
 
 def test_at_the_start_only_gamma_learns():
-    module, x = CrissCrossAttention(16), feature_map(2, 16, 5, 7).float()
+    module, x = CrissCrossAttention(16), randn(2, 16, 5, 7).float()
     module(x).square().sum().backward()
     moved = {name for name, p in module.named_parameters() if p.grad.abs().sum() > 0}
     assert moved == {"gamma"}
@@ -100,7 +95,7 @@ def test_at_the_start_only_gamma_learns():
 @pytest.mark.parametrize("axis", [2, 3], ids=["one column", "one row"])
 def test_a_single_row_or_column_is_full_self_attention(axis, recurrence):
     module = criss_cross(recurrence=recurrence)
-    x = feature_map(2, 4, 1, 9).transpose(3, axis)
+    x = randn(2, 4, 1, 9).transpose(3, axis)
     expected = x
     for _ in range(recurrence):
         q, k, v = (conv(expected).flatten(2).transpose(1, 2) for conv in (module.Wq, module.Wk, module.Wv))
@@ -109,7 +104,7 @@ def test_a_single_row_or_column_is_full_self_attention(axis, recurrence):
 
 
 def test_one_position_attends_to_itself():
-    module, x = criss_cross(recurrence=1, gamma=0.3), feature_map(2, 4, 1, 1)
+    module, x = criss_cross(recurrence=1, gamma=0.3), randn(2, 4, 1, 1)
     assert_close(module(x), 0.3 * module.Wv(x) + x)
 
 
@@ -117,7 +112,7 @@ def test_one_position_attends_to_itself():
 def test_a_constant_image_gets_uniform_attention_and_stays_constant(size):
     H, W = size
     module = criss_cross(recurrence=1)
-    x = feature_map(2, 4, 1, 1).expand(2, 4, H, W)
+    x = randn(2, 4, 1, 1).expand(2, 4, H, W)
     with attn_lib.trace() as t:
         y = module(x)
     weights = t["A"][t["A"] > 0]
@@ -127,7 +122,7 @@ def test_a_constant_image_gets_uniform_attention_and_stays_constant(size):
 
 
 def test_keys_of_zero_average_the_cross():
-    module, x = criss_cross(recurrence=1), feature_map(2, 4, 5, 6)
+    module, x = criss_cross(recurrence=1), randn(2, 4, 5, 6)
     torch.nn.init.zeros_(module.Wk.weight)
     torch.nn.init.zeros_(module.Wk.bias)
     V = module.Wv(x)
@@ -140,7 +135,7 @@ def test_keys_of_zero_average_the_cross():
 
 def reach(module, H, W):
     """(HW, HW) booleans: whether output position u depends on input position v."""
-    x = feature_map(1, module.channels, H, W)
+    x = randn(1, module.channels, H, W)
     jacobian = torch.autograd.functional.jacobian(lambda x: module(x)[0].flatten(1), x)
     return (jacobian.flatten(3).abs().amax((0, 2)).reshape(H * W, module.channels, H * W).amax(1)) > 0
 
@@ -158,7 +153,7 @@ def test_off_the_cross_information_takes_exactly_the_two_corners():
     # u and v share neither row nor column: v reaches u over (u's row, v's column) and (v's row, u's column).
     module = criss_cross(recurrence=2)
     u, v = (0, 1), (3, 2)
-    x = feature_map(1, 4, 4, 5).requires_grad_()
+    x = randn(1, 4, 4, 5).requires_grad_()
     between = module.loop(x)
     between.retain_grad()
     module.loop(between)[0, :, u[0], u[1]].square().sum().backward()
@@ -178,12 +173,12 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_commutes(name):
-    module, x, transform = criss_cross(), feature_map(2, 4, 4, 5), TRANSFORMS[name]
+    module, x, transform = criss_cross(), randn(2, 4, 4, 5), TRANSFORMS[name]
     assert_close(module(transform(x)), transform(module(x)))
 
 
 def test_does_not_commute_with_exchanging_two_pixels():
-    module, x = criss_cross(), feature_map(2, 4, 4, 5)
+    module, x = criss_cross(), randn(2, 4, 4, 5)
     order = torch.arange(20)
     order[[3, 16]] = order[[16, 3]]
 
@@ -196,13 +191,13 @@ def test_does_not_commute_with_exchanging_two_pixels():
 def test_recurrence_shares_its_weights():
     once, thrice = criss_cross(recurrence=1), criss_cross(recurrence=3)
     thrice.load_state_dict(once.state_dict())
-    x = feature_map(2, 4, 4, 5)
+    x = randn(2, 4, 4, 5)
     assert_close(thrice(x), once(once(once(x))))
     assert measure.cost(thrice, x).params == measure.cost(once, x).params
 
 
 def test_gradients():
-    module, x = criss_cross(), feature_map(1, 4, 3, 4).requires_grad_()
+    module, x = criss_cross(), randn(1, 4, 3, 4).requires_grad_()
     assert torch.autograd.gradcheck(module, x)
 
 
@@ -216,7 +211,7 @@ def full_attention(module, x):
 
 
 def kept_a_pixel(fn, sizes=(16, 32, 64)):
-    return [measure.saved_bytes(fn, feature_map(1, 8, n, n).float()) / n**2 for n in sizes]
+    return [measure.saved_bytes(fn, randn(1, 8, n, n).float()) / n**2 for n in sizes]
 
 
 def test_saved_bytes_a_pixel_grow_with_the_side_of_the_image():
@@ -228,7 +223,7 @@ def test_saved_bytes_a_pixel_grow_with_the_side_of_the_image():
 
 def test_saved_bytes_are_a_few_numbers_a_pair():
     H, W = 32, 64
-    module, x = CrissCrossAttention(8, recurrence=1), feature_map(1, 8, H, W).float()
+    module, x = CrissCrossAttention(8, recurrence=1), randn(1, 8, H, W).float()
     numbers = measure.saved_bytes(module, x) / 4
     assert numbers < 2.5 * H * W * (H + W) + 8 * H * W * 8
 
@@ -239,7 +234,7 @@ def test_saved_bytes_are_a_few_numbers_a_pair():
 def test_the_own_position_counts_once():
     H, W = 4, 6
     with attn_lib.trace() as t:
-        criss_cross(recurrence=1)(feature_map(2, 4, H, W))
+        criss_cross(recurrence=1)(randn(2, 4, H, W))
     A = t["A"]
     assert_close(A.sum(-1), torch.ones(2, H, W, dtype=torch.float64))
     assert ((A > 0).sum(-1) == H + W - 1).all()
@@ -251,7 +246,7 @@ def test_the_own_position_counts_once():
 def test_one_softmax_over_both_axes():
     H, W = 4, 6
     with attn_lib.trace() as t:
-        criss_cross(recurrence=1)(feature_map(2, 4, H, W))
+        criss_cross(recurrence=1)(randn(2, 4, H, W))
     mass_of_column = t["A"][..., :H].sum(-1)
     assert mass_of_column.min() > 0 and mass_of_column.max() < 1 and mass_of_column.std() > 0.01
 
@@ -265,7 +260,7 @@ def test_the_mask_is_made_where_the_input_is(device):
 
 
 def test_logits_are_not_scaled():
-    module, x = criss_cross(channels=8, reduction=2, recurrence=1), feature_map(1, 8, 3, 4)
+    module, x = criss_cross(channels=8, reduction=2, recurrence=1), randn(1, 8, 3, 4)
     with attn_lib.trace() as t:
         module(x)
     assert_close(t["D"][0, 1, 2, 3 + 0], t["Q"][0, :, 1, 2] @ t["K"][0, :, 1, 0])

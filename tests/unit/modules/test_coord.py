@@ -10,25 +10,14 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.channel_spatial import CoordinateAttention
+from tests.unit.draw import D, randn, randomised
 from tests.unit.reference import reference
 
-D = torch.float64
 CASES = [(12, 4, 5, 7), (6, 1, 1, 4), (7, 3, 6, 1), (4, 32, 1, 1), (16, 2, 8, 8)]  # C, r, H, W
 
 
 def make(C=12, r=4, *, min_hidden=2, scale=1.0, seed=0):
-    """In float64 and evaluation mode; no parameter or running statistic is near what it starts with."""
-    coord = CoordinateAttention(C, reduction=r, min_hidden=min_hidden).to(D).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for name, t in coord.state_dict().items():
-        if t.is_floating_point():
-            drawn = scale * torch.randn(t.shape, generator=generator, dtype=D)
-            t.copy_(0.5 + drawn.abs() if name == "norm.running_var" else drawn)
-    return coord
-
-
-def randn(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
+    return randomised(CoordinateAttention(C, reduction=r, min_hidden=min_hidden), scale=scale, seed=seed)
 
 
 # ---- equation --------------------------------------------------------------------------------------------------------

@@ -11,13 +11,8 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.conv import DeformConv2d, deform_conv2d
+from tests.unit.draw import D, randn
 from tests.unit.reference import wave
-
-D = torch.float64
-
-
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
 
 
 def arguments(B=2, C=4, H=6, W=7, out=4, kernel=(3, 3), groups=1, offset_groups=1, seed=0, reach=1.5, **geometry):

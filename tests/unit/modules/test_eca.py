@@ -11,21 +11,14 @@ import attn_lib
 from attn_lib import measure
 from attn_lib.channel import ECAAttention
 from attn_lib.channel.eca import adaptive_kernel_size
+from tests.unit.draw import D, randn, randomised
 from tests.unit.reference import reference
 
-D = torch.float64
 CASES = [(16, 3, 5, 7), (12, 5, 1, 1), (6, 11, 4, 3), (1, 1, 3, 2), (33, 7, 1, 9), (8, 1, 2, 3)]  # C, k, H, W
 
 
 def make(C=12, k=5, *, scale=1.5, seed=0):
-    """A gate in float64 whose kernel is neither symmetric nor near zero anywhere."""
-    eca = ECAAttention(C, kernel_size=k).to(D).requires_grad_(False)
-    eca.conv.weight.copy_(scale * torch.randn(1, 1, k, generator=torch.Generator().manual_seed(seed), dtype=D))
-    return eca
-
-
-def randn(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
+    return randomised(ECAAttention(C, kernel_size=k), scale=scale, seed=seed).requires_grad_(False)
 
 
 def gate(module, x):

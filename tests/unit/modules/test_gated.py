@@ -10,25 +10,19 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.fusion import GatedFusion
+from tests.unit.draw import D, randn, randomised
 
-D = torch.float64
 SERIES = "B T N C"
 CASES = [(6, 5, 7), (1, 3, 2), (4, 1, 9), (8, 1, 1)]  # C, H, W
 BROKEN = {"channel_permutation", "scaling"}
 
 
 def make(C=6, *, seed=0, scale=1.0, **options):
-    """A gate with float64 parameters, none of them near zero, so that nothing can hide behind a zero."""
-    fuse = GatedFusion(C, **options).to(D)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in fuse.parameters():
-            p.copy_(scale * torch.randn(p.shape, generator=generator, dtype=D))
-    return fuse
+    return randomised(GatedFusion(C, **options), scale=scale, seed=seed)
 
 
 def pair(*shape, seed=1):
-    return torch.randn((2, *shape), generator=torch.Generator().manual_seed(seed), dtype=D).unbind()
+    return randn(2, *shape, seed=seed).unbind()
 
 
 def as_series(x):

@@ -9,19 +9,16 @@ from torch import Tensor, nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.self_attention import MHSA2d
+from tests.unit.draw import randn, randomised
 from tests.unit.reference import reference
 
 SIZES = [(3, 4), (4, 3), (3, 3), (1, 5), (5, 1), (1, 1)]
 
 
 def mhsa(channels=6, heads=2, H=3, W=4, position="relative", seed=0) -> MHSA2d:
-    torch.manual_seed(seed)
     size = {} if position is None else dict(height=H, width=W)
-    return MHSA2d(channels, heads=heads, position=position, **size).double().requires_grad_(False)
-
-
-def feature_map(*shape, seed=1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    m = MHSA2d(channels, heads=heads, position=position, **size)
+    return randomised(m, scale=0.5, seed=seed).requires_grad_(False)
 
 
 def equations(m: MHSA2d, x: Tensor, position: str | None) -> Tensor:
@@ -55,12 +52,12 @@ def equations(m: MHSA2d, x: Tensor, position: str | None) -> Tensor:
 @pytest.mark.parametrize("position", ["relative", "absolute", None])
 @pytest.mark.parametrize(("H", "W"), SIZES)
 def test_equals_the_equations(H, W, position):
-    m, x = mhsa(H=H, W=W, position=position), feature_map(2, 6, H, W)
+    m, x = mhsa(H=H, W=W, position=position), randn(2, 6, H, W)
     torch.testing.assert_close(m(x), equations(m, x, position))
 
 
 def test_traced_equals_untraced_and_names_every_quantity():
-    m, x = mhsa(), feature_map(2, 6, 3, 4)
+    m, x = mhsa(), randn(2, 6, 3, 4)
     with attn_lib.trace() as t:
         y = m(x)
     torch.testing.assert_close(y, m(x))
@@ -82,14 +79,14 @@ def test_fresh_positions_have_the_variance_that_keeps_their_logits_at_one():
 @pytest.mark.parametrize(("H", "W"), [(3, 4), (5, 2), (1, 6)])
 def test_a_smaller_map_uses_the_distances_that_occur(position, H, W):
     """Distance 0 stays in the middle of the large tables; an absolute place is counted from the top left."""
-    large, x = mhsa(H=5, W=6, position=position), feature_map(2, 6, H, W)
+    large, x = mhsa(H=5, W=6, position=position), randn(2, 6, H, W)
     torch.testing.assert_close(large(x), equations(large, x, position))
 
 
 def test_relative_positions_alone_give_every_query_the_same_pattern_around_itself():
     """With equal content everywhere A depends on the distance of query and key, but for what the border cuts off."""
     m = mhsa(H=7, W=9)
-    x = feature_map(1, 6, 1, 1).expand(1, 6, 7, 9)
+    x = randn(1, 6, 1, 1).expand(1, 6, 7, 9)
     with attn_lib.trace() as t:
         m(x)
     qr = t["qr"].unflatten(2, (7, 9)).unflatten(4, (7, 9))
@@ -101,7 +98,7 @@ def test_relative_positions_alone_give_every_query_the_same_pattern_around_itsel
 
 
 def test_without_positions_it_commutes_with_every_permutation_and_with_them_with_none():
-    x = feature_map(2, 6, 4, 5)
+    x = randn(2, 6, 4, 5)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
 
     def shuffled(t):
@@ -113,7 +110,7 @@ def test_without_positions_it_commutes_with_every_permutation_and_with_them_with
 
 
 def test_a_mirror_image_wants_mirrored_distances():
-    m, x = mhsa(H=4, W=5), feature_map(2, 6, 4, 5)
+    m, x = mhsa(H=4, W=5), randn(2, 6, 4, 5)
     mirrored = mhsa(H=4, W=5)
     mirrored.load_state_dict({**m.state_dict(), "Rw": m.Rw.flip(0)})
     torch.testing.assert_close(mirrored(x.flip(3)), m(x).flip(3))
@@ -121,7 +118,7 @@ def test_a_mirror_image_wants_mirrored_distances():
 
 
 def test_transposing_exchanges_the_two_tables():
-    m, x = mhsa(H=3, W=5), feature_map(2, 6, 3, 5)
+    m, x = mhsa(H=3, W=5), randn(2, 6, 3, 5)
     turned = mhsa(H=5, W=3)
     turned.load_state_dict({**m.state_dict(), "Rh": m.Rw, "Rw": m.Rh})
     torch.testing.assert_close(turned(x.mT), m(x).mT)
@@ -135,7 +132,7 @@ def test_equals_timm(C, heads, H, W):
     timm = reference("timm.layers.bottleneck_attn")
     theirs = timm.BottleneckAttn(C, feat_size=(H, W), num_heads=heads, dim_head=C // heads, scale_pos_embed=True)
     theirs = theirs.double().eval()
-    ours, x = mhsa(C, heads, H, W), feature_map(2, C, H, W)
+    ours, x = mhsa(C, heads, H, W), randn(2, C, H, W)
     theirs.qkv.weight.data = torch.cat([ours.Wq.weight, ours.Wk.weight, ours.Wv.weight])
     theirs.pos_embed.height_rel.data, theirs.pos_embed.width_rel.data = ours.Rh, ours.Rw
     torch.testing.assert_close(ours(x), theirs(x))
@@ -144,7 +141,7 @@ def test_equals_timm(C, heads, H, W):
 def test_timm_leaves_the_position_logits_unscaled_by_default():
     timm = reference("timm.layers.bottleneck_attn")
     theirs = timm.BottleneckAttn(8, feat_size=(5, 5), num_heads=2).double().eval()
-    ours, x = mhsa(8, 2, 5, 5), feature_map(2, 8, 5, 5)
+    ours, x = mhsa(8, 2, 5, 5), randn(2, 8, 5, 5)
     theirs.qkv.weight.data = torch.cat([ours.Wq.weight, ours.Wk.weight, ours.Wv.weight])
     theirs.pos_embed.height_rel.data, theirs.pos_embed.width_rel.data = ours.Rh / 2, ours.Rw / 2  # √d = 2
     torch.testing.assert_close(ours(x), theirs(x))
@@ -174,7 +171,7 @@ class Circulating(nn.Module):
 
 @pytest.mark.parametrize("mistake", ["swapped", "transposed", "unscaled"])
 def test_trap_of_copies_changes_the_output_even_on_square_maps(mistake):
-    m, x = mhsa(H=4, W=4, position="absolute"), feature_map(2, 6, 4, 4)
+    m, x = mhsa(H=4, W=4, position="absolute"), randn(2, 6, 4, 4)
     right = dict(swapped=False, transposed=False, scaled=True)
     torch.testing.assert_close(Circulating(m, **right)(x), m(x))
     wrong = {"swapped": dict(swapped=True), "transposed": dict(transposed=True), "unscaled": dict(scaled=False)}
@@ -183,7 +180,7 @@ def test_trap_of_copies_changes_the_output_even_on_square_maps(mistake):
 
 def test_trap_one_position_of_the_image_for_all_heads_or_batch_items():
     """Items of a batch do not share logits, heads share vectors but not logits."""
-    m, x = mhsa(H=3, W=4), feature_map(2, 6, 3, 4)
+    m, x = mhsa(H=3, W=4), randn(2, 6, 3, 4)
     with attn_lib.trace() as t:
         m(x)
     assert not torch.allclose(t["qr"][0], t["qr"][1]) and not torch.allclose(t["qr"][:, 0], t["qr"][:, 1])
@@ -220,4 +217,4 @@ def test_bad_option_is_named(options, message):
 
 def test_a_map_larger_than_the_tables_is_named():
     with pytest.raises(ValueError, match="x has W=5; it must be at most width=4"):
-        mhsa(H=3, W=4)(feature_map(1, 6, 3, 5))
+        mhsa(H=3, W=4)(randn(1, 6, 3, 5))

@@ -13,27 +13,16 @@ from torch.testing import assert_close
 import attn_lib
 from attn_lib import measure
 from attn_lib.spatial import NonLocalAttention
+from tests.unit.draw import D, randn, randomised
 from tests.unit.reference import reference, wave
 
-D = torch.float64
 PAIRWISE = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 SIZES = [(3, 4), (4, 3), (1, 5), (1, 1)]
 
 
 def make(pairwise="embedded_gaussian", channels=6, *, seed=0, **options):
-    """A float64 block whose parameters and statistics are all random, in evaluation mode."""
-    block = NonLocalAttention(channels, pairwise=pairwise, **options).to(D).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for t in (*block.parameters(), *(b for b in block.buffers() if b.is_floating_point())):
-            t.copy_(torch.randn(t.shape, generator=generator, dtype=D) * 0.5)
-        if not isinstance(block.norm, nn.Identity):
-            block.norm.running_var.abs_().add_(0.1)
-    return block.requires_grad_(False)
-
-
-def randn(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
+    block = NonLocalAttention(channels, pairwise=pairwise, **options)
+    return randomised(block, scale=0.5, seed=seed).requires_grad_(False)
 
 
 def trace(block, x):

@@ -10,6 +10,7 @@ import attn_lib
 from attn_lib import measure
 from attn_lib.temporal import CoarserScaleConstruction, PyramidalAttention
 from attn_lib.temporal.pyraformer import pyramid_mask, pyramid_neighbours, scale_lengths
+from tests.unit.draw import randn, randomised
 
 # L, b, S: divides, with a remainder, with a remainder on two scales, fewer scales than asked, one step
 PYRAMIDS = [(16, 4, 3), (18, 4, 3), (11, 2, 4), (7, 4, 4), (5, 3, 2), (1, 4, 3)]
@@ -33,16 +34,9 @@ def graph(L: int, b: int, S: int, w: int) -> dict[tuple[int, int], set[tuple[int
 
 
 def pam(channels=4, *, heads=2, b=2, S=3, w=3, sparse=True, construct=True, seed=0) -> PyramidalAttention:
-    torch.manual_seed(seed)
     net = PyramidalAttention(channels, heads=heads, children=b, scales=S, neighbours=w, sparse=sparse,
                              construct=construct)
-    for p in net.parameters():
-        p.data = torch.randn_like(p) * 0.5
-    return net.double().eval().requires_grad_(False)
-
-
-def series(*shape, seed=1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return randomised(net, scale=0.5, seed=seed).requires_grad_(False)
 
 
 # ---- the graph -------------------------------------------------------------------------------------------------------
@@ -118,20 +112,20 @@ def equations(net: PyramidalAttention, x: Tensor, b: int, S: int, w: int) -> Ten
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize(("L", "b", "S"), PYRAMIDS)
 def test_equals_the_equations(L, b, S, sparse):
-    net, x = pam(b=b, S=S, sparse=sparse), series(2, L, 4)
+    net, x = pam(b=b, S=S, sparse=sparse), randn(2, L, 4)
     torch.testing.assert_close(net(x), torch.stack([equations(net, item, b, S, 3) for item in x]))
 
 
 def test_sparse_and_masked_are_the_same_function_and_have_the_same_gradient():
     sparse, masked = pam(b=4, S=3), pam(b=4, S=3, sparse=False)
-    x = [series(2, 23, 4).requires_grad_() for _ in range(2)]
+    x = [randn(2, 23, 4).requires_grad_() for _ in range(2)]
     for net, z in zip((sparse, masked), x, strict=True):
         net(z).square().sum().backward()
     torch.testing.assert_close(x[0].grad, x[1].grad)
 
 
 def test_layers_stack_on_all_nodes():
-    first, second, x = pam(b=2, S=3), pam(b=2, S=3, construct=False, seed=2), series(2, 11, 4)
+    first, second, x = pam(b=2, S=3), pam(b=2, S=3, construct=False, seed=2), randn(2, 11, 4)
     nodes = first(x)
     assert nodes.shape == (2, 11 + 5 + 2, 4) == second(nodes).shape
     with attn_lib.trace() as t:
@@ -148,14 +142,14 @@ def test_the_length_is_read_off_the_number_of_nodes_or_refused(b, S):
             assert net._length(N) == possible[N]
         else:
             with pytest.raises(ValueError, match=rf"N={N}; it must be the number of nodes of a pyramid"):
-                net(series(1, N, 4))
+                net(randn(1, N, 4))
 
 
 # ---- symmetry --------------------------------------------------------------------------------------------------------
 
 
 def test_a_shift_by_a_whole_group_of_the_coarsest_scale_shifts_the_output_away_from_the_ends():
-    net, x = pam(b=2, S=3), series(1, 40, 4)
+    net, x = pam(b=2, S=3), randn(1, 40, 4)
     shifted = net(x.roll(4, 1))
     torch.testing.assert_close(shifted[:, 12:32], net(x)[:, 8:28])
     assert not torch.allclose(net(x.roll(1, 1))[:, 9:29], net(x)[:, 8:28]), "by one step the groups fall elsewhere"
@@ -176,7 +170,7 @@ def test_trap_the_finest_scale_fully_causal():
 
 def test_trap_the_remainder_is_lost():
     """Without a parent the last steps would be cut off from the coarser scales."""
-    net, x = pam(b=4, S=2), series(1, 11, 4)  # 11 = 2·4 + 3: three steps beyond the last full group
+    net, x = pam(b=4, S=2), randn(1, 11, 4)  # 11 = 2·4 + 3: three steps beyond the last full group
     far = torch.autograd.functional.jacobian(lambda x: net(x)[0, :11].sum(-1), x)[:, 0].abs().sum(-1)  # out, in
     assert far[10, 4:8].min() > 0, "over the last parent they see its other children's summary"
     assert (1, 1) in graph(11, 4, 2, 3)[0, 10]
@@ -184,7 +178,7 @@ def test_trap_the_remainder_is_lost():
 
 def test_trap_absent_neighbours_take_weight():
     """At the ends slots are empty; they carry number 0 and must have no weight."""
-    net, x = pam(b=2, S=3), series(1, 11, 4)
+    net, x = pam(b=2, S=3), randn(1, 11, 4)
     with attn_lib.trace() as t:
         net(x)
     _, there = pyramid_neighbours(scale_lengths(11, 2, 3), 2, 3)
@@ -193,7 +187,7 @@ def test_trap_absent_neighbours_take_weight():
 
 def test_trap_one_softmax_a_scale():
     """Neighbours, parent and children share one softmax: their weights together sum to 1."""
-    net, x = pam(b=2, S=3), series(1, 12, 4)
+    net, x = pam(b=2, S=3), randn(1, 12, 4)
     with attn_lib.trace() as t:
         net(x)
     own = t["A"][0, 0, :, 0, :3].sum(-1)
@@ -217,7 +211,7 @@ def test_memory_is_linear_in_the_length_and_quadratic_with_a_mask():
 
 def test_coarser_nodes_are_made_of_their_own_steps_alone():
     torch.manual_seed(0)
-    cscm, x = CoarserScaleConstruction(4, children=3, scales=3).double().eval(), series(1, 20, 4)
+    cscm, x = CoarserScaleConstruction(4, children=3, scales=3).double().eval(), randn(1, 20, 4)
     nodes = cscm(x)
     assert nodes.shape == (1, 20 + 6 + 2, 4)
     changed = x.clone()

@@ -9,13 +9,9 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.channel_spatial import SimAM
+from tests.unit.draw import D, randn
 
-D = torch.float64
 CASES = [(3, 5, 7), (1, 1, 2), (2, 1, 9), (2, 6, 1), (4, 4, 4)]  # C, H, W
-
-
-def randn(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
 
 
 def run(x, **options):

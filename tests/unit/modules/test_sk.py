@@ -11,9 +11,9 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.branch import SKAttention
+from tests.unit.draw import D, randn, randomised
 from tests.unit.reference import reference
 
-D = torch.float64
 # options of the module, and H, W
 CASES = [
     (dict(channels=4, groups=2, min_dim=3), (5, 7)),
@@ -25,20 +25,7 @@ CASES = [
 
 
 def make(channels=6, *, groups=3, min_dim=4, seed=0, **options):
-    """Random parameters and running statistics in float64, in eval mode, so that nothing hides behind 0 or 1."""
-    sk = SKAttention(channels, groups=groups, min_dim=min_dim, **options).to(D).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for t in (*sk.parameters(), *(b for name, b in sk.named_buffers() if "mean" in name)):
-            t.copy_(0.7 * torch.randn(t.shape, generator=generator, dtype=D))
-        for name, b in sk.named_buffers():
-            if "var" in name:
-                b.copy_(0.5 + torch.rand(b.shape, generator=generator, dtype=D))
-    return sk
-
-
-def randn(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
+    return randomised(SKAttention(channels, groups=groups, min_dim=min_dim, **options), scale=0.7, seed=seed)
 
 
 def run(sk, x):

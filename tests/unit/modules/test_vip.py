@@ -12,23 +12,14 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.mlp import WeightedPermuteMLP
+from tests.unit.draw import D, randn, randomised
 
-D = torch.float64
 CASES = [(6, 4, 5, 2), (6, 5, 2, 3), (4, 1, 1, 2), (8, 3, 1, 1), (5, 1, 6, 5), (9, 3, 3, None)]  # C, H, W, S
 
 
 def make(C=6, H=4, W=5, S=2, *, reduction=2, seed=0, **options):
-    """A module with float64 parameters, none of them near zero, so that nothing can hide behind a zero."""
-    vip = WeightedPermuteMLP(C, height=H, width=W, segments=S, reduction=reduction, **options).to(D)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in vip.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator, dtype=D))
-    return vip.requires_grad_(False)
-
-
-def randn(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=D)
+    vip = WeightedPermuteMLP(C, height=H, width=W, segments=S, reduction=reduction, **options)
+    return randomised(vip, seed=seed).requires_grad_(False)
 
 
 # ---- equation --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,25 @@
+"""Limits of the choices between branches."""
+
+import torch
+import torch.nn.functional as F
+
+from tests.unit.draw import randn
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
+
+
+@limit("sk", "convolution")
+def test_selective_kernel_with_one_branch_is_convolution_batch_norm_relu():
+    sk, x = drawn("sk", channels=6, groups=3, dilations=(2,)), randn(2, 6, 5, 7)
+    conv, bn, _ = sk.branches[0]
+    U = F.conv2d(x, conv.weight, padding=2, dilation=2, groups=3)
+    torch.testing.assert_close(sk(x), F.relu(F.batch_norm(U, bn.running_mean, bn.running_var, bn.weight, bn.bias)))
+
+
+@limit("sk", "mean")
+def test_selective_kernel_without_logits_is_the_mean_of_its_branches():
+    sk, x = drawn("sk", channels=6, groups=3, dilations=(1, 2, 3)), randn(2, 6, 5, 7)
+    sk.Wa.weight.fill_(0.0)
+    torch.testing.assert_close(sk(x), sum(branch(x) for branch in sk.branches) / 3)
+
+
+test_every_limit_is_proven = every_limit_is_proven("branch")

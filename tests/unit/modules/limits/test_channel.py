@@ -1,0 +1,40 @@
+"""Limits of the gates of channels."""
+
+import torch
+import torch.nn.functional as F
+
+from tests.unit.draw import randn
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
+
+
+@limit("eca", "channel-wise gate")
+def test_eca_without_neighbours_is_a_channel_wise_gate():
+    eca, x = drawn("eca", channels=6, kernel_size=1), randn(2, 6, 5, 7)
+    w = eca.conv.weight.item()
+    torch.testing.assert_close(eca(x), x * torch.sigmoid(w * x.mean((2, 3), keepdim=True)))
+
+
+@limit("eca", "linear layer")
+def test_eca_with_a_kernel_of_2c_minus_1_is_a_linear_layer_with_a_toeplitz_matrix():
+    eca, x = drawn("eca", channels=6, kernel_size=11), randn(2, 6, 5, 7)
+    c = torch.arange(6)
+    T = eca.conv.weight[0, 0, c - c[:, None] + 5]  # T[c, d] = w_{d − c}: every entry is a weight, none is cut off
+    s = torch.sigmoid(F.linear(x.mean((2, 3)), T))
+    torch.testing.assert_close(eca(x), x * s[:, :, None, None])
+
+
+@limit("eca", "SiLU")
+def test_eca_on_one_pixel_with_the_kernel_1_is_silu():
+    eca, x = drawn("eca", channels=6, kernel_size=1), randn(2, 6, 1, 1)
+    eca.conv.weight.fill_(1.0)
+    torch.testing.assert_close(eca(x), F.silu(x))
+
+
+@limit("se", "identity")
+def test_se_with_a_large_gate_bias_is_the_identity():
+    se, x = drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
+    se.W2.bias.fill_(1000.0)
+    assert torch.equal(se(x), x)
+
+
+test_every_limit_is_proven = every_limit_is_proven("channel")

@@ -1,0 +1,70 @@
+"""Limits of the gates of channels and positions."""
+
+import torch
+import torch.nn.functional as F
+
+from tests.unit.draw import randn
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
+
+
+@limit("cbam", "se")
+def test_cbam_without_the_maximum_and_the_spatial_gate_is_squeeze_and_excitation():
+    cbam = drawn("cbam", channels=6, reduction=2, max_branch=False, spatial=False)
+    se, x = drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
+    cbam.channel.W0, cbam.channel.W1 = se.W1, se.W2
+    assert torch.equal(cbam(x), se(x))
+
+
+@limit("cbam", "identity")
+def test_cbam_with_large_biases_of_both_gates_is_the_identity():
+    cbam, x = drawn("cbam", channels=6, reduction=2), randn(2, 6, 5, 7)
+    cbam.channel.W1.bias.fill_(1000.0)
+    cbam.spatial.f.bias.fill_(1000.0)
+    assert torch.equal(cbam(x), x)
+
+
+@limit("coord", "row gate")
+def test_coordinate_attention_with_open_columns_is_a_gate_for_every_row():
+    coord, x = drawn("coord", channels=6), randn(2, 6, 5, 7)
+    coord.Fw.bias.fill_(1000.0)
+    s = torch.sigmoid(coord.Fh(F.hardswish(coord.norm(coord.F1(x.mean(3))))))  # B C H
+    torch.testing.assert_close(coord(x), x * s[..., None])
+
+
+@limit("coord", "identity")
+def test_coordinate_attention_with_open_rows_and_columns_is_the_identity():
+    coord, x = drawn("coord", channels=6), randn(2, 6, 5, 7)
+    coord.Fh.bias.fill_(1000.0)
+    coord.Fw.bias.fill_(1000.0)
+    assert torch.equal(coord(x), x)
+
+
+@limit("coord", "se")
+def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
+    coord, se = drawn("coord", channels=6, reduction=2, min_hidden=1), drawn("se", channels=6, reduction=2)
+    x, k = randn(2, 6, 1, 9), 1e9  # the mean of the only row is the mean of the map
+    coord.Fw.bias.fill_(torch.inf)
+    coord.F1.weight.copy_(se.W1.weight[..., None])
+    norm = coord.norm                                     # in evaluation mode: a factor and a shift
+    norm.weight.copy_(k * (norm.running_var + norm.eps).sqrt())
+    norm.bias.copy_(k * (se.W1.bias + norm.running_mean))  # f = h-swish(k v) is k ReLU(v), but for |v| < 3 / k
+    coord.Fh.weight.copy_(se.W2.weight[..., None] / k)
+    coord.Fh.bias.copy_(se.W2.bias)
+    torch.testing.assert_close(coord(x), se(x))
+
+
+@limit("simam", "constant gate")
+def test_simam_with_a_large_lambda_gates_everything_alike():
+    simam, x = drawn("simam", channels=6, lam=1e30), randn(2, 6, 5, 7)
+    assert torch.equal(simam(x), x * torch.sigmoid(torch.tensor(0.5, dtype=x.dtype)))
+
+
+@limit("simam", "activation function")
+def test_simam_of_standardised_channels_is_an_activation_function():
+    x = randn(2, 6, 5, 7)
+    x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)
+    simam = drawn("simam", channels=6, lam=1e-15)
+    torch.testing.assert_close(simam(x), x * torch.sigmoid(x**2 / 4 + 0.5))
+
+
+test_every_limit_is_proven = every_limit_is_proven("channel_spatial")

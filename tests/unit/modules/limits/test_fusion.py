@@ -1,0 +1,35 @@
+"""Limits of the fusions."""
+
+import torch
+
+from tests.unit.draw import randn
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
+
+
+@limit("gated", "mean")
+def test_gated_fusion_without_weights_is_the_mean():
+    fuse, x, y = drawn("gated", channels=6), randn(2, 6, 5, 7), randn(2, 6, 5, 7, seed=2)
+    for p in fuse.parameters():
+        p.fill_(0.0)
+    torch.testing.assert_close(fuse(x, y), (x + y) / 2)
+
+
+@limit("gated", "identity")
+def test_gated_fusion_with_a_large_bias_is_the_identity_on_one_input():
+    fuse, x, y = drawn("gated", channels=6), randn(2, 6, 5, 7), randn(2, 6, 5, 7, seed=2)
+    fuse.Wz2.bias.fill_(1000.0)
+    assert torch.equal(fuse(x, y), x)
+    fuse.Wz2.bias.fill_(-1000.0)
+    assert torch.equal(fuse(x, y), y)
+
+
+@limit("gated", "highway layer")
+def test_gated_fusion_of_a_layer_and_its_input_is_a_highway_layer():
+    fuse, x = drawn("gated", channels=6, layout="B T N C"), randn(2, 5, 7, 6)
+    fuse.Wz1.weight.fill_(0.0)
+    layer = torch.tanh(x @ randn(6, 6, seed=2))
+    T = torch.sigmoid(x @ fuse.Wz2.weight.T + fuse.Wz2.bias)  # the transform gate sees the input alone
+    torch.testing.assert_close(fuse(layer, x), layer * T + x * (1 - T))
+
+
+test_every_limit_is_proven = every_limit_is_proven("fusion")

@@ -1,0 +1,53 @@
+"""Limits of the self-attention."""
+
+import torch
+
+from tests.unit.draw import randn
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
+
+
+@limit("mhsa", "self-attention")
+def test_mhsa_without_position_vectors_is_self_attention_on_tokens():
+    mhsa, x = drawn("mhsa", channels=8, heads=2, height=5, width=7), randn(2, 8, 5, 7)
+    mhsa.Rh.fill_(0.0)
+    mhsa.Rw.fill_(0.0)
+    torchs = torch.nn.MultiheadAttention(8, 2, bias=False, batch_first=True).double()
+    torchs.in_proj_weight.data = torch.cat([W.weight[:, :, 0, 0] for W in (mhsa.Wq, mhsa.Wk, mhsa.Wv)])
+    torchs.out_proj.weight.data = torch.eye(8, dtype=torch.float64)  # MHSA has no projection at its end
+    torch.testing.assert_close(tokens(mhsa(x)), torchs(tokens(x), tokens(x), tokens(x))[0])
+
+
+@limit("mhsa", "mean")
+def test_mhsa_that_asks_nothing_returns_the_mean_value_everywhere():
+    mhsa, x = drawn("mhsa", channels=8, heads=2, height=5, width=7), randn(2, 8, 5, 7)
+    mhsa.Wq.weight.fill_(0.0)
+    torch.testing.assert_close(mhsa(x), mhsa.Wv(x).mean((2, 3), keepdim=True).expand_as(x))
+
+
+@limit("biformer", "mhsa")
+def test_bi_level_routing_that_chooses_every_region_is_full_attention():
+    bra, x = drawn("biformer", channels=8, heads=2, regions=3, topk=9), randn(2, 8, 5, 7)
+    mhsa = drawn("mhsa", channels=8, heads=2, position=None)
+    for name in ("Wq", "Wk", "Wv"):  # biases of BRA's q, k, v are none of MHSA's
+        getattr(bra, name).bias.fill_(0.0)
+        getattr(bra, name).weight.copy_(getattr(mhsa, name).weight)
+    bra.LCE.weight.fill_(0.0)
+    bra.LCE.bias.fill_(0.0)
+    torch.testing.assert_close(bra(x), bra.Wo(mhsa(x)))
+
+
+@limit("biformer", "window attention")
+def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention():
+    bra, x = drawn("biformer", channels=8, heads=1, regions=2, topk=1), randn(2, 8, 4, 6)
+    bra.route = lambda q, k, real: torch.arange(4).view(1, 4, 1).expand(2, 4, 1)
+    y = torch.empty_like(x)
+    for rows in (slice(0, 2), slice(2, 4)):
+        for columns in (slice(0, 3), slice(3, 6)):
+            window = x[:, :, rows, columns]
+            q, k, v = (tokens(W(window)) for W in (bra.Wq, bra.Wk, bra.Wv))
+            attended = softmax_attention(q, k, v, scale=8**-0.5)
+            y[:, :, rows, columns] = attended.mT.reshape(window.shape)
+    torch.testing.assert_close(bra(x), bra.Wo(y + bra.LCE(bra.Wv(x))))
+
+
+test_every_limit_is_proven = every_limit_is_proven("self_attention")

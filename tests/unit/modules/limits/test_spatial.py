@@ -1,0 +1,46 @@
+"""Limits of the attention over positions."""
+
+import torch
+
+from tests.unit.draw import randn
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
+
+
+@limit("ccnet", "identity")
+def test_criss_cross_attention_with_gamma_0_is_the_identity():
+    cca, x = drawn("ccnet", channels=8), randn(2, 8, 5, 7)
+    cca.gamma.fill_(0.0)
+    assert torch.equal(cca(x), x)
+
+
+@limit("ccnet", "self-attention")
+def test_criss_cross_attention_of_one_row_is_self_attention():
+    cca, x = drawn("ccnet", channels=8, recurrence=1), randn(2, 8, 1, 9)
+    q, k, v = (tokens(conv(x)) for conv in (cca.Wq, cca.Wk, cca.Wv))
+    expected = x + cca.gamma * softmax_attention(q, k, v, scale=1.0).transpose(1, 2).reshape_as(x)
+    torch.testing.assert_close(cca(x), expected)
+
+
+@limit("non_local", "identity")
+def test_a_non_local_block_without_its_way_out_is_the_identity():
+    block, x = drawn("non_local", channels=8), randn(2, 8, 5, 7)
+    block.Wz.weight.fill_(0.0)
+    assert torch.equal(block(x), x)
+
+
+@limit("non_local", "self-attention")
+def test_the_embedded_gaussian_with_the_usual_scale_is_one_head_of_self_attention():
+    block, x = drawn("non_local", channels=8, scale=None), randn(2, 8, 5, 7)
+    q, k, v = (tokens(conv(x)) for conv in (block.Wtheta, block.Wphi, block.Wg))
+    y = softmax_attention(q, k, v, scale=4**-0.5) @ block.Wz.weight[:, :, 0, 0].T
+    torch.testing.assert_close(tokens(block(x)), y + tokens(x))
+
+
+@limit("non_local", "mean")
+def test_a_non_local_block_that_asks_nothing_adds_the_mean_of_the_image():
+    block, x = drawn("non_local", channels=8), randn(2, 8, 5, 7)
+    block.Wtheta.weight.fill_(0.0)
+    torch.testing.assert_close(block(x), x + block.Wz(block.Wg(x).mean((2, 3), keepdim=True)))
+
+
+test_every_limit_is_proven = every_limit_is_proven("spatial")

@@ -1,0 +1,27 @@
+"""Limits of the attention along time."""
+
+import torch
+import torch.nn.functional as F
+
+from tests.unit.draw import randn
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention
+
+
+@limit("pyraformer", "self-attention")
+def test_pyramidal_attention_of_one_scale_with_enough_neighbours_is_self_attention():
+    pam, x = drawn("pyraformer", channels=8, heads=1, scales=1, neighbours=13), randn(2, 7, 8)
+    nodes = F.layer_norm(x, (8,), pam.construct.norm.weight, pam.construct.norm.bias)
+    y = softmax_attention(pam.Wq(nodes), pam.Wk(nodes), pam.Wv(nodes), scale=8**-0.5)
+    torch.testing.assert_close(pam(x), pam.Wo(y))
+
+
+@limit("pyraformer", "banded attention")
+def test_pyramidal_attention_of_one_scale_is_banded_attention():
+    pam, x = drawn("pyraformer", channels=8, heads=1, scales=1, neighbours=3), randn(2, 7, 8)
+    q, k, v = (W(pam.construct(x)) for W in (pam.Wq, pam.Wk, pam.Wv))
+    y = torch.cat([softmax_attention(q[:, i:i + 1], k[:, max(0, i - 1):i + 2], v[:, max(0, i - 1):i + 2], scale=8**-0.5)
+                   for i in range(7)], 1)
+    torch.testing.assert_close(pam(x), pam.Wo(y))
+
+
+test_every_limit_is_proven = every_limit_is_proven("temporal")
