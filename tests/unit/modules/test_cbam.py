@@ -185,7 +185,10 @@ def test_zero_kernel_leaves_the_channel_gate():
 def test_channel_gate_does_not_ask_where_and_spatial_gate_does():
     cbam, x = make(), randn(2, 12, 5, 9)
     order = torch.randperm(45, generator=torch.Generator().manual_seed(0))
-    shuffle = lambda t: t.flatten(2)[:, :, order].view_as(t)  # noqa: E731
+
+    def shuffle(t):
+        return t.flatten(2)[:, :, order].view_as(t)
+
     torch.testing.assert_close(cbam.channel(shuffle(x)), shuffle(cbam.channel(x)), rtol=0, atol=1e-13)
     assert (cbam.spatial(shuffle(x)) - shuffle(cbam.spatial(x))).abs().max() > 1e-2
 

@@ -129,7 +129,10 @@ def test_listing_in_the_paper_rounds_to_the_nearest_odd_number_too():
 def test_parameters_in_resnet_50_are_those_of_the_paper():
     """80 (abstract), with the kernels of the released model; equation 12 as listed would give 86."""
     stages = [(3, 256, 3), (4, 512, 5), (6, 1024, 5), (3, 2048, 7)]
-    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+
+    def count(m):
+        return sum(p.numel() for p in m.parameters())
+
     assert sum(n * count(ECAAttention(C, kernel_size=k)) for n, C, k in stages) == 80
     assert sum(n * count(ECAAttention(C)) for n, C, _ in stages) == 86
 
@@ -157,7 +160,10 @@ def test_arguments_out_of_range(channels, options, message):
 def toeplitz(w, C):
     """The C × C matrix of a kernel: T[c, d] = w_{d − c}, zero where the kernel does not reach."""
     reach = (len(w) - 1) // 2
-    entry = lambda c, d: w[d - c + reach] if abs(d - c) <= reach else torch.zeros((), dtype=D)  # noqa: E731
+
+    def entry(c, d):
+        return w[d - c + reach] if abs(d - c) <= reach else torch.zeros((), dtype=D)
+
     return torch.stack([torch.stack([entry(c, d) for d in range(C)]) for c in range(C)])
 
 
@@ -274,7 +280,10 @@ def test_saves_no_more_than_a_few_numbers_a_channel():
     eca = ECAAttention(C)
     saved = [measure.saved_bytes(eca, torch.randn(2, C, *side)) for side in sides]
     assert max(saved) == min(saved) <= 4 * 2 * C * 4  # x is an input and not counted; the rest knows no resolution
-    block = lambda t: eca(t * 2)  # noqa: E731  behind another layer the product keeps x: linear in N = H·W
+
+    def block(t):  # behind another layer the product keeps x: linear in N = H·W
+        return eca(t * 2)
+
     saved = [measure.saved_bytes(block, torch.randn(2, C, *side)) for side in sides]
     assert measure.fit_exponent([h * w for h, w in sides], saved) == pytest.approx(1, abs=0.02)
 

@@ -162,7 +162,9 @@ def test_only_the_output_mlp_sees_the_rest_of_the_batch():
 
 
 def test_parameters_are_those_of_equation_12():
-    count = lambda **options: sum(p.numel() for p in GatedFusion(64, **options).parameters())  # noqa: E731
+    def count(**options):
+        return sum(p.numel() for p in GatedFusion(64, **options).parameters())
+
     assert count() == count(layout=SERIES) == 2 * 64 * 64 + 64
     assert count() == sum(p.numel() for p in nn.Conv2d(2 * 64, 64, 1).parameters())  # a linear fusion has as many
     assert count(output_mlp=True) == count() + 2 * 64 * 64 + 64 + 2 * 64
@@ -298,7 +300,10 @@ def test_inputs_of_two_precisions():
 def test_keeps_the_gate_and_nothing_else(layout):
     C, sides = 32, [(8, 8), (8, 16), (16, 16), (16, 32)]
     fuse = GatedFusion(C, layout=layout)
-    shape = lambda side: (2, C, *side) if layout == "B C H W" else (2, *side, C)  # noqa: E731
+
+    def shape(side):
+        return (2, C, *side) if layout == "B C H W" else (2, *side, C)
+
     saved = [measure.saved_bytes(fuse, (torch.randn(shape(s)), torch.randn(shape(s)))) for s in sides]
     assert saved == [4 * 2 * C * h * w for h, w in sides]  # one float a position and channel, as the gate has
 

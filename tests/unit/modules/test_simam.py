@@ -237,7 +237,10 @@ def test_hw_minus_1_only_scales():
 
 def test_gate_does_not_see_where():
     x, order = randn(2, 3, 5, 7), torch.randperm(35, generator=torch.Generator().manual_seed(0))
-    shuffle = lambda t: t.flatten(2)[:, :, order].view_as(t)  # noqa: E731
+
+    def shuffle(t):
+        return t.flatten(2)[:, :, order].view_as(t)
+
     torch.testing.assert_close(SimAM(3)(shuffle(x)), shuffle(SimAM(3)(x)), rtol=0, atol=1e-13)
 
 

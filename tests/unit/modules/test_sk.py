@@ -272,7 +272,10 @@ def test_selection_depends_on_channel_means_alone():
     """Moving an object on an empty canvas changes no weight; enlarging it does."""
     sk = make()
     object_ = randn(1, 6, 6, 6)
-    place = lambda t, top, left: F.pad(t, (left, 30 - t.shape[3] - left, top, 30 - t.shape[2] - top))  # noqa: E731
+
+    def place(t, top, left):
+        return F.pad(t, (left, 30 - t.shape[3] - left, top, 30 - t.shape[2] - top))
+
     weights = [run(sk, place(object_, *corner))[1]["a"] for corner in ((6, 6), (10, 17))]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-13)
     enlarged = object_.repeat_interleave(2, 2).repeat_interleave(2, 3)

@@ -245,7 +245,10 @@ def test_default_segments_make_every_layer_square_in_the_channels():
 ])
 def test_parameters_of_the_networks_are_those_of_the_release(blocks, dims, millions):
     """7 × 7 patches make 32 × 32 positions, halved to 16 × 16 where the width doubles; README of the release."""
-    count = lambda *layers: sum(p.numel() for layer in layers for p in layer.parameters())  # noqa: E731
+
+    def count(*layers):
+        return sum(p.numel() for layer in layers for p in layer.parameters())
+
     total = count(nn.Conv2d(3, dims[0], 7), nn.Conv2d(dims[0], 2 * dims[0], 2), nn.LayerNorm(dims[-1]),
                   nn.Linear(dims[-1], 1000))
     for n, C in zip(blocks, dims, strict=True):
@@ -258,7 +261,10 @@ def test_parameters_of_the_networks_are_those_of_the_release(blocks, dims, milli
 @pytest.mark.parametrize(("C", "H", "W", "S", "r"), [(12, 4, 5, 3, 4), (6, 1, 1, 6, 6), (8, 3, 2, 1, 3)])
 def test_number_of_parameters(C, H, W, S, r):
     hidden = C // r
-    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+
+    def count(m):
+        return sum(p.numel() for p in m.parameters())
+
     plain = make(C, H, W, S, weighted=False)
     assert count(plain) == (H * S) ** 2 + (W * S) ** 2 + 2 * C * C + C
     assert count(make(C, H, W, S, reduction=r)) == count(plain) + 4 * C * hidden + hidden + 3 * C
@@ -294,7 +300,9 @@ def test_any_other_size_is_refused_by_name(shape, message):
 
 
 def test_an_output_depends_on_its_row_and_column_and_through_the_weights_on_everything():
-    reach = lambda vip: torch.autograd.functional.jacobian(vip, randn(1, 6, 4, 5))[0, :, 2, 1, 0].abs().sum((0, 1)) > 0  # noqa: E731
+    def reach(vip):
+        return torch.autograd.functional.jacobian(vip, randn(1, 6, 4, 5))[0, :, 2, 1, 0].abs().sum((0, 1)) > 0
+
     cross = torch.zeros(4, 5, dtype=torch.bool)
     cross[2], cross[:, 1] = True, True
     assert torch.equal(reach(make(weighted=False)), cross)
@@ -321,7 +329,10 @@ def test_permuting_rows_and_columns_along_with_the_weights_changes_nothing():
     for layer, order in ((renamed.Wh, rows), (renamed.Ww, cols)):
         weight = layer.weight.view(len(order), 2, len(order), 2)
         layer.weight.copy_(weight[order][:, :, order].reshape(layer.weight.shape))
-    shuffle = lambda t: t[:, :, rows][..., cols]  # noqa: E731
+
+    def shuffle(t):
+        return t[:, :, rows][..., cols]
+
     torch.testing.assert_close(renamed(shuffle(x)), shuffle(vip(x)))
     assert (vip(shuffle(x)) - shuffle(vip(x))).abs().max() > 1e-2  # the weights left as they were
 

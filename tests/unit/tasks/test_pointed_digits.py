@@ -9,7 +9,10 @@ from attn_lib.tasks import pointed_digits as task
 
 def scenes(lit, counts, green=0, place=(1, 19), n=6, light=task.LIGHT):
     photographs, ink, _ = task.parts("test")
-    whole = lambda v: torch.full((n,), v)  # noqa: E731
+
+    def whole(v):
+        return torch.full((n,), v)
+
     return task.compose(photographs[:n], ink[: 2 * n].view(n, 2, 8, 8), whole(green), whole(counts), whole(lit),
                         torch.tensor(place).expand(n, 2), light)
 
