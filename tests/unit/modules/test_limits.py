@@ -42,7 +42,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Self-attention of tokens (B, N, D), every pair computed."""
-    return torch.einsum("bnm,bme->bne", (scale * torch.einsum("bnd,bmd->bnm", q, k)).softmax(-1), v)
+    return torch.einsum("Bij,Bje->Bie", (scale * torch.einsum("Bid,Bjd->Bij", q, k)).softmax(-1), v)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ def test_permute_mlp_of_one_column_and_one_segment_is_a_layer_of_token_mixing():
     vip, x = module("vip", channels=6, height=5, width=1, segments=1, weighted=False), normal(2, 6, 5, 1)
     vip.Ww.weight.fill_(0.0)
     vip.Wc.weight.fill_(0.0)
-    mixed = torch.einsum("mn,bnc->bmc", vip.Wh.weight, tokens(x))  # as in MLP-Mixer: one matrix for all channels
+    mixed = torch.einsum("iN,BNC->BiC", vip.Wh.weight, tokens(x))  # as in MLP-Mixer: one matrix for all channels
     torch.testing.assert_close(tokens(vip(x)), mixed @ vip.Wp.weight[:, :, 0, 0].T + vip.Wp.bias)
 
 
