@@ -1,10 +1,13 @@
 """The check of axes' names sees a wrong pattern, and only that."""
 
 import json
+from pathlib import Path
 
-import axes_check
 import pytest
-from notebooks import ROOT
+
+from book.tools import axes_check
+
+CHAPTERS = sorted(Path(__file__).parents[2].glob("chapters/*/*.ipynb"))
 
 
 @pytest.mark.parametrize(("pattern", "wrong"), [
@@ -38,7 +41,7 @@ def test_a_notebook_is_read_code_and_prose():
     ]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "chapters").glob("*/*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_chapters_write_axes_as_the_notation_does(path):
     found = axes_check.problems(json.loads(path.read_text(encoding="utf-8"))["cells"])
     assert not found, "\n".join(found)

@@ -203,7 +203,7 @@ class TestInsert:
     def test_takes_over_the_memory_format(self, resnet, x):
         resnet.to(memory_format=torch.channels_last)
         plug.insert(resnet, "layer1.0.bn3", "ccnet", example=x.to(memory_format=torch.channels_last))
-        weight = resnet.layer1[0].bn3.ccnet.WV.weight
+        weight = resnet.layer1[0].bn3.ccnet.Wv.weight
         assert weight.is_contiguous(memory_format=torch.channels_last)
 
     def test_after_a_sequential_means_after_its_last_layer(self, resnet, x):

@@ -53,7 +53,7 @@ def equations(m: BiLevelRoutingAttention, x: Tensor) -> Tensor:
                 scale = 1 / math.sqrt(d)
                 weights = [math.exp((q[i][rows] @ k[p][rows]).item() * scale) for p in seen]
                 y[rows, i[0], i[1]] += sum(a / sum(weights) * v[p][rows] for a, p in zip(weights, seen, strict=True))
-    return torch.einsum("oc,chw->ohw", m.Wo.weight[:, :, 0, 0], y) + m.Wo.bias[:, None, None]
+    return torch.einsum("OC,CHW->OHW", m.Wo.weight[:, :, 0, 0], y) + m.Wo.bias[:, None, None]
 
 
 # ---- equation --------------------------------------------------------------------------------------------------------

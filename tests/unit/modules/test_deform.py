@@ -317,7 +317,7 @@ def one_tap_at_a_time(x, offset, weight, bias, mask, *, stride, padding, dilatio
                 G = (1 - (q0 - row).abs()) * (1 - (q1 - col).abs())
                 columns[:, c, k] = columns[:, c, k] + G * pixel * mask[:, c // per_group * K + k]
     groups = C // weight.shape[1]
-    y = [torch.einsum("ock,bckhw->bohw", w.flatten(2), part)
+    y = [torch.einsum("OCK,BCKHW->BOHW", w.flatten(2), part)
          for w, part in zip(weight.chunk(groups), columns.chunk(groups, 1), strict=True)]
     return torch.cat(y, 1) + bias[:, None, None]
 

@@ -224,8 +224,8 @@ def test_weights_of_the_concatenation_are_one_number_of_each_position():
     """ReLU(a_i + b_j): a query is a threshold. It cannot say which key it wants, only how large a key must be."""
     block, x = make("concatenation"), randn(1, 6, 5, 4)
     A = trace(block, x)["A"][0]
-    a = torch.einsum("d,dn->n", block.wf[:3], block.Wtheta(x)[0].flatten(1))
-    b = torch.einsum("d,dn->n", block.wf[3:], block.Wphi(x)[0].flatten(1))
+    a = torch.einsum("d,dN->N", block.wf[:3], block.Wtheta(x)[0].flatten(1))
+    b = torch.einsum("d,dN->N", block.wf[3:], block.Wphi(x)[0].flatten(1))
     assert_close(A, F.relu(a[:, None] + b) / 20)
     order = b.argsort()
     assert (A[:, order].diff(dim=-1) >= -1e-12).all()  # all queries rank the keys alike
@@ -254,9 +254,9 @@ def test_frames_of_a_video_may_be_stacked():
     """Nothing knows where a position is: the block over space-time is the block over the frames as one tall map."""
     block, video = make(), randn(2, 6, 3, 4, 5)
     q, k, v = (F.conv3d(video, conv.weight[..., None]).flatten(2) for conv in (block.Wtheta, block.Wphi, block.Wg))
-    y = torch.einsum("bnm,bdm->bdn", torch.einsum("bdn,bdm->bnm", q, k).softmax(-1), v).view(2, 3, 3, 4, 5)
+    y = torch.einsum("Bij,Bdj->Bdi", torch.einsum("Bdi,Bdj->Bij", q, k).softmax(-1), v).view(2, 3, 3, 4, 5)
     expected = F.conv3d(y, block.Wz.weight[..., None]) + video
-    assert_close(rearrange(block(rearrange(video, "b c t h w -> b c (t h) w")), "b c (t h) w -> b c t h w", t=3),
+    assert_close(rearrange(block(rearrange(video, "B C T H W -> B C (T H) W")), "B C (T H) W -> B C T H W", T=3),
                  expected)
 
 
@@ -287,8 +287,8 @@ def test_positions_may_change_places(pairwise):
     block, x = make(pairwise), randn(2, 6, 5, 4)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     assert_close(block(shuffle(x, order)), shuffle(block(x), order), rtol=0, atol=1e-12)
-    wider = rearrange(x, "b c h w -> b c w h").reshape(2, 6, 2, 10)  # another shape, in another order
-    assert_close(block(wider), rearrange(block(x), "b c h w -> b c w h").reshape(2, 6, 2, 10), rtol=0, atol=1e-12)
+    wider = rearrange(x, "B C H W -> B C W H").reshape(2, 6, 2, 10)  # another shape, in another order
+    assert_close(block(wider), rearrange(block(x), "B C H W -> B C W H").reshape(2, 6, 2, 10), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("pairwise", PAIRWISE)
@@ -403,9 +403,9 @@ def test_equals_torchs_attention_with_one_head():
                           strict=True)
     theirs.load_state_dict({"in_proj_weight": torch.cat(weights), "in_proj_bias": torch.cat(biases),
                             "out_proj.weight": block.Wz.weight[:, :, 0, 0], "out_proj.bias": block.Wz.bias})
-    tokens = rearrange(x, "b c h w -> b (h w) c")
+    tokens = rearrange(x, "B C H W -> B (H W) C")
     y, A = theirs(tokens, tokens, tokens)
-    assert_close(block(x), x + rearrange(y, "b (h w) c -> b c h w", h=4), rtol=0, atol=1e-12)
+    assert_close(block(x), x + rearrange(y, "B (H W) C -> B C H W", H=4), rtol=0, atol=1e-12)
     assert_close(trace(block, x)["A"], A, rtol=0, atol=1e-12)
 
 

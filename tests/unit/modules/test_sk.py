@@ -130,7 +130,7 @@ class Wrong(SKAttention):
         axis = 2 if error == "softmax over channels" else 0 if error == "softmax over the batch" else 1
         a = logits.sigmoid() if error == "sigmoid" else logits.softmax(axis)
         a = a.mean(2, keepdim=True).expand_as(a) if error == "one weight a branch" else a
-        return torch.einsum("bmo,bmohw->bohw", a, U_m) + (U if error == "U added" else 0)
+        return torch.einsum("BMO,BMOHW->BOHW", a, U_m) + (U if error == "U added" else 0)
 
 
 ERRORS = ["no BN in the branches", "no ReLU in the branches", "dilation ignored", "mean for sum", "first branch alone",

@@ -201,8 +201,8 @@ def test_one_segment_shares_the_matrix_of_a_column_among_all_channels():
     vip, x = make(S=1), randn(2, 6, 4, 5)
     with attn_lib.trace() as t:
         vip(x)
-    torch.testing.assert_close(t["X_H"], torch.einsum("gh,bchw->bcgw", vip.Wh.weight, x))
-    torch.testing.assert_close(t["X_W"], torch.einsum("vw,bchw->bchv", vip.Ww.weight, x))
+    torch.testing.assert_close(t["X_H"], torch.einsum("iH,BCHW->BCiW", vip.Wh.weight, x))
+    torch.testing.assert_close(t["X_W"], torch.einsum("jW,BCHW->BCHj", vip.Ww.weight, x))
 
 
 def test_as_many_segments_as_channels_make_a_column_one_dense_layer():
@@ -210,7 +210,7 @@ def test_as_many_segments_as_channels_make_a_column_one_dense_layer():
     with attn_lib.trace() as t:
         vip(x)
     weight = vip.Wh.weight.view(4, 6, 4, 6)  # h s h' s'
-    torch.testing.assert_close(t["X_H"], torch.einsum("gdhc,bchw->bdgw", weight, x))
+    torch.testing.assert_close(t["X_H"], torch.einsum("idHC,BCHW->BdiW", weight, x))
 
 
 def test_one_position_is_three_channel_layers():
@@ -315,7 +315,7 @@ def test_rows_and_columns_change_places_with_their_matrices():
     state = vip.state_dict()
     state["Wh.weight"], state["Ww.weight"] = state["Ww.weight"], state["Wh.weight"]
     for name in ("W2.weight", "W2.bias"):
-        state[name] = rearrange(state[name], "(c k) ... -> c k ...", k=3)[:, [1, 0, 2]].flatten(0, 1)
+        state[name] = rearrange(state[name], "(C M) ... -> C M ...", M=3)[:, [1, 0, 2]].flatten(0, 1)
     turned.load_state_dict(state)
     torch.testing.assert_close(turned(x.mT), vip(x).mT)
 
@@ -371,9 +371,9 @@ def test_flops(C, H, W, S):
 def test_branches_equal_the_mixing_layers_of_einops(C, H, W, S):
     """einops' own documentation writes this layer with `EinMix`, without the weighting."""
     plain, x = make(C, H, W, S, weighted=False), randn(2, C, H, W)
-    rows = EinMix("b (n c) h w -> b (n c0) h w0", weight_shape="w0 c0 w c", w=W, w0=W, c=S, c0=S).to(D)
-    columns = EinMix("b (n c) h w -> b (n c0) h0 w", weight_shape="h0 c0 h c", h=H, h0=H, c=S, c0=S).to(D)
-    channels = EinMix("b c h w -> b c0 h w", weight_shape="c0 c", c=C, c0=C).to(D)
+    rows = EinMix("B (G S) H W -> B (G s) H j", weight_shape="j s W S", W=W, j=W, S=S, s=S).to(D)
+    columns = EinMix("B (G S) H W -> B (G s) i W", weight_shape="i s H S", H=H, i=H, S=S, s=S).to(D)
+    channels = EinMix("B C H W -> B O H W", weight_shape="O C", C=C, O=C).to(D)
     with torch.no_grad():
         columns.weight.copy_(plain.Wh.weight.reshape(columns.weight.shape))
         rows.weight.copy_(plain.Ww.weight.reshape(rows.weight.shape))

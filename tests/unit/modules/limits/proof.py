@@ -50,8 +50,8 @@ def drawn(id: str, **options) -> nn.Module:
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Self-attention of tokens (B, N, d), every pair computed."""
-    A = (scale * torch.einsum("BNd,Bnd->BNn", q, k)).softmax(-1)
-    return torch.einsum("BNn,Bnd->BNd", A, v)
+    A = (scale * torch.einsum("Bid,Bjd->Bij", q, k)).softmax(-1)
+    return torch.einsum("Bij,Bjd->Bid", A, v)
 
 
 def tokens(x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def test_permute_mlp_of_one_column_and_one_segment_is_a_layer_of_token_mixing():
     vip, x = drawn("vip", channels=6, height=5, width=1, segments=1, weighted=False), randn(2, 6, 5, 1)
     vip.Ww.weight.fill_(0.0)
     vip.Wc.weight.fill_(0.0)
-    mixed = torch.einsum("mn,bnc->bmc", vip.Wh.weight, tokens(x))  # as in MLP-Mixer: one matrix for all channels
+    mixed = torch.einsum("iN,BNC->BiC", vip.Wh.weight, tokens(x))  # as in MLP-Mixer: one matrix for all channels
     torch.testing.assert_close(tokens(vip(x)), mixed @ vip.Wp.weight[:, :, 0, 0].T + vip.Wp.bias)
 
 
