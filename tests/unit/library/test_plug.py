@@ -444,7 +444,7 @@ class TestReplace:
         assert "does not start as what it replaces" in report.output
         shrink = nn.Conv2d(8, 8, 3, stride=2)
         before = snapshot(resnet)
-        with pytest.raises(ValueError, match=r"'layer1.0.conv2' returned shape \(2, 8, 12, 10\); the new module's"):
+        with pytest.raises(ValueError, match=r"'layer1.0.conv2' returns shape \(2, 8, 12, 10\); the new module's"):
             plug.replace(resnet, "layer1.[0].conv2", lambda _: shrink, example=x)
         with pytest.raises(ValueError, match=r"a tuple does not fit there"):
             plug.replace(resnet, "head", lambda _: nn.LSTM(48, 5), example=x)
