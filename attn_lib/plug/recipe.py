@@ -30,14 +30,15 @@ class Recipe:
 
     def __init__(self, module: Module, options: dict[str, Any]):
         if isinstance(module, str):
-            self.label, self.entry = module, catalog.entry(module)
+            self.label = self._name = module
+            self.entry = catalog.entry(module)
         elif isinstance(module, nn.Module) or not callable(module):
             raise ValueError(f"module={module!r} must be an id, a class, or a function that makes a module: every "
                              "site needs one of its own")
         else:
             self.entry = catalog.entry_of(module)
-            name = getattr(module, "__name__", type(module).__name__)
-            self.label = self.entry.id if self.entry else (name if name.isidentifier() else "module")
+            self._name = getattr(module, "__name__", type(module).__name__)
+            self.label = self.entry.id if self.entry else (self._name if self._name.isidentifier() else "module")
         self._make = self.entry.cls if self.entry else module
         self._options = options
         self.axes = self._axes()
@@ -84,19 +85,19 @@ class Recipe:
                 raise ValueError(f"{name}={value!r} must be left out: it is read off the network")
             if name not in parameters and not open_ended:
                 known = ", ".join(n for n in parameters if n not in positional[:1]) or "none"
-                raise ValueError(f"{name}={value!r} is no option of {self.label!r}; its options are: {known}")
+                raise ValueError(f"{name}={value!r} is no option of {self._name}; its options are: {known}")
         try:
             inspect.signature(make).bind(given, **self._options)
         except TypeError as error:
-            raise ValueError(f"module={self.label!r}: {error}") from None
+            raise ValueError(f"{self._name}: {error}") from None
         try:
             made = make(given, **self._options)
         except TypeError as error:  # a function may hand its options on to one that does not know them
             if not any(f"argument '{name}'" in str(error) for name in self._options):
                 raise
-            raise ValueError(f"module={self.label!r}: {error}") from error
+            raise ValueError(f"{self._name}: {error}") from error
         if not isinstance(made, nn.Module):
-            raise ValueError(f"module={self.label!r} must make a torch.nn.Module, not a {type(made).__name__}")
+            raise ValueError(f"{self._name} must make a torch.nn.Module, not a {type(made).__name__}")
         return made
 
 

@@ -22,8 +22,8 @@ def bars(
     """Bars, one an entry: gates, weights, means of channels.
 
     Args:
-        values: ``(n,)``; or a dict name → ``(n,)``, whose bars stand in groups; or a dict panel → either of these,
-            drawn one below the other on one scale: give a single series a name, panel → {name: ``(n,)``}.
+        values: `(n,)`; or a dict name → `(n,)`, whose bars stand in groups; or a dict panel → either of these,
+            drawn one below the other on one scale: give a single series a name, panel → {name: `(n,)`}.
         title: the question the figure answers.
         alt: alternative text.
         labels: one name an entry; their numbers otherwise.
@@ -66,7 +66,7 @@ def bars(
 
 
 def _series(values: Any) -> dict[str, np.ndarray]:
-    return {k: to_array(v, f"values {k!r}" if k else "values", 1) for k, v in panels(_whole(values)).items()}
+    return {k: to_array(v, f"values {k!r}" if k else "values", 1) for k, v in panels(values).items()}
 
 
 def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int], titled: bool) -> None:
@@ -93,7 +93,7 @@ def matrix(
     """A matrix as a picture, row 0 on top: an attention matrix has its queries as rows, its keys as columns.
 
     Args:
-        A: ``(rows, columns)``; or a dict name → matrix, drawn as panels on one colour scale.
+        A: `(rows, columns)`; or a dict name → matrix, drawn as panels on one colour scale.
         title: the question the figure answers.
         alt: alternative text.
         xlabel: what the columns are.
@@ -103,7 +103,7 @@ def matrix(
     Raises:
         ValueError: not two-dimensional, too many columns for numbers, an empty title or alt.
     """
-    named = {k: to_array(v, f"A {k!r}" if k else "A", 2) for k, v in panels(_whole(A)).items()}
+    named = {k: to_array(v, f"A {k!r}" if k else "A", 2) for k, v in panels(A).items()}
     if values and max(m.shape[1] for m in named.values()) > 12:
         raise ValueError("values=True needs at most 12 columns: the numbers would not be legible")
     low, high, cmap = style.limits(list(named.values()))
@@ -147,7 +147,7 @@ def curves(
     """Training curves: the mean over seeds as a line, the range over seeds as a band.
 
     Args:
-        series: label → ``(seeds, steps)``, or ``(steps,)`` for a single run; a lone label that is `ylabel` needs no
+        series: label → `(seeds, steps)`, or `(steps,)` for a single run; a lone label that is `ylabel` needs no
             legend.
         title: the question the figure answers.
         alt: alternative text.
@@ -222,11 +222,6 @@ def compare(
         ax.xaxis.grid(True)
         ax.set_xlabel(xlabel)
     return sheet.figure
-
-
-def _whole(value: Any) -> Any:
-    """Keep a list of numbers, or of rows, from being taken for a list of panels."""
-    return value if isinstance(value, Mapping) else {"": value}
 
 
 def _indices(highlight: Any) -> set[int]:

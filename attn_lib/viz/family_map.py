@@ -17,8 +17,7 @@ from matplotlib.path import Path
 from .. import catalog
 from . import style
 from .figures import Figure, Sheet
-
-__all__ = ["FamilyMap", "family_map"]
+from .words import at_limits
 
 Place = tuple[float, float, float, float]  # left, top, width, height
 Point = tuple[float, float]
@@ -190,14 +189,8 @@ def _sentence(entry: catalog.Entry) -> str:
     if entry.builds_on:
         parts.append("Builds on " + ", ".join(catalog.entry(other).name for other in entry.builds_on) + ".")
     if entry.reduces_to:
-        parts.append("At a limit: " + "; ".join(f"{known(what)} ({when})" for what, when in entry.reduces_to.items())
-                     + ".")
+        parts.append(f"At a limit: {at_limits(entry)}.")
     return "<br>".join([parts[0], *map(html.escape, parts[1:])])
-
-
-def known(operation: str) -> str:
-    """The name of a module of the catalog; any other operation as it is called."""
-    return catalog.entry(operation).name if operation in catalog.list_modules() else operation
 
 
 _STYLE = (

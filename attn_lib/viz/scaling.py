@@ -21,17 +21,17 @@ def scaling(
     """Measurements on logarithmic axes with the exponent fitted to them beside the one theory gives.
 
     Args:
-        x: ``(n,)``, positive sizes.
-        series: label → ``(n,)``, positive measurements.
+        x: `(n,)`, positive sizes.
+        series: label → `(n,)`, positive measurements.
         title: the question the figure answers.
         alt: alternative text.
-        xlabel: what ``x`` is.
+        xlabel: what `x` is.
         ylabel: what is measured.
         theory: label → exponent.
 
     Raises:
         ValueError: fewer than two sizes, a value that is not positive and finite, lengths that differ, a theory for a
-            label that is not in ``series``, an empty title or alt.
+            label that is not in `series`, an empty title or alt.
     """
     sizes = finite(to_array(x, "x", 1), "x")
     measured = {k: finite(to_array(v, f"series {k!r}", 1), f"series {k!r}") for k, v in panels(dict(series)).items()}
