@@ -98,6 +98,11 @@ def panels(value: Any) -> dict[str, Any]:
     return named
 
 
+def called(argument: str, panel: str) -> str:
+    """What an error calls the entry of a panel: "A['x']", or "A" where the panel has no name."""
+    return f"{argument}[{panel!r}]" if panel.strip() else argument
+
+
 def of_panel(value: Any, name: str, argument: str) -> Any:
     """The entry of panel `name`, where `argument` is a dict; anything else serves every panel.
 

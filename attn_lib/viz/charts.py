@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from . import style
-from .arrays import panels, to_array
+from .arrays import called, panels, to_array
 from .figures import Figure, Sheet
 
 
@@ -40,7 +40,8 @@ def bars(
     n = len(everything[0][1])
     for name, v in everything:
         if len(v) != n:
-            raise ValueError(f"values {name!r} has {len(v)} entries, the first series has {n}: they must agree")
+            which = called("values", name)
+            raise ValueError(f"{which} has {len(v)} entries, the first series has {n}: they must agree")
     if labels is not None and len(labels) != n:
         raise ValueError(f"labels has {len(labels)} entries for {n} bars")
     chosen = _indices(highlight)
@@ -66,7 +67,7 @@ def bars(
 
 
 def _series(values: Any) -> dict[str, np.ndarray]:
-    return {k: to_array(v, f"values {k!r}" if k else "values", 1) for k, v in panels(values).items()}
+    return {k: to_array(v, called("values", k), 1) for k, v in panels(values).items()}
 
 
 def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int], titled: bool) -> None:
@@ -103,10 +104,10 @@ def matrix(
     Raises:
         ValueError: not two-dimensional, too many columns for numbers, an empty title or alt.
     """
-    named = {k: to_array(v, f"A {k!r}" if k else "A", 2) for k, v in panels(A).items()}
+    named = {k: to_array(v, called("A", k), 2) for k, v in panels(A).items()}
     if values and max(m.shape[1] for m in named.values()) > 12:
         raise ValueError("values=True needs at most 12 columns: the numbers would not be legible")
-    low, high, cmap = style.limits(list(named.values()))
+    low, high, cmap = style.colour_scale(list(named.values()))
     ratios = [m.shape[1] / m.shape[0] for m in named.values()]  # panels of one height
     tall = min((style.WIDTH - 1.2 - 0.3 * len(named)) / sum(ratios), 3.6, 3.6 / max(ratios))
     width = min(style.WIDTH, max(4.4, tall * sum(ratios) + 0.3 * len(named) + 1.2))
@@ -159,14 +160,14 @@ def curves(
     Raises:
         ValueError: wrong shapes, an empty title or alt.
     """
-    runs = {k: np.atleast_2d(to_array(v, f"series {k!r}", (1, 2))) for k, v in panels(dict(series)).items()}
+    runs = {k: np.atleast_2d(to_array(v, called("series", k), (1, 2))) for k, v in panels(dict(series)).items()}
     sheet = Sheet(title, alt, height=2.8)
     with sheet as fig:
         ax = fig.subplots()
         for k, (name, y) in enumerate(runs.items()):
             where = np.arange(1, y.shape[1] + 1) if x is None else to_array(x, "x", 1)
             if len(where) != y.shape[1]:
-                raise ValueError(f"x has {len(where)} entries, series {name!r} has {y.shape[1]} steps")
+                raise ValueError(f"x has {len(where)} entries, {called('series', name)} has {y.shape[1]} steps")
             colour = style.series_colour(k)
             if len(y) > 1:
                 ax.fill_between(where, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
@@ -196,7 +197,7 @@ def compare(
     Raises:
         ValueError: an empty list, an empty title or alt.
     """
-    rows = {k: to_array(v, f"series {k!r}", 1) for k, v in panels(dict(series)).items()}
+    rows = {k: to_array(v, called("series", k), 1) for k, v in panels(dict(series)).items()}
     sheet = Sheet(title, alt, height=0.65 + 0.42 * len(rows))
     with sheet as fig:
         ax = fig.subplots()

@@ -143,6 +143,12 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
             raise
 
 
+def uri(picture: bytes) -> str:
+    """A PNG or JPEG file as a data address."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
 def _render(fig: MatplotlibFigure, title: str, alt: str) -> Figure:
     fig.canvas.draw()
     pixels = np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()

@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 
 from . import style
-from .arrays import finite, grey, of_panel, panels, to_array, to_image
+from .arrays import called, finite, grey, of_panel, panels, to_array, to_image
 from .figures import Figure
 from .picture_grid import PictureGrid, average, upsample
 
@@ -33,7 +33,7 @@ def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Fi
     if isinstance(images, list | tuple):
         images = {" " * i: picture for i, picture in enumerate(images)}  # blanks: names that differ and draw nothing
     named = panels(images)
-    pictures = [to_image(v, f"images[{k!r}]" if k.strip() else "images") for k, v in named.items()]
+    pictures = [to_image(v, called("images", k)) for k, v in named.items()]
     grid = PictureGrid([p.shape[:2] for p in pictures], list(named), ncols)
     sheet = grid.sheet(title, alt)
     with sheet as fig:
@@ -65,7 +65,7 @@ def channels(
     maps = maps[:n]
     if names is not None and len(names) < len(maps):
         raise ValueError(f"names has {len(names)} entries: it must name each of the {len(maps)} channels shown")
-    low, high, cmap = style.limits([maps], signed)
+    low, high, cmap = style.colour_scale([maps], signed)
     labels = [str(names[i]) if names is not None else str(i) for i in range(len(maps))]
     grid = PictureGrid([maps.shape[1:]] * len(maps), labels, bar=True, widest=2.4)
     sheet = grid.sheet(title, alt)
@@ -102,10 +102,11 @@ def overlay(
     """
     picture = to_image(image, "image")
     height, width = picture.shape[:2]
-    heats = {k: to_array(v, "heat", 2) for k, v in panels(heat).items()}
+    heats = {k: to_array(v, called("heat", k), 2) for k, v in panels(heat).items()}
     for name, h in heats.items():
-        if finite(h, f"heat {name!r}" if name.strip() else "heat").min() < 0:
-            raise ValueError(f"heat {name!r} has the negative value {h.min():.3g}: a heat map shows magnitudes")
+        which = called("heat", name)
+        if finite(h, which).min() < 0:
+            raise ValueError(f"{which} has the negative value {h.min():.3g}: a heat map shows magnitudes")
     _check_inside(mark, "mark", height, width)
     brightness = grey(picture)
     top = max(float(h.max()) for h in heats.values()) or 1.0
@@ -151,10 +152,10 @@ def points(
     named = panels(points)
     drawn = []
     for name, p in named.items():
-        label = f"points {name!r}" if name.strip() else "points"
+        label = called("points", name)
         where = finite(to_array(p, label), label)
         if where.ndim == 0 or where.shape[-1] != 2:
-            raise ValueError(f"points has shape {where.shape}: its last dimension must be 2, (row, col)")
+            raise ValueError(f"{label} has shape {where.shape}: its last dimension must be 2, (row, col)")
         where = where.reshape(-1, 2)
         weight = of_panel(weights, name, "weights")
         if weight is not None:

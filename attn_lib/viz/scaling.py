@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from ..measure import fit_exponent
 from . import style
-from .arrays import finite, panels, to_array
+from .arrays import called, finite, panels, to_array
 from .figures import Figure, Sheet
 
 
@@ -34,15 +34,16 @@ def scaling(
             label that is not in `series`, an empty title or alt.
     """
     sizes = finite(to_array(x, "x", 1), "x")
-    measured = {k: finite(to_array(v, f"series {k!r}", 1), f"series {k!r}") for k, v in panels(dict(series)).items()}
+    measured = {k: to_array(v, called("series", k), 1) for k, v in panels(dict(series)).items()}
     theory = dict(theory or {})
     if len(sizes) < 2 or sizes.min() <= 0 or sizes.min() == sizes.max():
         raise ValueError(f"x={sizes.tolist()} must be at least two different positive sizes")
     for name, y in measured.items():
+        which = called("series", name)
         if len(y) != len(sizes):
-            raise ValueError(f"series {name!r} has {len(y)} entries for {len(sizes)} sizes")
-        if y.min() <= 0:
-            raise ValueError(f"series {name!r} has the value {y.min():g}: a power law needs positive ones")
+            raise ValueError(f"{which} has {len(y)} entries for {len(sizes)} sizes")
+        if finite(y, which).min() <= 0:
+            raise ValueError(f"{which} has the value {y.min():g}: a power law needs positive ones")
     if unknown := set(theory) - set(measured):
         raise ValueError(f"theory names {sorted(unknown)}: it must name series of {list(measured)}")
     sheet = Sheet(title, alt, height=3.4)

@@ -151,8 +151,8 @@ def times(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def limits(arrays: list[np.ndarray], signed: bool | None = None) -> tuple[float, float, str]:
-    """Colour limits and map that several arrays share.
+def colour_scale(arrays: list[np.ndarray], signed: bool | None = None) -> tuple[float, float, str]:
+    """The limits and the name of a colour map that several arrays share.
 
     Args:
         arrays: the values to be drawn; NaN and infinities are left out of account.

@@ -12,10 +12,10 @@ import matplotlib
 import numpy as np
 
 from .. import style
-from ..arrays import of_panel, panels, to_array, to_image
-from ..figures import Figure, check_texts
+from ..arrays import called, of_panel, panels, to_array, to_image
+from ..figures import Figure, check_texts, uri
 from .live import controls, index_slider, setting_slider, share_slider
-from .page import Explorer, img, jpeg, markup, png, uri
+from .page import Explorer, img, jpeg, markup, png
 from .panels import Heat, Map, Panel, Points, pack
 from .scene import Scene, encode, is_coarse, photograph
 
@@ -62,7 +62,7 @@ def explore_attention(
         raise ValueError(f"mark={mark!r} must be 'query' or None")
     views = []
     for name, a in panels(A).items():
-        label = f"A[{name!r}]" if name else "A"
+        label = called("A", name)
         views.append(Heat(name, _evaluate(a, grid, label) if callable(a) else a, label))
     beside = {} if reference is None else panels(reference)
     return _grid_explorer("attention", image, views, beside, start, title, alt, mark=mark is not None)
@@ -95,7 +95,7 @@ def explore_pixels(
             `BUDGET` bytes, an empty title or alt.
     """
     check_texts(title, alt)
-    views = [Map(name, m, f"maps[{name!r}]" if name else "maps") for name, m in panels(maps).items()]
+    views = [Map(name, m, called("maps", name)) for name, m in panels(maps).items()]
     beside = {} if reference is None else panels(reference)
     return _grid_explorer("pixels", image, views, beside, start, title, alt)
 
@@ -133,7 +133,7 @@ def explore_points(
     size = to_image(image, "image").shape[:2]
     views = []
     for name, p in panels(points).items():
-        labels = [f"{argument}[{name!r}]" if name else argument for argument in ("points", "weights", "reference")]
+        labels = [called(argument, name) for argument in ("points", "weights", "reference")]
         w, r = of_panel(weights, name, "weights"), of_panel(reference, name, "reference")
         views.append(Points(name, p, w, r, size, labels))
     return _grid_explorer("points", image, views, {}, start, title, alt)

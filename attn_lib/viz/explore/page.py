@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..figures import write_file
+from ..figures import uri, write_file
 from .live import kernel_with_widgets
 
 BUDGET = 250_000  # bytes of one explorer in a notebook, all formats together; a whole notebook stays under 500 kB
@@ -104,12 +104,6 @@ def img(picture: bytes, alt: str, width: int) -> str:
     # The class keeps the Sphinx theme from dimming it on a dark page.
     text = html.escape(alt)
     return f'<img class="dark-light" src="{uri(picture)}" alt="{text}" width="{width}" style="max-width: 100%">'
-
-
-def uri(picture: bytes) -> str:
-    """A PNG or JPEG file as a data address."""
-    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def jpeg(picture: Image.Image, quality: int) -> bytes:

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .. import style
 from ..arrays import finite, to_image
-from .page import jpeg, png, uri
+from ..figures import uri
+from .page import jpeg, png
 from .panels import Panel
 
 LARGEST = 256  # pixels of the longer side of a photograph in an explorer

@@ -55,7 +55,7 @@ def test_bars_in_panels_share_one_scale():
     panels = np.split(rows, np.nonzero(np.diff(rows) > 3)[0] + 1)
     assert len(panels) == 2
     assert len(panels[1]) / len(panels[0]) == pytest.approx(0.5, abs=0.03)
-    with pytest.raises(ValueError, match="'gate' has 3 entries, the first series has 2"):
+    with pytest.raises(ValueError, match=r"values\['gate'\] has 3 entries, the first series has 2"):
         viz.bars({"a": {"gate": [1.0, 2.0]}, "b": {"gate": [1.0, 2.0, 3.0]}}, **SAY)
 
 

@@ -114,7 +114,8 @@ def test_no_line_crosses_a_box_and_no_boxes_overlap(name):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("gamma", "γ"), ("W1", "W₁"), ("x_p", "xₚ"), ("z_max", "z_max"), ("H''", "H″"), ("Δp", "Δp"), ("k12", "k₁₂")],
+    [("gamma", "γ"), ("W1", "W₁"), ("x_p", "xₚ"), ("z_max", "z_max"), ("H''", "H″"), ("Δp", "Δp"), ("k12", "k₁₂"),
+     ("Delta_p", "Δₚ"), ("lam", "λ"), ("mu", "μ")],
 )
 def test_symbols(name, said):
     assert symbol(name) == said

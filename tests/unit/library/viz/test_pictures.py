@@ -24,10 +24,10 @@ def test_photographs_in_every_layout_are_the_same_picture():
 
 
 def test_colour_limits_of_signed_values_are_symmetric():
-    assert style.limits([np.array([-1.0, 3.0])]) == (-3.0, 3.0, style.DIVERGING)
-    assert style.limits([np.array([0.0, 2.0]), np.array([np.nan, 5.0])]) == (0.0, 5.0, style.SEQUENTIAL)
-    assert style.limits([np.array([1.0, 2.0])], signed=True) == (-2.0, 2.0, style.DIVERGING)
-    assert style.limits([np.zeros(3)])[:2] == (0.0, 1.0)
+    assert style.colour_scale([np.array([-1.0, 3.0])]) == (-3.0, 3.0, style.DIVERGING)
+    assert style.colour_scale([np.array([0.0, 2.0]), np.array([np.nan, 5.0])]) == (0.0, 5.0, style.SEQUENTIAL)
+    assert style.colour_scale([np.array([1.0, 2.0])], signed=True) == (-2.0, 2.0, style.DIVERGING)
+    assert style.colour_scale([np.zeros(3)])[:2] == (0.0, 1.0)
 
 
 def test_zero_is_neutral_in_a_signed_map_however_lopsided():
