@@ -71,15 +71,8 @@ class Sheet:
         layout: `"constrained"`, or `None` for axes placed by hand.
     """
 
-    def __init__(
-        self,
-        title: str,
-        alt: str,
-        *,
-        height: float,
-        width: float = style.WIDTH,
-        layout: str | None = "constrained",
-    ):
+    def __init__(self, title: str, alt: str, *, height: float, width: float = style.WIDTH,
+                 layout: str | None = "constrained"):
         check_texts(title, alt)
         self.title, self.alt, self.width = title, alt, width
         self._lines = style.wrap(title, width - 0.2, style.TITLE_SIZE, "bold")

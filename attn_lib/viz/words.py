@@ -79,9 +79,7 @@ def silent(fn: Any) -> bool:
 
 
 def spell(
-    functions: Sequence[Any],
-    used: Mapping[Any, Sequence[str]],
-    axes: Mapping[Any, Sequence[str]],
+    functions: Sequence[Any], used: Mapping[Any, Sequence[str]], axes: Mapping[Any, Sequence[str]],
     result: Sequence[str],
 ) -> str:
     """Operations in words, in order: "linear W₁, relu, linear W₂, sigmoid".

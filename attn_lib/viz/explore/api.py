@@ -24,15 +24,8 @@ NOUNS = {"attention": "query", "pixels": "pixel", "points": "output"}
 
 
 def explore_attention(
-    image: Any,
-    A: Any,
-    *,
-    title: str,
-    alt: str,
-    mark: str | None = "query",
-    reference: Any = None,
-    grid: tuple[int, int] | None = None,
-    start: tuple[int, int] | None = None,
+    image: Any, A: Any, *, title: str, alt: str, mark: str | None = "query", reference: Any = None,
+    grid: tuple[int, int] | None = None, start: tuple[int, int] | None = None,
 ) -> Explorer:
     """Attention over a photograph: choose a query cell, see its row of the attention matrix as a heat map.
 
@@ -69,13 +62,7 @@ def explore_attention(
 
 
 def explore_pixels(
-    image: Any,
-    maps: Any,
-    *,
-    title: str,
-    alt: str,
-    reference: Any = None,
-    start: tuple[int, int] | None = None,
+    image: Any, maps: Any, *, title: str, alt: str, reference: Any = None, start: tuple[int, int] | None = None,
 ) -> Explorer:
     """Maps over a photograph, side by side: choose a pixel, read what each map holds there.
 
@@ -101,13 +88,7 @@ def explore_pixels(
 
 
 def explore_points(
-    image: Any,
-    points: Any,
-    *,
-    title: str,
-    alt: str,
-    weights: Any = None,
-    reference: Any = None,
+    image: Any, points: Any, *, title: str, alt: str, weights: Any = None, reference: Any = None,
     start: tuple[int, int] | None = None,
 ) -> Explorer:
     """Sampling points on a photograph: choose an output cell, see where it looks.
@@ -177,14 +158,8 @@ def explore_frames(draw: Callable[..., Figure], *, title: str, alt: str, **setti
 
 
 def _grid_explorer(
-    kind: str,
-    image: Any,
-    views: Sequence[Panel],
-    beside: Mapping[str, Any],
-    start: tuple[int, int] | None,
-    title: str,
-    alt: str,
-    mark: bool = True,
+    kind: str, image: Any, views: Sequence[Panel], beside: Mapping[str, Any], start: tuple[int, int] | None,
+    title: str, alt: str, mark: bool = True,
 ) -> Explorer:
     grids = {v.name: v.cells for v in views}
     if len(set(grids.values())) > 1:
