@@ -46,11 +46,11 @@ class Recipe:
     def _axes(self) -> list[str] | None:
         if self.entry is None:
             return None
-        axes, *more = (part.split() for part in self.entry.layout.split(","))
-        if more:
+        inputs = self.entry.layout.split(",")
+        if len(inputs) > 1:
             raise ValueError(f"module={self.label!r} takes several inputs ({self.entry.layout}); it can neither follow "
                              "nor replace one sub-module")
-        return axes
+        return self._options.get("layout", inputs[0]).split()  # a module of several layouts takes `layout`
 
     def for_channels(self, channels: int) -> nn.Module:
         """A new module for so many channels."""
@@ -77,7 +77,8 @@ class Recipe:
 
     def _call(self, make: Callable[..., nn.Module], given: Any) -> nn.Module:
         """`make(given, **options)`; options that it does not take are named."""
-        parameters = inspect.signature(make).parameters
+        signature = inspect.signature(make)
+        parameters = signature.parameters
         positional = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name, value in self._options.items():
@@ -87,7 +88,7 @@ class Recipe:
                 known = ", ".join(n for n in parameters if n not in positional[:1]) or "none"
                 raise ValueError(f"{name}={value!r} is no option of {self._name}; its options are: {known}")
         try:
-            inspect.signature(make).bind(given, **self._options)
+            signature.bind(given, **self._options)
         except TypeError as error:
             raise ValueError(f"{self._name}: {error}") from None
         try:

@@ -41,8 +41,8 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
 
     Raises:
         ValueError: if nothing matches; a site is not called, returns no single tensor, or returns axes that the
-            module does not take; channels or options do not fit; or a site has such a module already. The
-            network is then unchanged.
+            module does not take; channels do not fit, or an option is unknown, missing or out of range; or a site has
+            such a module already. The network is then unchanged.
 
     Warns:
         UserWarning: if the network holds such modules already, a site is called more than once, or a module that

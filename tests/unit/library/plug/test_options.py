@@ -1,10 +1,13 @@
 """Options: what a module does not know is named, however the module was given."""
 
+import copy
 from functools import partial
 
 import pytest
+import torch
 from torch import nn
 
+import attn_lib
 from attn_lib import plug
 from attn_lib.channel import SEAttention
 from tests.unit.library.plug.networks import assert_same_state, snapshot
@@ -75,6 +78,22 @@ def test_an_option_reaches_the_module(resnet, x):
         (added,) = [m for m in resnet.modules() if isinstance(m, SEAttention)]
         assert added.W1.out_features == 8
         report.undo()
+
+
+def test_a_module_of_several_layouts_is_put_where_its_option_says(monkeypatch):
+    class Either(nn.Identity):
+        def __init__(self, channels, *, layout="B C H W"):
+            super().__init__()
+            self.channels = channels
+
+    entry = copy.copy(attn_lib.entry("se"))
+    object.__setattr__(entry, "cls", Either)
+    monkeypatch.setitem(attn_lib.catalog._ENTRIES, "se", entry)
+    encoder, tokens = nn.Sequential(nn.Linear(6, 10)), torch.randn(2, 7, 6)
+    plug.insert(encoder, "0", "se", example=tokens, layout="B N C")
+    assert encoder[0].se.channels == 10
+    with pytest.raises(ValueError, match=r"the module needs \(B, C, H, W\)"):
+        plug.insert(nn.Sequential(nn.Linear(6, 10)), "0", "se", example=tokens)
 
 
 @pytest.mark.parametrize("edit", [plug.insert, plug.replace])
