@@ -185,7 +185,7 @@ def bilinear_sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         (B, C, *S)
 
     Raises:
-        ValueError: if rows and cols have not the same shape, or another batch size than x.
+        ValueError: if rows and cols differ in shape, or from x in batch size.
     """
     B, C, H, W = check_tensor(x, "B C H W").shape
     if rows.shape != cols.shape or rows.shape[:1] != x.shape[:1]:

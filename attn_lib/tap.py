@@ -125,7 +125,7 @@ class trace:
         """Letter -> size, read from all shapes and dims together.
 
         Raises:
-            ValueError: if a letter stands for two sizes, or a shape has not the axes it claims.
+            ValueError: if a letter stands for two sizes, or a shape does not have the axes it claims.
         """
         sizes: dict[str, int] = {}
         claims = [(name, self._dims[name].split(), shape) for name, shape in self.shapes().items() if self._dims[name]]

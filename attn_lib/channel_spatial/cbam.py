@@ -66,7 +66,7 @@ class SpatialAttention(nn.Module):
     Args:
         kernel_size: k, odd.
         bias: whether f carries a bias.
-        norm: batch normalisation behind f in place of its bias: the release has it, the paper's equation has not.
+        norm: batch normalisation behind f in place of its bias: the release has it, the paper's equation does not.
 
     Shape:
         x₁ (B, C, H, W) → y (B, C, H, W), any C, H, W ≥ 1.

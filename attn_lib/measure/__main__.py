@@ -15,7 +15,7 @@ from .records import RECORDED, Row, file_name, load_text, merge, stamp, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 where a module could not be measured, or 130 where it was interrupted."""
+    """The exit status: 0, 1 where a module could not be measured, or 130 where it was interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m attn_lib.measure",
         description="Time every module of the catalog, forward and backward, and record it in one JSON file.",

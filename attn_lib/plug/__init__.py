@@ -2,7 +2,7 @@
 
     insert    a module after every sub-module whose name matches
     replace   every sub-module whose name matches, such as a convolution by its deformable form
-    Report    what that changed; `report.undo()` takes it back
+    Report    what that did; `report.undo()` takes it back
 
 >>> report = plug.insert(resnet, "layer[1-4].*.bn3", "se", example=images)
 >>> print(report)

@@ -1,23 +1,11 @@
-"""What an insertion or a replacement changed."""
+"""What an insertion or a replacement did to a network, and how to take it back."""
 
 import math
 import textwrap
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from ..measure import Comparison
-
-
-class Change(Protocol):
-    """One change of a network that can be taken back."""
-
-    path: str
-
-    def intact(self) -> bool:
-        """Whether the place is still as the change left it."""
-
-    def revert(self) -> None:
-        """Take the change back."""
+from .edits import Edit, revert_all
 
 
 @dataclass(frozen=True)
@@ -41,7 +29,7 @@ class Site:
 
 @dataclass
 class Report:
-    """What changed in a network.
+    """What was done to a network.
 
     Attributes:
         kind: "insert" or "replace".
@@ -68,7 +56,7 @@ class Report:
     rounding: float | None = None
     identity: bool | None = None
     time: Comparison | None = None
-    _changes: list[Change] = field(default_factory=list, repr=False)
+    _edits: list[Edit] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
         """Take everything out again: modules, hooks and `state_dict` keys. A second call does nothing.
@@ -79,11 +67,10 @@ class Report:
         Raises:
             ValueError: if a site was changed again since; undo that first.
         """
-        for change in self._changes:
-            if not change.intact():
-                raise ValueError(f"site {change.path!r} was changed since; undo that first")
-        while self._changes:
-            self._changes.pop().revert()
+        for edit in self._edits:
+            if not edit.intact():
+                raise ValueError(f"site {edit.path!r} was changed since; undo that first")
+        revert_all(self._edits)
 
     @property
     def output(self) -> str:
@@ -118,8 +105,8 @@ class Report:
             + [(s.path, _or_dash(s.channels), _or_dash(s.shape), _or_dash(s.calls), f"{s.params:,}")
                for s in self.sites]
         )]
-        lines += ["", f"parameters  {_change(*self.params)}"]
-        lines += [f"FLOPs       {_change(*self.flops)}"] if self.flops else []
+        lines += ["", f"parameters  {_growth(*self.params)}"]
+        lines += [f"FLOPs       {_growth(*self.flops)}"] if self.flops else []
         return "\n".join([*lines, textwrap.fill(f"output      {self.output}", 90, subsequent_indent=" " * 12)])
 
     def __str__(self) -> str:
@@ -129,7 +116,7 @@ class Report:
         return f"{self.summary()}\ntime        {before} → {after}, {self.time['after']}"
 
 
-def _change(before: int, after: int) -> str:
+def _growth(before: int, after: int) -> str:
     relative = f", {(after - before) / before:+.1%}" if before else ""
     return f"{before:,} → {after:,} ({after - before:+,}{relative})"
 

@@ -1,4 +1,15 @@
-"""Figures and kernel-free explorers. Each answers the question in its title and carries alternative text."""
+"""Figures and kernel-free explorers. Each answers the question in its title and carries alternative text.
+
+    images, channels, overlay, points    photographs, feature maps, heat over a photograph, places on one
+    bars, matrix, curves, compare        gates, attention matrices, training curves, scores of several models
+    flow                                 what is computed from what inside a module, from its own trace
+    scaling, timing, roofline            growth against theory, recorded times, how near they are to the limit
+    family_map                           every module by family and year
+    explore_attention, explore_pixels, explore_points, explore_frames
+                                         the same under the reader's hand: a query, a pixel, an output, a slider
+
+`attn_lib.card` is drawn here too.
+"""
 
 from .charts import bars, compare, curves, matrix
 from .explore import Explorer, explore_attention, explore_frames, explore_pixels, explore_points

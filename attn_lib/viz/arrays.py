@@ -10,7 +10,7 @@ import torch
 
 
 def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -> np.ndarray:
-    """A float64 copy of ``value`` on the CPU.
+    """A float64 copy of `value` on the CPU.
 
     Args:
         value: tensor, array, or nested list of numbers.
@@ -18,7 +18,7 @@ def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -
         ndim: the number(s) of dimensions allowed.
 
     Raises:
-        ValueError: ``value`` is empty, not numeric, or has another number of dimensions.
+        ValueError: `value` is empty, not numeric, or has another number of dimensions.
     """
     try:
         array = np.array(_off_the_device(value), dtype=np.float64)
@@ -52,9 +52,9 @@ def _off_the_device(value: Any) -> Any:
 
 
 def to_image(value: Any, name: str) -> np.ndarray:
-    """A photograph as ``(H, W)`` or ``(H, W, 3)`` float64 in [0, 1].
+    """A photograph as `(H, W)` or `(H, W, 3)` float64 in [0, 1].
 
-    ``(3, H, W)`` and ``(1, H, W)`` are taken as channels first; uint8 is divided by 255. A grey picture
+    `(3, H, W)` and `(1, H, W)` are taken as channels first; uint8 is divided by 255. A grey picture
     with another range is stretched to [0, 1]; colours may overshoot by 0.1, as a resampled picture does.
 
     Raises:
@@ -81,25 +81,30 @@ def to_image(value: Any, name: str) -> np.ndarray:
     return array
 
 
+def grey(picture: np.ndarray) -> np.ndarray:
+    """The brightness `(H, W)` of a photograph as `to_image` returns it."""
+    return picture if picture.ndim == 2 else picture @ (0.299, 0.587, 0.114)
+
+
 def panels(value: Any) -> dict[str, Any]:
-    """A dict as it is, a list numbered without names, anything else as one nameless panel.
+    """A dict's entries by their names as text; anything else as one nameless panel.
 
     Raises:
-        ValueError: an empty dict or list.
+        ValueError: an empty dict.
     """
-    if isinstance(value, Mapping):
-        named = {str(k): v for k, v in value.items()}
-    elif isinstance(value, list | tuple) and not (value and isinstance(value[0], int | float)):
-        named = {" " * i: v for i, v in enumerate(value)}  # blanks: distinct keys that draw nothing
-    else:
-        named = {"": value}
+    named = {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {"": value}
     if not named:
         raise ValueError("there is nothing to draw: the dict or list is empty")
     return named
 
 
+def called(argument: str, panel: str) -> str:
+    """What an error calls the entry of a panel: "A['x']", or "A" where the panel has no name."""
+    return f"{argument}[{panel!r}]" if panel.strip() else argument
+
+
 def of_panel(value: Any, name: str, argument: str) -> Any:
-    """The entry of panel ``name``, where ``argument`` is a dict; anything else serves every panel.
+    """The entry of panel `name`, where `argument` is a dict; anything else serves every panel.
 
     Raises:
         ValueError: a dict without that panel.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from ..layout import Layout
 from ..measure import cost, records, saved_bytes
 from ..measure.suite import sizes
 from . import style
-from .family_map import known
 from .timing import latest
+from .words import at_limits
 
 SIDE = 56  # of the feature map that FLOPs, memory and times are given for
 
@@ -79,7 +79,7 @@ def card(id: str) -> Card:
     """The card of a module.
 
     Args:
-        id: as in ``attn_lib.list_modules()``.
+        id: as in `attn_lib.list_modules()`.
 
     Raises:
         ValueError: there is no such module.
@@ -97,8 +97,7 @@ def card(id: str) -> Card:
     if entry.builds_on:
         rows.append(Row("Builds on", ", ".join(catalog.entry(other).name for other in entry.builds_on)))
     if entry.reduces_to:
-        limits = "; ".join(f"{known(what)} ({when})" for what, when in entry.reduces_to.items())
-        rows.append(Row("At its limits", limits))
+        rows.append(Row("At its limits", at_limits(entry)))
     place = f"{entry.cls.__module__}.{entry.cls.__qualname__}"
     rows.append(Row("Class", place, f"<code>{html.escape(place)}</code>"))
     return Card(entry.id, entry.name, style.FAMILY_COLOURS[entry.family], tuple(rows))
@@ -131,8 +130,8 @@ def _costs(entry: catalog.Entry) -> list[Row]:
     counted = cost(*_evaluating(entry, whole))
     grown = counted.saved_bytes / max(1, saved_bytes(*_evaluating(entry, half)))
     options = ", ".join(f"{name}={value!r}" for name, value in entry.options(size=whole).items())
-    one = "one input of " + _times(entry.shapes(1, whole)[0][1:])
-    doubled = f"{_times(half)} → {_times(whole)}"
+    one = "one input of " + style.times(entry.shapes(1, whole)[0][1:])
+    doubled = f"{style.times(half)} → {style.times(whole)}"
     memory = f"{style.si(counted.saved_bytes, 'B')} for {one}; × {grown:.1f} for {doubled}"
     return [
         Row("Parameters", f"{counted.params:,} ({options})"),
@@ -161,16 +160,12 @@ def _time(entry: catalog.Entry) -> str:
     # A CPU's cache outruns the memory bandwidth that its ceiling was measured with; a GPU's is emptied before.
     limit = f", {row['roofline']:.0%} of what the device could do" if row["kind"] == "cuda" else ""
     where = row["device"] if row["kind"] == "cuda" else f"no GPU recorded; {row['device']}"
-    return f"{style.si(row['median'], 's')} forward on {_times(row['shapes'][0])}, float32 ({where}){limit}"
+    return f"{style.si(row['median'], 's')} forward on {style.times(row['shapes'][0])}, float32 ({where}){limit}"
 
 
 def _symmetries(entry: catalog.Entry) -> str:
     held = [name for name in catalog.SYMMETRIES if name in entry.commutes_with]
     return ", ".join(_SAID.get(name, name.replace("_", " ")) for name in held) or "none of the symmetries tested"
-
-
-def _times(shape: Iterable[int]) -> str:
-    return "×".join(str(n) for n in shape)
 
 
 def _count(n: int) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from . import style
-from .arrays import panels, to_array
+from .arrays import called, panels, to_array
 from .figures import Figure, Sheet
 
 
@@ -22,8 +22,8 @@ def bars(
     """Bars, one an entry: gates, weights, means of channels.
 
     Args:
-        values: ``(n,)``; or a dict name → ``(n,)``, whose bars stand in groups; or a dict panel → either of these,
-            drawn one below the other on one scale: give a single series a name, panel → {name: ``(n,)``}.
+        values: `(n,)`; or a dict name → `(n,)`, whose bars stand in groups; or a dict panel → either of these,
+            drawn one below the other on one scale: give a single series a name, panel → {name: `(n,)`}.
         title: the question the figure answers.
         alt: alternative text.
         labels: one name an entry; their numbers otherwise.
@@ -40,7 +40,8 @@ def bars(
     n = len(everything[0][1])
     for name, v in everything:
         if len(v) != n:
-            raise ValueError(f"values {name!r} has {len(v)} entries, the first series has {n}: they must agree")
+            which = called("values", name)
+            raise ValueError(f"{which} has {len(v)} entries, the first series has {n}: they must agree")
     if labels is not None and len(labels) != n:
         raise ValueError(f"labels has {len(labels)} entries for {n} bars")
     chosen = _indices(highlight)
@@ -66,7 +67,7 @@ def bars(
 
 
 def _series(values: Any) -> dict[str, np.ndarray]:
-    return {k: to_array(v, f"values {k!r}" if k else "values", 1) for k, v in panels(_whole(values)).items()}
+    return {k: to_array(v, called("values", k), 1) for k, v in panels(values).items()}
 
 
 def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int], titled: bool) -> None:
@@ -93,7 +94,7 @@ def matrix(
     """A matrix as a picture, row 0 on top: an attention matrix has its queries as rows, its keys as columns.
 
     Args:
-        A: ``(rows, columns)``; or a dict name → matrix, drawn as panels on one colour scale.
+        A: `(rows, columns)`; or a dict name → matrix, drawn as panels on one colour scale.
         title: the question the figure answers.
         alt: alternative text.
         xlabel: what the columns are.
@@ -103,10 +104,10 @@ def matrix(
     Raises:
         ValueError: not two-dimensional, too many columns for numbers, an empty title or alt.
     """
-    named = {k: to_array(v, f"A {k!r}" if k else "A", 2) for k, v in panels(_whole(A)).items()}
+    named = {k: to_array(v, called("A", k), 2) for k, v in panels(A).items()}
     if values and max(m.shape[1] for m in named.values()) > 12:
         raise ValueError("values=True needs at most 12 columns: the numbers would not be legible")
-    low, high, cmap = style.limits(list(named.values()))
+    low, high, cmap = style.colour_scale(list(named.values()))
     ratios = [m.shape[1] / m.shape[0] for m in named.values()]  # panels of one height
     tall = min((style.WIDTH - 1.2 - 0.3 * len(named)) / sum(ratios), 3.6, 3.6 / max(ratios))
     width = min(style.WIDTH, max(4.4, tall * sum(ratios) + 0.3 * len(named) + 1.2))
@@ -147,7 +148,7 @@ def curves(
     """Training curves: the mean over seeds as a line, the range over seeds as a band.
 
     Args:
-        series: label → ``(seeds, steps)``, or ``(steps,)`` for a single run; a lone label that is `ylabel` needs no
+        series: label → `(seeds, steps)`, or `(steps,)` for a single run; a lone label that is `ylabel` needs no
             legend.
         title: the question the figure answers.
         alt: alternative text.
@@ -159,14 +160,14 @@ def curves(
     Raises:
         ValueError: wrong shapes, an empty title or alt.
     """
-    runs = {k: np.atleast_2d(to_array(v, f"series {k!r}", (1, 2))) for k, v in panels(dict(series)).items()}
+    runs = {k: np.atleast_2d(to_array(v, called("series", k), (1, 2))) for k, v in panels(dict(series)).items()}
     sheet = Sheet(title, alt, height=2.8)
     with sheet as fig:
         ax = fig.subplots()
         for k, (name, y) in enumerate(runs.items()):
             where = np.arange(1, y.shape[1] + 1) if x is None else to_array(x, "x", 1)
             if len(where) != y.shape[1]:
-                raise ValueError(f"x has {len(where)} entries, series {name!r} has {y.shape[1]} steps")
+                raise ValueError(f"x has {len(where)} entries, {called('series', name)} has {y.shape[1]} steps")
             colour = style.series_colour(k)
             if len(y) > 1:
                 ax.fill_between(where, y.min(0), y.max(0), color=colour, alpha=0.18, linewidth=0)
@@ -196,7 +197,7 @@ def compare(
     Raises:
         ValueError: an empty list, an empty title or alt.
     """
-    rows = {k: to_array(v, f"series {k!r}", 1) for k, v in panels(dict(series)).items()}
+    rows = {k: to_array(v, called("series", k), 1) for k, v in panels(dict(series)).items()}
     sheet = Sheet(title, alt, height=0.65 + 0.42 * len(rows))
     with sheet as fig:
         ax = fig.subplots()
@@ -222,11 +223,6 @@ def compare(
         ax.xaxis.grid(True)
         ax.set_xlabel(xlabel)
     return sheet.figure
-
-
-def _whole(value: Any) -> Any:
-    """Keep a list of numbers, or of rows, from being taken for a list of panels."""
-    return value if isinstance(value, Mapping) else {"": value}
 
 
 def _indices(highlight: Any) -> set[int]:

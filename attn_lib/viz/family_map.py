@@ -5,7 +5,6 @@ Drawn from the catalog alone. On a page each module is a link to its chapter; a 
 
 from __future__ import annotations
 
-import base64
 import html
 from dataclasses import dataclass, field
 
@@ -16,9 +15,8 @@ from matplotlib.path import Path
 
 from .. import catalog
 from . import style
-from .figures import Figure, Sheet
-
-__all__ = ["FamilyMap", "family_map"]
+from .figures import Figure, Sheet, uri
+from .words import at_limits
 
 Place = tuple[float, float, float, float]  # left, top, width, height
 Point = tuple[float, float]
@@ -50,10 +48,9 @@ class FamilyMap:
 
     def _repr_html_(self) -> str:
         links = "".join(self._link(catalog.entry(id), place) for id, place in self.places.items())
-        picture = base64.b64encode(self.figure.png).decode("ascii")
         return (
             f'<figure class="attn-map" style="margin:0;max-width:{self.figure.width}px"><style>{_STYLE}</style>'
-            f'<div style="position:relative"><img src="data:image/png;base64,{picture}" '
+            f'<div style="position:relative"><img src="{uri(self.figure.png)}" '
             f'alt="{html.escape(self.figure.alt)}" style="display:block;width:100%">{links}</div>'
             "<figcaption>Point at a module to read what it does; a click opens its chapter.</figcaption></figure>"
         )
@@ -192,14 +189,8 @@ def _sentence(entry: catalog.Entry) -> str:
     if entry.builds_on:
         parts.append("Builds on " + ", ".join(catalog.entry(other).name for other in entry.builds_on) + ".")
     if entry.reduces_to:
-        parts.append("At a limit: " + "; ".join(f"{known(what)} ({when})" for what, when in entry.reduces_to.items())
-                     + ".")
+        parts.append(f"At a limit: {at_limits(entry)}.")
     return "<br>".join([parts[0], *map(html.escape, parts[1:])])
-
-
-def known(operation: str) -> str:
-    """The name of a module of the catalog; any other operation as it is called."""
-    return catalog.entry(operation).name if operation in catalog.list_modules() else operation
 
 
 _STYLE = (

@@ -53,33 +53,26 @@ class Figure:
         return data, {"image/png": {"alt": self.alt, "width": self.width, "height": self.height}}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the PNG to ``path``, whole or not at all."""
+        """Write the PNG to `path`, whole or not at all."""
         write_file(path, self.png)
 
 
 class Sheet:
-    """What a figure is drawn on: ``with sheet as fig:`` draws, then ``sheet.figure`` is the :class:`Figure`.
+    """What a figure is drawn on: `with sheet as fig:` draws, then `sheet.figure` is the `Figure`.
 
-    Inside the block ``fig`` is a matplotlib figure in the house style. The title stands at the top left, broken
-    into lines where needed; :attr:`top` says, in inches, how much height it takes from ``height``.
+    Inside the block `fig` is a matplotlib figure in the house style. The title stands at the top left, broken
+    into lines where needed; `top` says, in inches, how much height it takes from `height`.
 
     Args:
         title: the question the figure answers.
         alt: alternative text.
         width: inches.
         height: inches below the title.
-        layout: ``"constrained"``, or ``None`` for axes placed by hand.
+        layout: `"constrained"`, or `None` for axes placed by hand.
     """
 
-    def __init__(
-        self,
-        title: str,
-        alt: str,
-        *,
-        height: float,
-        width: float = style.WIDTH,
-        layout: str | None = "constrained",
-    ):
+    def __init__(self, title: str, alt: str, *, height: float, width: float = style.WIDTH,
+                 layout: str | None = "constrained"):
         check_texts(title, alt)
         self.title, self.alt, self.width = title, alt, width
         self._lines = style.wrap(title, width - 0.2, style.TITLE_SIZE, "bold")
@@ -112,7 +105,7 @@ class Sheet:
 
     @property
     def figure(self) -> Figure:
-        """The finished figure, once the ``with`` block has ended."""
+        """The finished figure, once the `with` block has ended."""
         if self._figure is None:
             raise RuntimeError("the sheet is still being drawn: read .figure after the with block")
         return self._figure
@@ -143,6 +136,12 @@ def write_file(path: str | os.PathLike, content: bytes) -> None:
             raise
 
 
+def uri(picture: bytes) -> str:
+    """A PNG or JPEG file as a data address."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
 def _render(fig: MatplotlibFigure, title: str, alt: str) -> Figure:
     fig.canvas.draw()
     pixels = np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()
@@ -151,7 +150,7 @@ def _render(fig: MatplotlibFigure, title: str, alt: str) -> Figure:
 
 
 def encode_png(pixels: np.ndarray, colours: int = 256) -> bytes:
-    """PNG of an ``(H, W, 3)`` uint8 picture with a palette: a third of the bytes, hardly a difference to the eye.
+    """PNG of an `(H, W, 3)` uint8 picture with a palette: a third of the bytes, hardly a difference to the eye.
 
     The commonest colours (paper, ink) are kept exactly. The others are weighted by the cube root of their
     number, so that a thin line or the end of a colour bar keeps its colour beside a large photograph.

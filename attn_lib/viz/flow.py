@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .. import catalog
 from . import style
+from .arrangement import Arrangement, arrange, spread
 from .figures import Figure, Sheet, check_texts
 from .graph import Graph, Node, dependence
-from .layout import Layout, arrange, spread
 from .words import printed
 
 _NAME, _SMALL = 11.5, style.SMALL_SIZE  # points
@@ -32,7 +32,7 @@ def flow(module: nn.Module, *inputs: Tensor, title: str, alt: str) -> Figure:
     what joins them. A dashed box carries no gradient, so autograd cannot tell what it is made of.
 
     Args:
-        module: any module whose ``forward`` taps.
+        module: any module whose `forward` taps.
         *inputs: its arguments.
         title: the question the figure answers.
         alt: alternative text.
@@ -60,7 +60,7 @@ def flow(module: nn.Module, *inputs: Tensor, title: str, alt: str) -> Figure:
 
 @dataclass
 class _Box:
-    """A node as drawn; ``x`` and ``y`` are its centre, in inches."""
+    """A node as drawn; `x` and `y` are its centre, in inches."""
 
     node: Node
     heading: tuple[str, str, str]
@@ -73,10 +73,10 @@ class _Box:
 
 @dataclass
 class _Plan:
-    """Everything in its place. ``rows`` holds top and foot of each layer."""
+    """Everything in its place. `rows` holds top and foot of each layer."""
 
     boxes: dict[str, _Box]
-    layout: Layout
+    arrangement: Arrangement
     rows: list[tuple[float, float]]
     width: float
     height: float
@@ -87,31 +87,31 @@ def _plan(graph: Graph) -> _Plan:
     for room in (3.2, 2.6, 2.1, 1.7, 1.3):  # for a caption; narrower ones until the page is wide enough
         boxes = {name: _box(node, room) for name, node in graph.nodes.items()}
         widths = {name: box.width for name, box in boxes.items()}
-        layout = arrange(list(graph.nodes), graph.edges, widths, pinned, _GAP)
-        half = {node: widths.get(node, 0.1) / 2 for node in layout.x}
-        left = min(x - half[node] for node, x in layout.x.items())
-        right = max(x + half[node] for node, x in layout.x.items())
+        arrangement = arrange(list(graph.nodes), graph.edges, widths, pinned, _GAP)
+        half = {node: widths.get(node, 0.1) / 2 for node in arrangement.x}
+        left = min(x - half[node] for node, x in arrangement.x.items())
+        right = max(x + half[node] for node, x in arrangement.x.items())
         if right - left + 2 * _MARGIN <= style.WIDTH:
             break
     width = max(4.4, right - left + 2 * _MARGIN)
     shift = (width - left - right) / 2
-    layout.x = {node: x + shift for node, x in layout.x.items()}
+    arrangement.x = {node: x + shift for node, x in arrangement.x.items()}
     rows, y = [], _MARGIN
-    for layer in layout.layers:
+    for layer in arrangement.layers:
         tallest = max(boxes[node].height for node in layer if node in boxes)
         rows.append((y, y + tallest))
         for node in layer:
             if node in boxes:
-                boxes[node].x, boxes[node].y = layout.x[node], y + tallest / 2
+                boxes[node].x, boxes[node].y = arrangement.x[node], y + tallest / 2
         y += tallest + _RISE
-    return _Plan(boxes, layout, rows, width, y - _RISE + _MARGIN)
+    return _Plan(boxes, arrangement, rows, width, y - _RISE + _MARGIN)
 
 
 def _box(node: Node, room: float) -> _Box:
     caption = style.wrap(node.caption, room, _SMALL) if node.caption else []
     if not node.grounded:
         caption = ["no gradient"]
-    sizes = "×".join(str(n) for n in node.shape) or "scalar"
+    sizes = style.times(node.shape) or "scalar"
     heading = printed(node.name), node.dims.replace("-", "−").replace("'", "′"), sizes
     wide = max([_columns(heading)[-1], *(style.text_width(line, _SMALL) for line in caption)])
     return _Box(node, heading, caption, wide + 2 * _PAD, _HEADING + _LINE * len(caption) + 2 * _TOP)
@@ -127,16 +127,16 @@ def _columns(heading: tuple[str, str, str]) -> tuple[float, float, float]:
 
 def _routes(plan: _Plan) -> dict[tuple[str, str], Path]:
     """The line of every edge: vertical beside boxes, bent only between two layers."""
-    level = {node: i for i, layer in enumerate(plan.layout.layers) for node in layer}
+    level = {node: i for i, layer in enumerate(plan.arrangement.layers) for node in layer}
     leave, enter = _ports(plan)
     routes = {}
-    for (source, target), stops in plan.layout.paths.items():
+    for (source, target), stops in plan.arrangement.paths.items():
         start, end = plan.boxes[source], plan.boxes[target]
         x = leave[source, stops[1]]
         points, codes = [(x, start.y + start.height / 2)], [Path.MOVETO]
         for a, b in pairwise(stops):
             foot, head = plan.rows[level[a]][1], plan.rows[level[b]][0] - (_ARROW if b == target else 0.0)
-            onward = enter[a, b] if b == target else plan.layout.x[b]
+            onward = enter[a, b] if b == target else plan.arrangement.x[b]
             middle = (foot + head) / 2
             points += [(x, foot), (x, middle), (onward, middle), (onward, head)]
             codes += [Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
@@ -147,13 +147,13 @@ def _routes(plan: _Plan) -> dict[tuple[str, str], Path]:
 
 def _ports(plan: _Plan) -> tuple[dict, dict]:
     """Where each line leaves a box at its foot and enters it at its head: as near to its other end as can be."""
-    links = list(dict.fromkeys(pair for stops in plan.layout.paths.values() for pair in pairwise(stops)))
+    links = list(dict.fromkeys(pair for stops in plan.arrangement.paths.values() for pair in pairwise(stops)))
     leave, enter = {}, {}
     for name, box in plan.boxes.items():
         for ports, here, there in ((leave, 0, 1), (enter, 1, 0)):
             mine = [pair for pair in links if pair[here] == name]
             half = 0.85 * box.width / 2 if len(mine) > 1 else 0.0  # a single line meets the middle
-            places = spread([plan.layout.x[pair[there]] for pair in mine], box.x, half, _PORT)
+            places = spread([plan.arrangement.x[pair[there]] for pair in mine], box.x, half, _PORT)
             ports.update(zip(mine, places, strict=True))
     return leave, enter
 

@@ -42,6 +42,10 @@ class Node:
     caption: str = ""
     grounded: bool = True
 
+    @property
+    def axes(self) -> list[str]:
+        return self.dims.split()
+
 
 @dataclass
 class Graph:
@@ -52,7 +56,7 @@ class Graph:
 
 
 def dependence(module: nn.Module, inputs: Sequence[Any]) -> Graph:
-    """Run ``module`` once and say what depends on what.
+    """Run `module` once and say what depends on what.
 
     A copy of the module runs on copies of the inputs: no running statistic, gradient or random state is touched.
 
@@ -103,7 +107,7 @@ class _Walk:
             node.name = f"{base}:{count}"
         sources = [before] if before else []
         if not before and x.grad_fn is not None:
-            sources, node.caption = self._back(x.grad_fn, node.dims.split())
+            sources, node.caption = self._back(x.grad_fn, node.axes)
         elif id(x) in self._parameters:
             node.caption = f"is {self._parameters[id(x)]}"
         node.grounded = node.kind == "input" or bool(sources or node.caption)
@@ -124,7 +128,7 @@ class _Walk:
                     continue
                 if name := self._named.get(_place_of(parent, number)):
                     reach[fn].add(name)
-                    axes.setdefault(fn, self.graph.nodes[name].dims.split())
+                    axes.setdefault(fn, self.graph.nodes[name].axes)
                 elif hasattr(parent, "variable"):
                     used[fn].append(self._parameters.get(id(parent.variable), "constant"))
                 else:
@@ -151,7 +155,7 @@ class _Walk:
         return sources, " · ".join(filter(None, [*parts, words]))
 
     def _behind(self, root: Any) -> Iterator[Any]:
-        """Operations behind ``root`` up to the nodes, each after those it depends on."""
+        """Operations behind `root` up to the nodes, each after those it depends on."""
         seen, stack = set(), [(root, False)]
         while stack:
             fn, done = stack.pop()
@@ -166,7 +170,7 @@ class _Walk:
                             stack.append((parent, False))
 
     def _operands(self, joint: list[Any]) -> list[str | None]:
-        """The nodes that enter the operations of ``joint``, of which a × b × c is two, as they stand there."""
+        """The nodes that enter the operations of `joint`, of which a × b × c is two, as they stand there."""
         chain = [fn for fn in joint if not silent(fn)]
         entering = [parent for fn in chain for parent in fn.next_functions if _loud(parent[0]) not in chain]
         return [self._as_it_is(*parent) for parent in entering]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -12,16 +12,16 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 
 from . import style
-from .arrays import finite, of_panel, panels, to_array, to_image
+from .arrays import called, finite, grey, of_panel, panels, to_array, to_image
 from .figures import Figure
-from .panels import Panels, average, upsample
+from .picture_grid import PictureGrid, average, upsample
 
 
 def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Figure:
     """Photographs side by side.
 
     Args:
-        images: one picture, a list, or a dict name → picture; each ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``,
+        images: one picture, a list, or a dict name → picture; each `(H, W)`, `(H, W, 3)` or `(3, H, W)`,
             float in [0, 1] or uint8.
         title: the question the figure answers.
         alt: alternative text.
@@ -30,9 +30,11 @@ def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Fi
     Raises:
         ValueError: a picture of another shape or range, an empty title or alt.
     """
-    named = panels([images] if hasattr(images, "shape") else images)
-    pictures = [to_image(v, f"images[{k!r}]" if k.strip() else "images") for k, v in named.items()]
-    grid = Panels([p.shape[:2] for p in pictures], list(named), ncols)
+    if isinstance(images, list | tuple):
+        images = {" " * i: picture for i, picture in enumerate(images)}  # blanks: names that differ and draw nothing
+    named = panels(images)
+    pictures = [to_image(v, called("images", k)) for k, v in named.items()]
+    grid = PictureGrid([p.shape[:2] for p in pictures], list(named), ncols)
     sheet = grid.sheet(title, alt)
     with sheet as fig:
         for i, ax in enumerate(grid.axes(fig)):
@@ -47,15 +49,15 @@ def channels(
     """The first channels of a feature map as a grid, all on one colour scale.
 
     Args:
-        x: ``(C, H, W)``.
+        x: `(C, H, W)`.
         title: the question the figure answers.
         alt: alternative text.
         n: how many channels to show at most.
-        signed: diverging map with symmetric limits; ``None`` decides by whether a value is negative.
+        signed: diverging map with symmetric limits; `None` decides by whether a value is negative.
         names: one label a channel shown; their numbers otherwise.
 
     Raises:
-        ValueError: ``x`` is not ``(C, H, W)``, ``n`` < 1, too few names, an empty title or alt.
+        ValueError: `x` is not `(C, H, W)`, `n` < 1, too few names, an empty title or alt.
     """
     maps = to_array(x, "x", 3)
     if n < 1:
@@ -63,9 +65,9 @@ def channels(
     maps = maps[:n]
     if names is not None and len(names) < len(maps):
         raise ValueError(f"names has {len(names)} entries: it must name each of the {len(maps)} channels shown")
-    low, high, cmap = style.limits([maps], signed)
+    low, high, cmap = style.colour_scale([maps], signed)
     labels = [str(names[i]) if names is not None else str(i) for i in range(len(maps))]
-    grid = Panels([maps.shape[1:]] * len(maps), labels, bar=True, widest=2.4)
+    grid = PictureGrid([maps.shape[1:]] * len(maps), labels, bar=True, widest=2.4)
     sheet = grid.sheet(title, alt)
     with sheet as fig:
         for i, ax in enumerate(grid.axes(fig)):
@@ -86,13 +88,13 @@ def overlay(
     """A heat map over a photograph: the hotter, the more colour; where it is cold the photograph shows in grey.
 
     Args:
-        image: ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``.
-        heat: ``(h, w)`` of any size, not negative; each of its cells covers its share of the photograph.
+        image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`.
+        heat: `(h, w)` of any size, not negative; each of its cells covers its share of the photograph.
             A dict name → heat draws panels.
         title: the question the figure answers.
         alt: alternative text.
-        mark: ``(row, col)`` in pixels of the photograph, marked with a cross-hair.
-        share: one colour scale for all panels; ``False`` gives each its own and writes its maximum beside its name.
+        mark: `(row, col)` in pixels of the photograph, marked with a cross-hair.
+        share: one colour scale for all panels; `False` gives each its own and writes its maximum beside its name.
 
     Raises:
         ValueError: wrong shapes, a heat that is negative or not finite, a mark outside the photograph, an empty
@@ -100,22 +102,23 @@ def overlay(
     """
     picture = to_image(image, "image")
     height, width = picture.shape[:2]
-    heats = {k: to_array(v, "heat", 2) for k, v in panels(heat if isinstance(heat, Mapping) else [heat]).items()}
+    heats = {k: to_array(v, called("heat", k), 2) for k, v in panels(heat).items()}
     for name, h in heats.items():
-        if finite(h, f"heat {name!r}" if name.strip() else "heat").min() < 0:
-            raise ValueError(f"heat {name!r} has the negative value {h.min():.3g}: a heat map shows magnitudes")
+        which = called("heat", name)
+        if finite(h, which).min() < 0:
+            raise ValueError(f"{which} has the negative value {h.min():.3g}: a heat map shows magnitudes")
     _check_inside(mark, "mark", height, width)
-    grey = picture if picture.ndim == 2 else picture @ (0.299, 0.587, 0.114)
+    brightness = grey(picture)
     top = max(float(h.max()) for h in heats.values()) or 1.0
     peaks = [top if share else float(h.max()) or 1.0 for h in heats.values()]
     labels = [n if share else f"{n}  max {p:.2g}".strip() for n, p in zip(heats, peaks, strict=True)]
-    grid = Panels([(height, width)] * len(heats), labels, bar=share)
+    grid = PictureGrid([(height, width)] * len(heats), labels, bar=share)
     sheet = grid.sheet(title, alt)
     with sheet as fig:
         cmap = _steps(style.HEAT)
         for i, (ax, h) in enumerate(zip(grid.axes(fig), heats.values(), strict=True)):
-            size = np.minimum(np.maximum(grey.shape, h.shape), grid.detail(i))
-            below, strength = (upsample(average(m, size), size) for m in (grey, h / peaks[i]))
+            size = np.minimum(np.maximum(brightness.shape, h.shape), grid.detail(i))
+            below, strength = (upsample(average(m, size), size) for m in (brightness, h / peaks[i]))
             alpha = (0.25 + 0.6 * strength)[..., None]
             below = np.round(below * 63)[..., None] / 63  # as many greys as the eye tells apart, for a small PNG
             blend = below * (1 - alpha) + cmap(strength)[..., :3] * alpha
@@ -134,25 +137,25 @@ def points(
     """Sampling points on a photograph.
 
     Args:
-        image: ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``; or a dict with the panels' names.
-        points: ``(..., 2)``, (row, col) in pixels of the photograph, which may lie outside it. A dict name →
+        image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`; or a dict with the panels' names.
+        points: `(..., 2)`, (row, col) in pixels of the photograph, which may lie outside it. A dict name →
             points draws panels.
         title: the question the figure answers.
         alt: alternative text.
         weights: one number a point (a dict for panels): the area of its disc; unweighted points are equal.
-        anchor: ``(row, col)`` of the output position that samples there (a dict for panels).
+        anchor: `(row, col)` of the output position that samples there (a dict for panels).
 
     Raises:
         ValueError: wrong shapes, numbers that are not finite, another number of weights than of points, a dict
             that lacks a panel, an empty title or alt.
     """
-    named = panels(points if isinstance(points, Mapping) else [points])
+    named = panels(points)
     drawn = []
     for name, p in named.items():
-        label = f"points {name!r}" if name.strip() else "points"
+        label = called("points", name)
         where = finite(to_array(p, label), label)
         if where.ndim == 0 or where.shape[-1] != 2:
-            raise ValueError(f"points has shape {where.shape}: its last dimension must be 2, (row, col)")
+            raise ValueError(f"{label} has shape {where.shape}: its last dimension must be 2, (row, col)")
         where = where.reshape(-1, 2)
         weight = of_panel(weights, name, "weights")
         if weight is not None:
@@ -162,7 +165,7 @@ def points(
         picture = to_image(of_panel(image, name, "image"), "image")
         drawn.append((picture, where, weight, of_panel(anchor, name, "anchor")))
     frames = [_frame(picture.shape[:2], where) for picture, where, _, _ in drawn]
-    grid = Panels([(bottom - top, right - left) for top, bottom, left, right in frames], list(named))
+    grid = PictureGrid([(bottom - top, right - left) for top, bottom, left, right in frames], list(named))
     sheet = grid.sheet(title, alt)
     with sheet as fig:
         for i, ax in enumerate(grid.axes(fig)):

@@ -10,7 +10,7 @@ from matplotlib.ticker import NullLocator
 
 from ..measure import fit_exponent
 from . import style
-from .arrays import finite, panels, to_array
+from .arrays import called, finite, panels, to_array
 from .figures import Figure, Sheet
 
 
@@ -21,28 +21,29 @@ def scaling(
     """Measurements on logarithmic axes with the exponent fitted to them beside the one theory gives.
 
     Args:
-        x: ``(n,)``, positive sizes.
-        series: label → ``(n,)``, positive measurements.
+        x: `(n,)`, positive sizes.
+        series: label → `(n,)`, positive measurements.
         title: the question the figure answers.
         alt: alternative text.
-        xlabel: what ``x`` is.
+        xlabel: what `x` is.
         ylabel: what is measured.
         theory: label → exponent.
 
     Raises:
         ValueError: fewer than two sizes, a value that is not positive and finite, lengths that differ, a theory for a
-            label that is not in ``series``, an empty title or alt.
+            label that is not in `series`, an empty title or alt.
     """
     sizes = finite(to_array(x, "x", 1), "x")
-    measured = {k: finite(to_array(v, f"series {k!r}", 1), f"series {k!r}") for k, v in panels(dict(series)).items()}
+    measured = {k: to_array(v, called("series", k), 1) for k, v in panels(dict(series)).items()}
     theory = dict(theory or {})
     if len(sizes) < 2 or sizes.min() <= 0 or sizes.min() == sizes.max():
         raise ValueError(f"x={sizes.tolist()} must be at least two different positive sizes")
     for name, y in measured.items():
+        which = called("series", name)
         if len(y) != len(sizes):
-            raise ValueError(f"series {name!r} has {len(y)} entries for {len(sizes)} sizes")
-        if y.min() <= 0:
-            raise ValueError(f"series {name!r} has the value {y.min():g}: a power law needs positive ones")
+            raise ValueError(f"{which} has {len(y)} entries for {len(sizes)} sizes")
+        if finite(y, which).min() <= 0:
+            raise ValueError(f"{which} has the value {y.min():g}: a power law needs positive ones")
     if unknown := set(theory) - set(measured):
         raise ValueError(f"theory names {sorted(unknown)}: it must name series of {list(measured)}")
     sheet = Sheet(title, alt, height=3.4)

@@ -6,7 +6,7 @@ colours (Okabe and Ito) and family colours (Tol's "muted") can be told apart wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import matplotlib.style
@@ -102,23 +102,23 @@ def house_style() -> Iterator[None]:
 
 
 def series_colour(index: int) -> str:
-    """Colour of the ``index``-th series of a chart."""
+    """Colour of the `index`-th series of a chart."""
     return SERIES_COLOURS[index % len(SERIES_COLOURS)]
 
 
 def series_marker(index: int) -> str:
-    """Marker of the ``index``-th series, so that no chart speaks by colour alone."""
+    """Marker of the `index`-th series, so that no chart speaks by colour alone."""
     return SERIES_MARKERS[index % len(SERIES_MARKERS)]
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Width of one line of text in inches; ``size`` in points."""
+    """Width of one line of text in inches; `size` in points."""
     font = FontProperties(family=FONT, size=size, weight=weight)
     return _RENDERER.get_text_width_height_descent(text, font, ismath=False)[0] / 72
 
 
 def wrap(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
-    """``text`` in lines of at most ``width`` inches, broken at spaces; at least one line."""
+    """`text` in lines of at most `width` inches, broken at spaces; at least one line."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -146,15 +146,20 @@ def si(value: float, unit: str = "") -> str:
     return f"{value / 1000.0**exponent:.3g} {prefix}{unit}".rstrip()
 
 
-def limits(arrays: list[np.ndarray], signed: bool | None = None) -> tuple[float, float, str]:
-    """Colour limits and map that several arrays share.
+def times(shape: Iterable[int]) -> str:
+    """A shape or a size: (64, 56, 56) as "64×56×56"."""
+    return "×".join(map(str, shape))
+
+
+def colour_scale(arrays: list[np.ndarray], signed: bool | None = None) -> tuple[float, float, str]:
+    """The limits and the name of a colour map that several arrays share.
 
     Args:
         arrays: the values to be drawn; NaN and infinities are left out of account.
-        signed: diverging map with limits ``(-m, m)``; ``None`` decides by whether a value is negative.
+        signed: diverging map with limits `(-m, m)`; `None` decides by whether a value is negative.
 
     Returns:
-        ``(vmin, vmax, colour map name)``. Unsigned values start at 0 unless they are negative.
+        `(vmin, vmax, colour map name)`. Unsigned values start at 0 unless they are negative.
     """
     finite = np.concatenate([a[np.isfinite(a)].ravel() for a in arrays])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)

@@ -31,15 +31,15 @@ def timing(
 
     Args:
         id: the module.
-        now: result of ``measure.timing`` on this machine: a horizontal line; or a dict size → result, with
+        now: result of `measure.timing` on this machine: a horizontal line; or a dict size → result, with
             the size as (H, W), or the side of a square map: points.
         title: the question the figure answers.
         alt: alternative text.
         backward: recorded forward and backward passes rather than forward passes.
-        batch: how many images a call of ``now`` processes.
+        batch: how many images a call of `now` processes.
 
     Raises:
-        ValueError: no such module, ``batch`` < 1, an empty title or alt.
+        ValueError: no such module, `batch` < 1, an empty title or alt.
     """
     catalog.entry(id)
     if batch < 1:
@@ -49,7 +49,7 @@ def timing(
         now = {tuple(size) if np.ndim(size) else (int(size),) * 2: t for size, t in now.items()}
     if not rows and (not now or isinstance(now, Timing)):
         here = f" Here, now: {style.si(now.median / batch, 's')} per image ({now.device})." if now else ""
-        return _sentence(f"No measurement of {id!r} is recorded.{here}", title, alt)
+        return _words_alone(f"No measurement of {id!r} is recorded.{here}", title, alt)
     sheet = Sheet(title, alt, height=3.6)
     with sheet as fig:
         ax = fig.subplots()
@@ -95,7 +95,7 @@ def roofline(id: str, *, title: str, alt: str) -> Figure:
     catalog.entry(id)
     rows = [r for r in latest(records(id)) if not r["backward"] and r["median"] is not None]
     if not rows:
-        return _sentence(f"No measurement of {id!r} is recorded.", title, alt)
+        return _words_alone(f"No measurement of {id!r} is recorded.", title, alt)
     rows = [r for r in rows if r["kind"] == rows[0]["kind"]]  # a GPU's where there is one
     sheet = Sheet(title, alt, height=3.6)
     with sheet as fig:
@@ -139,7 +139,7 @@ def _size_axis(ax: Axes, sizes: list[Sequence[int]]) -> None:
     sizes = sorted(set(map(tuple, sizes)), key=math.prod)
     kept = [s for i, s in enumerate(sizes) if i == 0 or math.prod(s) > 1.5 * math.prod(sizes[i - 1])]
     ax.set_xlim(math.prod(sizes[0]) / 1.3, math.prod(sizes[-1]) * 1.3)
-    ax.set_xticks([math.prod(s) for s in kept], ["×".join(str(n) for n in s) for s in kept])
+    ax.set_xticks([math.prod(s) for s in kept], [style.times(s) for s in kept])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("size of the input")
 
@@ -197,7 +197,8 @@ def _note(fig: MatplotlibFigure, rows: list[dict], id: str) -> None:
     fig.supxlabel("\n".join(lines), x=0.02, ha="left", size=style.SMALL_SIZE, color=style.MUTED)
 
 
-def _sentence(text: str, title: str, alt: str) -> Figure:
+def _words_alone(text: str, title: str, alt: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
     lines = style.wrap(text, style.WIDTH - 0.3, style.TEXT_SIZE)
     sheet = Sheet(title, alt, height=0.3 + 0.2 * len(lines), layout=None)
     with sheet as fig:

@@ -1,10 +1,12 @@
-"""How names, parameters and autograd's operations are said in a diagram."""
+"""How things are said in a diagram and on a card: names, parameters, autograd's operations, a module's limits."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from .. import catalog
 
 _SILENT = {  # operations that move or copy entries without changing what a person calls the value
     "Alias", "AsStrided", "Cat", "Clone", "ConstantPadNd", "Contiguous", "CopySlices", "Detach", "Expand", "Movedim",
@@ -26,15 +28,17 @@ _SPOKEN = {
 _BY_CONSTANT = {"Add": "shift", "Sub": "shift", "Mul": "scale", "Div": "scale"}
 _REDUCTIONS = ("Amax", "Amin", "Mean", "Std", "Sum", "Var")
 
-_GREEK = {
-    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "theta": "θ", "lambda": "λ",
-    "mu": "μ", "phi": "φ", "psi": "ψ", "sigma": "σ", "tau": "τ", "omega": "ω",
+_GREEK = {  # `lambda` is no name in Python, hence `lam`
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "zeta": "ζ", "eta": "η", "theta": "θ",
+    "kappa": "κ", "lambda": "λ", "lam": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ",
+    "tau": "τ", "phi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ", "Theta": "Θ",
+    "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ", "Omega": "Ω",
 }
 _SUBSCRIPT = dict(zip("0123456789aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ", strict=True))
 
 
 def symbol(word: str) -> str:
-    """A name as it is printed: Greek letters, primes, and a letter after ``_`` or digits at the end as subscripts."""
+    """A name as it is printed: Greek letters, primes, and a letter after `_` or digits at the end as subscripts."""
     stem, digits = re.fullmatch(r"(.*?)(\d*)", word.replace("''", "″").replace("'", "′"), re.DOTALL).groups()
     base, _, index = stem.partition("_")
     if index in _SUBSCRIPT:
@@ -50,11 +54,18 @@ def printed(name: str) -> str:
 
 
 def parameter(path: str) -> str:
-    """A parameter's symbol: ``W1.weight`` and ``W1.bias`` are W₁, ``gamma`` is γ, ``mlp.0.weight`` is mlp₀."""
+    """A parameter's symbol: `W1.weight` and `W1.bias` are W₁, `gamma` is γ, `mlp.0.weight` is mlp₀."""
     parts = path.split(".")
     if len(parts) > 1 and parts[-1] in ("weight", "bias"):
         parts.pop()
     return symbol("".join(parts[-2:]) if parts[-1].isdigit() else parts[-1])
+
+
+def at_limits(entry: catalog.Entry) -> str:
+    """What a module becomes at its limits; another module goes by its name."""
+    modules = catalog.list_modules()
+    return "; ".join(f"{catalog.entry(what).name if what in modules else what} ({when})"
+                     for what, when in entry.reduces_to.items())
 
 
 def bare(fn: Any) -> str:
@@ -68,9 +79,7 @@ def silent(fn: Any) -> bool:
 
 
 def spell(
-    functions: Sequence[Any],
-    used: Mapping[Any, Sequence[str]],
-    axes: Mapping[Any, Sequence[str]],
+    functions: Sequence[Any], used: Mapping[Any, Sequence[str]], axes: Mapping[Any, Sequence[str]],
     result: Sequence[str],
 ) -> str:
     """Operations in words, in order: "linear W₁, relu, linear W₂, sigmoid".

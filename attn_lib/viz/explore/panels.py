@@ -1,7 +1,7 @@
 """What an explorer's panel holds: a heat map or sampling points for every cell of a query grid.
 
-A panel checks its data, describes a cell in words, packs itself for explore.js, and paints itself for viewers
-without scripts. explore.js paints the same picture from the packed data.
+A panel checks its data, describes a cell in words, packs itself for explorer.js, and paints itself for viewers
+without scripts. explorer.js paints the same picture from the packed data.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import matplotlib
 import numpy as np
 from PIL import ImageDraw
 
-from . import style
-from .arrays import finite, to_array
-from .panels import upsample
+from .. import style
+from ..arrays import finite, grey, to_array
+from ..picture_grid import upsample
 
 Place = Callable[[np.ndarray], list[tuple[float, float]]]
 
 
 class Panel(Protocol):
-    """A panel named ``name``; ``cells`` is its query grid (Hq, Wq)."""
+    """A panel named `name`; `cells` is its query grid (Hq, Wq)."""
 
     name: str
     cells: tuple[int, int]
@@ -32,7 +32,7 @@ class Panel(Protocol):
         """What stands in the line of text below the picture."""
 
     def pack(self, size: tuple[int, int]) -> dict[str, Any]:
-        """Data for explore.js, for a photograph shown with ``size`` = (height, width) pixels."""
+        """Data for explorer.js, for a photograph shown with `size` = (height, width) pixels."""
 
     def margin(self, size: tuple[int, int]) -> int:
         """Pixels around that photograph which the marks need."""
@@ -41,7 +41,7 @@ class Panel(Protocol):
         """The photograph, (H, W, 3) in [0, 1], as it lies under the marks."""
 
     def dots(self, draw: ImageDraw.ImageDraw, cell: tuple[int, int], place: Place, unit: float) -> None:
-        """Draw marks; ``place`` takes (..., 2) fractions of the photograph to the drawing; ``unit`` is 1/256 of it."""
+        """Draw marks; `place` takes (..., 2) fractions of the photograph to the drawing; `unit` is 1/256 of it."""
 
 
 class Heat:
@@ -109,7 +109,7 @@ class Map(Heat):
 
 
 class Points:
-    """Sampling points (Hq, Wq, K, 2) in pixels of a photograph of ``size`` = (height, width)."""
+    """Sampling points (Hq, Wq, K, 2) in pixels of a photograph of `size` = (height, width)."""
 
     def __init__(self, name: str, points: Any, weights: Any, reference: Any, size: tuple[int, int], labels: list[str]):
         self.name, self.size = name, size
@@ -176,7 +176,7 @@ def number(x: float, digits: int = 2) -> str:
 
 
 def pack(array: np.ndarray) -> str:
-    """The array's bytes, deflated, in base64: what ``unpack`` in explore.js reads."""
+    """The array's bytes, deflated, in base64: what `unpack` in explorer.js reads."""
     return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode("ascii")
 
 
@@ -198,9 +198,9 @@ def _under_heat(photo: np.ndarray, shade: np.ndarray, signed: bool, overlay: flo
     """The photograph in grey under a heat map of `shade`, in [0, 1] or, signed, in [−1, 1]."""
     shade = upsample(shade, photo.shape[:2])
     colours = matplotlib.colormaps[style.DIVERGING if signed else style.HEAT](0.5 + shade / 2 if signed else shade)
-    grey = (photo @ (0.299, 0.587, 0.114))[..., None]
+    below = grey(photo)[..., None]
     alpha = overlay * (0.25 + 0.6 * np.abs(shade))[..., None]
-    return (photo + overlay * (grey - photo)) * (1 - alpha) + colours[..., :3] * alpha
+    return (photo + overlay * (below - photo)) * (1 - alpha) + colours[..., :3] * alpha
 
 
 def _where(index: int, row: np.ndarray) -> str:

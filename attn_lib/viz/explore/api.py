@@ -1,9 +1,4 @@
-"""Explorers: figures that answer to mouse, finger and keyboard.
-
-One call serves three readers. A static page gets self-contained HTML: a picture, the data and the script that brings
-it to life, with no kernel and no network; where scripts are stripped, the picture stays. A running kernel adds
-ipywidgets that recompute. A viewer without HTML gets the picture as a PNG with its alternative text.
-"""
+"""The explorers that a chapter can call for: each checks what it is given and packs it for the page."""
 
 from __future__ import annotations
 
@@ -16,32 +11,21 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from . import style
-from .arrays import of_panel, panels, to_array, to_image
-from .explore_live import controls, index_slider, setting_slider, share_slider
-from .explore_page import BUDGET, Explorer, img, jpeg, page, png, uri
-from .explore_panels import Heat, Map, Panel, Points, pack
-from .explore_scene import Scene, encode, is_coarse, photograph
-from .figures import Figure, check_texts
-
-__all__ = [
-    "BUDGET", "MAX_FRAMES", "Explorer", "explore_attention", "explore_frames", "explore_pixels", "explore_points",
-]
+from .. import style
+from ..arrays import called, of_panel, panels, to_array, to_image
+from ..figures import Figure, check_texts, uri
+from .live import controls, index_slider, setting_slider, share_slider
+from .page import Explorer, img, jpeg, markup, png
+from .panels import Heat, Map, Panel, Points, pack
+from .scene import Scene, encode, is_coarse, photograph
 
 MAX_FRAMES = 48
 NOUNS = {"attention": "query", "pixels": "pixel", "points": "output"}
 
 
 def explore_attention(
-    image: Any,
-    A: Any,
-    *,
-    title: str,
-    alt: str,
-    mark: str | None = "query",
-    reference: Any = None,
-    grid: tuple[int, int] | None = None,
-    start: tuple[int, int] | None = None,
+    image: Any, A: Any, *, title: str, alt: str, mark: str | None = "query", reference: Any = None,
+    grid: tuple[int, int] | None = None, start: tuple[int, int] | None = None,
 ) -> Explorer:
     """Attention over a photograph: choose a query cell, see its row of the attention matrix as a heat map.
 
@@ -51,40 +35,34 @@ def explore_attention(
     smallest.
 
     Args:
-        image: ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``, float in [0, 1] or uint8; shown with 256 pixels at most.
-        A: ``(Hq, Wq, Hk, Wk)``: ``A[r, c]`` is the row of query (r, c). Or a callable
-            ``(row, col) -> (Hk, Wk)`` together with ``grid``. A dict label → A draws panels that share the query;
+        image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`, float in [0, 1] or uint8; shown with 256 pixels at most.
+        A: `(Hq, Wq, Hk, Wk)`: `A[r, c]` is the row of query (r, c). Or a callable
+            `(row, col) -> (Hk, Wk)` together with `grid`. A dict label → A draws panels that share the query;
             their key grids may differ.
         title: the question the explorer answers.
         alt: alternative text.
-        mark: ``"query"`` outlines the query's cell, ``None`` does not.
+        mark: `"query"` outlines the query's cell, `None` does not.
         reference: a further picture beside the panels, such as a label map, or a dict label → picture.
-        grid: ``(Hq, Wq)``, for a callable.
-        start: ``(row, col)`` of the first query; the middle by default.
+        grid: `(Hq, Wq)`, for a callable.
+        start: `(row, col)` of the first query; the middle by default.
 
     Raises:
         ValueError: wrong rank, query grids that differ, non-finite weights, a start outside the grid, more than
-            ``BUDGET`` bytes, an empty title or alt.
+            `BUDGET` bytes, an empty title or alt.
     """
     check_texts(title, alt)
     if mark not in ("query", None):
         raise ValueError(f"mark={mark!r} must be 'query' or None")
     views = []
-    for name, a in _named(A).items():
-        label = f"A[{name!r}]" if name else "A"
+    for name, a in panels(A).items():
+        label = called("A", name)
         views.append(Heat(name, _evaluate(a, grid, label) if callable(a) else a, label))
-    beside = {} if reference is None else _named(reference)
+    beside = {} if reference is None else panels(reference)
     return _grid_explorer("attention", image, views, beside, start, title, alt, mark=mark is not None)
 
 
 def explore_pixels(
-    image: Any,
-    maps: Any,
-    *,
-    title: str,
-    alt: str,
-    reference: Any = None,
-    start: tuple[int, int] | None = None,
+    image: Any, maps: Any, *, title: str, alt: str, reference: Any = None, start: tuple[int, int] | None = None,
 ) -> Explorer:
     """Maps over a photograph, side by side: choose a pixel, read what each map holds there.
 
@@ -92,31 +70,25 @@ def explore_pixels(
     0. The line below states each map's value, its range, and the share of the map that lies below that value.
 
     Args:
-        image: ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``, float in [0, 1] or uint8; shown with 256 pixels at most.
-        maps: ``(h, w)``, or a dict label → ``(h, w)``; all of one size, which may be coarser than the photograph.
+        image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`, float in [0, 1] or uint8; shown with 256 pixels at most.
+        maps: `(h, w)`, or a dict label → `(h, w)`; all of one size, which may be coarser than the photograph.
         title: the question the explorer answers.
         alt: alternative text.
         reference: a further picture beside the panels, or a dict label → picture.
-        start: ``(row, col)`` of the first pixel; the middle by default.
+        start: `(row, col)` of the first pixel; the middle by default.
 
     Raises:
         ValueError: wrong rank, maps of different sizes, non-finite values, a start outside the map, more than
-            ``BUDGET`` bytes, an empty title or alt.
+            `BUDGET` bytes, an empty title or alt.
     """
     check_texts(title, alt)
-    views = [Map(name, m, f"maps[{name!r}]" if name else "maps") for name, m in _named(maps).items()]
-    beside = {} if reference is None else _named(reference)
+    views = [Map(name, m, called("maps", name)) for name, m in panels(maps).items()]
+    beside = {} if reference is None else panels(reference)
     return _grid_explorer("pixels", image, views, beside, start, title, alt)
 
 
 def explore_points(
-    image: Any,
-    points: Any,
-    *,
-    title: str,
-    alt: str,
-    weights: Any = None,
-    reference: Any = None,
+    image: Any, points: Any, *, title: str, alt: str, weights: Any = None, reference: Any = None,
     start: tuple[int, int] | None = None,
 ) -> Explorer:
     """Sampling points on a photograph: choose an output cell, see where it looks.
@@ -124,25 +96,25 @@ def explore_points(
     The area of a point's disc is its weight over the panel's largest; light points also fade.
 
     Args:
-        image: ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``, float in [0, 1] or uint8; shown with 256 pixels at most.
-        points: ``(Hq, Wq, K, 2)``: for each output cell K points (row, col) in pixels of ``image`` as given; whole
+        image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`, float in [0, 1] or uint8; shown with 256 pixels at most.
+        points: `(Hq, Wq, K, 2)`: for each output cell K points (row, col) in pixels of `image` as given; whole
             numbers are pixel centres, and points may lie outside. A dict label → points draws panels.
         title: the question the explorer answers.
         alt: alternative text.
-        weights: ``(Hq, Wq, K)``, not negative; a dict for panels.
-        reference: ``(Hq, Wq, K, 2)``: the regular grid, drawn small, with a line from each of its points to the
+        weights: `(Hq, Wq, K)`, not negative; a dict for panels.
+        reference: `(Hq, Wq, K, 2)`: the regular grid, drawn small, with a line from each of its points to the
             sampled one; a dict for panels.
-        start: ``(row, col)`` of the first output cell; the middle by default.
+        start: `(row, col)` of the first output cell; the middle by default.
 
     Raises:
         ValueError: wrong rank, grids that differ, negative weights, non-finite numbers, a start outside the grid,
-            more than ``BUDGET`` bytes, an empty title or alt.
+            more than `BUDGET` bytes, an empty title or alt.
     """
     check_texts(title, alt)
     size = to_image(image, "image").shape[:2]
     views = []
-    for name, p in _named(points).items():
-        labels = [f"{argument}[{name!r}]" if name else argument for argument in ("points", "weights", "reference")]
+    for name, p in panels(points).items():
+        labels = [called(argument, name) for argument in ("points", "weights", "reference")]
         w, r = of_panel(weights, name, "weights"), of_panel(reference, name, "reference")
         views.append(Points(name, p, w, r, size, labels))
     return _grid_explorer("points", image, views, {}, start, title, alt)
@@ -154,14 +126,14 @@ def explore_frames(draw: Callable[..., Figure], *, title: str, alt: str, **setti
     With a kernel, evenly spaced numbers get a slider that also takes the values between them.
 
     Args:
-        draw: called as ``draw(**setting)``; returns a ``viz.Figure``.
+        draw: called as `draw(**setting)`; returns a `viz.Figure`.
         title: the question the explorer answers.
         alt: alternative text of the whole; each frame also has its own.
         **settings: name = list of at least two values, for each slider. The explorer starts at the first.
 
     Raises:
-        ValueError: no or too many settings, more than ``MAX_FRAMES`` combinations, a ``draw`` that returns
-            something else, more than ``BUDGET`` bytes, an empty title or alt.
+        ValueError: no or too many settings, more than `MAX_FRAMES` combinations, a `draw` that returns
+            something else, more than `BUDGET` bytes, an empty title or alt.
     """
     check_texts(title, alt)
     if not callable(draw):
@@ -181,19 +153,13 @@ def explore_frames(draw: Callable[..., Figure], *, title: str, alt: str, **setti
         "hint": "Drag a slider, or use the arrow keys, Home and End on it.",
     }
     first = frames[0]
-    html = page("frames", title, img(first.png, first.alt, first.width), data["texts"][0], data)
+    html = markup("frames", title, img(first.png, first.alt, first.width), data["texts"][0], data)
     return Explorer(html, first.png, title, alt, partial(_live_frames, draw, choices, first, title))
 
 
 def _grid_explorer(
-    kind: str,
-    image: Any,
-    views: Sequence[Panel],
-    beside: Mapping[str, Any],
-    start: tuple[int, int] | None,
-    title: str,
-    alt: str,
-    mark: bool = True,
+    kind: str, image: Any, views: Sequence[Panel], beside: Mapping[str, Any], start: tuple[int, int] | None,
+    title: str, alt: str, mark: bool = True,
 ) -> Explorer:
     grids = {v.name: v.cells for v in views}
     if len(set(grids.values())) > 1:
@@ -227,7 +193,7 @@ def _grid_explorer(
         "Home brings it back." + _legend(kind, signed),
     }
     picture = scene.small(start)
-    html = page(kind, title, img(jpeg(picture, 75), alt, picture.width), scene.describe(start), data)
+    html = markup(kind, title, img(jpeg(picture, 75), alt, picture.width), scene.describe(start), data)
     # 64 colours: the PNG stands in the notebook beside the HTML, for viewers that show nothing else.
     return Explorer(html, png(picture, 64), title, alt, partial(_live_grid, scene, start, title, alt))
 
@@ -262,11 +228,6 @@ def _colours(name: str) -> np.ndarray:
 def _legend(kind: str, signed: set[bool]) -> str:
     what = "row's largest weight" if kind == "attention" else "map's largest value"
     return f" Pale yellow is the {what}." * (False in signed) + " Red is above 0, blue below." * (True in signed)
-
-
-def _named(value: Any) -> dict[str, Any]:
-    """A dict of panels with its names as text; anything else is one nameless panel."""
-    return panels(value) if isinstance(value, Mapping) else {"": value}
 
 
 def _evaluate(row_of: Callable[[int, int], Any], grid: tuple[int, int] | None, label: str) -> np.ndarray:

@@ -17,7 +17,7 @@ Lane = tuple[str, int]  # (source, layer)
 
 
 @dataclass
-class Layout:
+class Arrangement:
     """Positions in inches, x from the left, not yet shifted to start at 0.
 
     Attributes:
@@ -34,7 +34,7 @@ class Layout:
 def arrange(
     names: Sequence[str], edges: Sequence[tuple[str, str]], width: Mapping[str, float],
     pinned: Sequence[str], gap: float,
-) -> Layout:
+) -> Arrangement:
     """Lay a directed acyclic graph out.
 
     Args:
@@ -45,19 +45,19 @@ def arrange(
         gap: least distance between neighbours, inches.
     """
     level = _levels(names, edges, pinned)
-    layout = Layout([[n for n in names if level[n] == i] for i in range(max(level.values()) + 1)])
+    arrangement = Arrangement([[n for n in names if level[n] == i] for i in range(max(level.values()) + 1)])
     for source, target in edges:
         lanes = [(source, i) for i in range(level[source] + 1, level[target])]
         for lane in lanes:
-            if lane not in layout.layers[lane[1]]:
-                layout.layers[lane[1]].append(lane)
-        layout.paths[source, target] = [source, *lanes, target]
-    links = {pair for path in layout.paths.values() for pair in pairwise(path)}
+            if lane not in arrangement.layers[lane[1]]:
+                arrangement.layers[lane[1]].append(lane)
+        arrangement.paths[source, target] = [source, *lanes, target]
+    links = {pair for path in arrangement.paths.values() for pair in pairwise(path)}
     order = sorted(links, key=lambda pair: [_rank(names, end) for end in pair])  # a set has no order
-    layout.layers = _uncross(layout.layers, order)
-    widths = {**{lane: LANE for layer in layout.layers for lane in layer if isinstance(lane, tuple)}, **width}
-    layout.x = _straighten(layout.layers, order, widths, gap)
-    return layout
+    arrangement.layers = _uncross(arrangement.layers, order)
+    widths = {**{lane: LANE for layer in arrangement.layers for lane in layer if isinstance(lane, tuple)}, **width}
+    arrangement.x = _straighten(arrangement.layers, order, widths, gap)
+    return arrangement
 
 
 def _rank(names: Sequence[str], node: str | Lane) -> tuple[int, int]:
@@ -166,7 +166,7 @@ def _left_to_right(columns: Iterable, apart: Mapping[tuple, float]) -> list | No
 
 
 def spread(wishes: Sequence[float], centre: float, half: float, gap: float) -> list[float]:
-    """Points around ``centre``, near the wishes and in their order, ``gap`` apart where ``half`` leaves room.
+    """Points around `centre`, near the wishes and in their order, `gap` apart where `half` leaves room.
 
     A wish for the very centre is granted: that line is straight.
     """

@@ -21,13 +21,13 @@ _TALLEST = 660
 _DETAIL = 70_000  # picture elements drawn in one figure: photographs fill the notebook, not the eye
 
 
-class Panels:
+class PictureGrid:
     """A figure of pictures in rows, those of a row equally high, as large as the page allows.
 
     Args:
         shapes: (H, W) of each picture.
         labels: the line above each; blank where there is none.
-        ncols: pictures in a row; ``None`` chooses.
+        ncols: pictures in a row; `None` chooses.
         bar: whether a colour bar stands at the right.
         widest: width of one picture in inches at most.
     """
@@ -82,11 +82,11 @@ class Panels:
         return result
 
     def reduce(self, picture: np.ndarray, i: int) -> np.ndarray:
-        """Picture ``i`` averaged down to the detail that is drawn of it; a coarse one is returned as it is."""
+        """Picture `i` averaged down to the detail that is drawn of it; a coarse one is returned as it is."""
         return average(picture, self.detail(i))
 
     def detail(self, i: int) -> tuple[int, int]:
-        """How many rows and columns of picture ``i`` are drawn at most."""
+        """How many rows and columns of picture `i` are drawn at most."""
         return max(1, self.height // self._factor), max(1, self.widths[i] // self._factor)
 
     def colour_bar(self, fig: MatplotlibFigure, low: float, high: float, cmap: str) -> None:
@@ -101,7 +101,7 @@ class Panels:
 
 
 def average(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``(h, w)`` or ``(h, w, 3)`` averaged down to ``size``, along an axis only where it is longer than that."""
+    """`(h, w)` or `(h, w, 3)` averaged down to `size`, along an axis only where it is longer than that."""
     size = tuple(min(now, new) for now, new in zip(picture.shape, size, strict=False))
     if size == picture.shape[:2]:
         return picture
@@ -111,7 +111,7 @@ def average(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def upsample(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """``(h, w, …)`` to ``size`` such that cell (i, j) covers exactly the pixels whose centres lie in it."""
+    """`(h, w, …)` to `size` such that cell (i, j) covers exactly the pixels whose centres lie in it."""
     pairs = zip(size, heat.shape, strict=False)
     rows, cols = (np.floor((np.arange(big) + 0.5) * small / big).astype(int) for big, small in pairs)
     return heat[np.ix_(rows, cols)]

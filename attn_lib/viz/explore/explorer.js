@@ -1,4 +1,4 @@
-// Starts every explorer on the page that is not running yet. explore.py packs the data that this reads.
+// Starts every explorer on the page that is not running yet. attn_lib/viz/explore packs the data that this reads.
 (() => {
   "use strict";
 

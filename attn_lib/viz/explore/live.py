@@ -28,12 +28,12 @@ def controls(sliders: Mapping[str, Any], show: Callable[..., tuple[str, str]], t
     """Widgets over a view.
 
     Args:
-        sliders: name → widget with a ``value``.
-        show: called with the sliders' values by name; returns an ``<img>`` and a line of text.
+        sliders: name → widget with a `value`.
+        show: called with the sliders' values by name; returns an `<img>` and a line of text.
         title: the caption.
 
     Returns:
-        The ``ipywidgets`` box. A setting that ``show`` refuses shows its error in place of the picture.
+        The `ipywidgets` box. A setting that `show` refuses shows its error in place of the picture.
     """
     import ipywidgets as w
 
@@ -68,7 +68,7 @@ def share_slider(name: str) -> Any:
 
 
 def setting_slider(name: str, values: list, text: Callable[[Any], str]) -> Any:
-    """A slider over ``values``, and between them where they are at least three evenly spaced numbers."""
+    """A slider over `values`, and between them where they are at least three evenly spaced numbers."""
     import ipywidgets as w
 
     options: dict[str, Any] = {"description": name, "continuous_update": False}

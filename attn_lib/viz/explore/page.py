@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from .explore_live import kernel_with_widgets
-from .figures import write_file
+from ..figures import uri, write_file
+from .live import kernel_with_widgets
 
 BUDGET = 250_000  # bytes of one explorer in a notebook, all formats together; a whole notebook stays under 500 kB
 
@@ -66,7 +66,7 @@ class Explorer:
         return data, {"image/png": {"alt": self.alt}}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a page that holds this explorer alone to ``path``, whole or not at all."""
+        """Write a page that holds this explorer alone to `path`, whole or not at all."""
         head = (
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -75,41 +75,35 @@ class Explorer:
         write_file(path, (head + self.html).encode("utf-8"))
 
 
-def page(kind: str, title: str, image: str, text: str, data: Mapping[str, Any]) -> str:
+def markup(kind: str, title: str, image: str, text: str, data: Mapping[str, Any]) -> str:
     """The HTML of an explorer.
 
     Args:
-        kind: ``"attention"``, ``"points"`` or ``"frames"``.
+        kind: "attention", "pixels", "points" or "frames".
         title: the question, shown as the caption.
-        image: the ``<img>`` shown until explore.js takes over, and for good where it cannot.
+        image: the `<img>` shown until explorer.js takes over, and for good where it cannot.
         text: the line below it.
-        data: what explore.js reads; its numbers and strings are escaped here.
+        data: what explorer.js reads; its numbers and strings are escaped here.
     """
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # so that no "</script>" ends it early
     text = (
-        f"<style>\n{_asset('explore.css')}</style>\n"
+        f"<style>\n{_asset('explorer.css')}</style>\n"
         f'<figure class="attn-explorer" data-kind="{kind}" aria-label="{html.escape(title)}" '
         f'data-lm-suppress-shortcuts="true">\n'  # JupyterLab then leaves the arrow keys to the explorer
         f"<figcaption>{html.escape(title)}</figcaption>\n"
         f'<div class="ax-stage">{image}</div>\n'
         f'<output aria-live="polite">{html.escape(text)}</output>\n'
         f'<script type="application/json">{packed}</script>\n'
-        f"</figure>\n<script>\n{_asset('explore.js')}</script>\n"
+        f"</figure>\n<script>\n{_asset('explorer.js')}</script>\n"
     )
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii")  # reads the same whatever the page's encoding
 
 
 def img(picture: bytes, alt: str, width: int) -> str:
-    """An ``<img>`` that carries its picture, ``width`` CSS pixels wide where there is room."""
+    """An `<img>` that carries its picture, `width` CSS pixels wide where there is room."""
     # The class keeps the Sphinx theme from dimming it on a dark page.
     text = html.escape(alt)
     return f'<img class="dark-light" src="{uri(picture)}" alt="{text}" width="{width}" style="max-width: 100%">'
-
-
-def uri(picture: bytes) -> str:
-    """A PNG or JPEG file as a data address."""
-    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def jpeg(picture: Image.Image, quality: int) -> bytes:
@@ -120,7 +114,7 @@ def jpeg(picture: Image.Image, quality: int) -> bytes:
 
 
 def png(picture: Image.Image, colours: int | None = None) -> bytes:
-    """The picture without loss, or with a palette of ``colours``."""
+    """The picture without loss, or with a palette of `colours`."""
     if colours is not None:
         picture = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     file = io.BytesIO()

@@ -12,10 +12,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from . import style
-from .arrays import finite, to_image
-from .explore_page import jpeg, png, uri
-from .explore_panels import Panel
+from .. import style
+from ..arrays import finite, to_image
+from ..figures import uri
+from .page import jpeg, png
+from .panels import Panel
 
 LARGEST = 256  # pixels of the longer side of a photograph in an explorer
 WIDEST = 512  # pixels of all panels together in the picture for viewers without scripts
@@ -71,7 +72,7 @@ class Scene:
         return paper
 
     def small(self, cell: tuple[int, int]) -> Image.Image:
-        """The picture for viewers without scripts, at most ``WIDEST`` pixels wide."""
+        """The picture for viewers without scripts, at most `WIDEST` pixels wide."""
         picture = self.paint(cell)
         picture.thumbnail((min(picture.width // _ZOOM, WIDEST), picture.height), Image.Resampling.LANCZOS)
         return picture
@@ -92,7 +93,7 @@ class Scene:
 
 
 def photograph(value: Any, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A picture as (H, W, 3) in [0, 1], reduced to ``LARGEST`` or fitted to ``size`` = (height, width).
+    """A picture as (H, W, 3) in [0, 1], reduced to `LARGEST` or fitted to `size` = (height, width).
 
     Raises:
         ValueError: another shape, colours outside [0, 1], or values that are not finite.

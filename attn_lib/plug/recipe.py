@@ -1,0 +1,113 @@
+"""Making what is put in: from an id, a class or a function, for each site anew."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import catalog
+from ..layout import Axes, Layout
+from .probe import Flow, channels_of, device_and_dtype, memory_format, one_output
+
+Module = str | type[nn.Module] | Callable[..., nn.Module]
+
+
+class Recipe:
+    """How a new module is made for a site.
+
+    Args:
+        module: id of a module of the catalog, its class, or a function that makes a module.
+        options: of the module.
+
+    Attributes:
+        label: a short name.
+        entry: the catalog's; None for others' modules.
+        axes: of the tensor that the module takes; None where the catalog does not know.
+
+    Raises:
+        ValueError: if `module` is none of these, or a module of several inputs.
+    """
+
+    def __init__(self, module: Module, options: dict[str, Any]):
+        if isinstance(module, str):
+            self.label = self._name = module
+            self.entry = catalog.entry(module)
+        elif isinstance(module, nn.Module) or not callable(module):
+            raise ValueError(f"module={module!r} must be an id, a class, or a function that makes a module: every "
+                             "site needs one of its own")
+        else:
+            self.entry = catalog.entry_of(module)
+            self._name = getattr(module, "__name__", type(module).__name__)
+            self.label = self.entry.id if self.entry else (self._name if self._name.isidentifier() else "module")
+        self._make = self.entry.cls if self.entry else module
+        self._options = options
+        self.axes = self._axes()
+
+    def _axes(self) -> Axes | None:
+        if self.entry is None:
+            return None
+        if len(self.entry.layout.tensors) > 1:
+            raise ValueError(f"module={self.label!r} takes several inputs ({self.entry.layout}); it can neither follow "
+                             "nor replace one sub-module")
+        own = self._options.get("layout", self.entry.layout)  # a module of several layouts takes `layout`
+        return Layout(own).tensors[0]
+
+    def for_channels(self, channels: int) -> nn.Module:
+        """A new module for so many channels."""
+        return self._call(self._make, channels)
+
+    def in_place_of(self, path: str, site: nn.Module, flow: Flow | None) -> nn.Module:
+        """A new module for the place of `site`, through which `flow` went."""
+        if hasattr(self._make, "from_conv") and isinstance(site, nn.modules.conv._ConvNd):
+            try:
+                return self._call(self._make.from_conv, site)
+            except ValueError as error:
+                raise ValueError(f"site {path!r}: {error}") from None
+        if not inspect.isclass(self._make):
+            return self._call(self._make, site)
+        name = self._make.__name__
+        if flow is None:
+            raise ValueError(f"site {path!r}: replacing it by a {name} needs example=, an input of the network")
+        output = one_output(path, flow)
+        entering = {tuple(x.shape) if isinstance(x, Tensor) else None for x in flow.inputs}
+        if entering != {tuple(output.shape)}:
+            raise ValueError(f"site {path!r} turns {entering} into {tuple(output.shape)}; a {name} can only "
+                             "replace what keeps the shape")
+        return self.for_channels(channels_of(path, site, output, self.axes))
+
+    def _call(self, make: Callable[..., nn.Module], given: Any) -> nn.Module:
+        """`make(given, **options)`; options that it does not take are named."""
+        signature = inspect.signature(make)
+        parameters = signature.parameters
+        positional = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name, value in self._options.items():
+            if name in positional[:1]:
+                raise ValueError(f"{name}={value!r} must be left out: it is read off the network")
+            if name not in parameters and not open_ended:
+                known = ", ".join(n for n in parameters if n not in positional[:1]) or "none"
+                raise ValueError(f"{name}={value!r} is no option of {self._name}; its options are: {known}")
+        try:
+            signature.bind(given, **self._options)
+        except TypeError as error:
+            raise ValueError(f"{self._name}: {error}") from None
+        try:
+            made = make(given, **self._options)
+        except TypeError as error:  # a function may hand its options on to one that does not know them
+            if not any(f"argument '{name}'" in str(error) for name in self._options):
+                raise
+            raise ValueError(f"{self._name}: {error}") from error
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"{self._name} must make a torch.nn.Module, not a {type(made).__name__}")
+        return made
+
+
+def settle(child: nn.Module, site: nn.Module, output: Tensor | None, model: nn.Module) -> None:
+    """Give a new module the device, type, memory format and mode of its site."""
+    own = device_and_dtype(site) or device_and_dtype(model)
+    if own:
+        child.to(*own)
+    if output is not None:
+        child.to(memory_format=memory_format(output))
+    child.train(site.training)

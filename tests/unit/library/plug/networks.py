@@ -1,0 +1,81 @@
+"""Networks to put modules into, and what is looked at in them."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Bottleneck(nn.Module):
+    """As in a ResNet, with its traps: one in-place ReLU used three times, and an in-place addition."""
+
+    def __init__(self, channels: int, width: int, out: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=2, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride=stride), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += identity
+        return self.relu(y)
+
+
+class ResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.layer1 = nn.Sequential(Bottleneck(16, 8, 32), Bottleneck(32, 8, 32))
+        self.layer2 = nn.Sequential(Bottleneck(32, 8, 48, stride=2), Bottleneck(48, 8, 48))
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.stem(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: float = 0.0
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> Pair:
+        return Pair(x)
+
+
+class Head(nn.Module):
+    """A network of two convolutions whose output is whatever `form` makes of the last one's."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.a, self.b, self.form = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), form
+
+    def forward(self, x: Tensor):
+        return self.form(self.b(self.a(x)))
+
+
+def evaluate(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return copy.deepcopy(model).eval()(x)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)

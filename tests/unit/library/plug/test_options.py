@@ -1,0 +1,108 @@
+"""Options: what a module does not know is named, however the module was given."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import attn_lib
+from attn_lib import plug
+from attn_lib.channel import SEAttention
+from tests.unit.library.plug.networks import assert_same_state, snapshot
+
+
+def handed_on(channels, **options):
+    return SEAttention(channels, **options)
+
+
+def narrow(conv, width=3):
+    return nn.Conv2d(conv.in_channels, conv.out_channels, width, padding=width // 2)
+
+
+def broken(channels, **options):
+    return len(channels)
+
+
+@pytest.mark.parametrize("module", ["se", SEAttention, handed_on, lambda c: SEAttention(c), nn.BatchNorm2d],
+                         ids=["id", "class", "function that hands its options on", "function", "somebody's class"])
+@pytest.mark.parametrize("edit", [plug.insert, plug.replace])
+def test_an_option_that_the_module_does_not_know_is_named(resnet, x, module, edit):
+    before = snapshot(resnet)
+    with pytest.raises(ValueError, match="no_such"):
+        edit(resnet, "layer1.*.bn3", module, example=x, no_such=1)
+    assert_same_state(resnet, before)
+
+
+@pytest.mark.parametrize(("module", "name"), [("se", "channels"), (SEAttention, "channels"), ("deform", "channels"),
+                                              (handed_on, "channels"), (nn.BatchNorm2d, "num_features")])
+@pytest.mark.parametrize("edit", [plug.insert, plug.replace])
+def test_what_the_network_says_is_no_option(resnet, x, module, name, edit):
+    with pytest.raises(ValueError, match=name):
+        edit(resnet, "layer1.0.conv2", module, example=x, **{name: 8})
+
+
+def test_the_first_argument_needs_no_name_that_we_know(resnet, x):
+    with pytest.raises(ValueError, match="dim=8 must be left out: it is read off the network"):
+        plug.insert(resnet, "layer1.0.bn3", lambda dim: nn.BatchNorm2d(dim), example=x, dim=8)
+    plug.insert(resnet, "layer1.0.bn3", lambda dim: nn.BatchNorm2d(dim), example=x)
+
+
+def test_the_options_there_are_are_listed(resnet, x):
+    with pytest.raises(ValueError, match=r"ratio=4 is no option of se; its options are: .*reduction"):
+        plug.insert(resnet, "layer1.0.bn3", "se", example=x, ratio=4)
+    with pytest.raises(ValueError, match="kernel=4 is no option of narrow; its options are: width"):
+        plug.replace(resnet, "layer2.0.conv2", narrow, example=x, kernel=4)
+
+
+@pytest.mark.parametrize("name", ["no_such", "kernel_size"])  # unknown, and taken from the convolution
+def test_options_of_a_convolution_taken_over(resnet, x, name):
+    with pytest.raises(ValueError, match=rf"site 'layer2.0.conv2'.*'{name}'"):
+        plug.replace(resnet, "layer2.0.conv2", "deform", example=x, **{name: 1})
+
+
+def test_a_missing_option_is_named(resnet, x):
+    with pytest.raises(ValueError, match="'height'"):
+        plug.insert(resnet, "layer1.0.bn3", "vip", example=x)
+
+
+def test_a_fault_of_the_modules_own_stays_one(resnet, x):
+    with pytest.raises(TypeError, match="has no len"):
+        plug.insert(resnet, "layer1.0.bn3", broken, example=x, reduction=4)
+
+
+def test_an_option_reaches_the_module(resnet, x):
+    for module in ("se", SEAttention, handed_on, partial(SEAttention, bias=False)):
+        report = plug.insert(resnet, "layer1.0.bn3", module, example=x, reduction=4)
+        (added,) = [m for m in resnet.modules() if isinstance(m, SEAttention)]
+        assert added.W1.out_features == 8
+        report.undo()
+
+
+def test_a_module_of_several_layouts_is_put_where_its_option_says(monkeypatch):
+    class Either(nn.Identity):
+        def __init__(self, channels, *, layout="B C H W"):
+            super().__init__()
+            self.channels = channels
+
+    entry = copy.copy(attn_lib.entry("se"))
+    object.__setattr__(entry, "cls", Either)
+    monkeypatch.setitem(attn_lib.catalog._ENTRIES, "se", entry)
+    encoder, tokens = nn.Sequential(nn.Linear(6, 10)), torch.randn(2, 7, 6)
+    plug.insert(encoder, "0", "se", example=tokens, layout="B N C")
+    assert encoder[0].se.channels == 10
+    with pytest.raises(ValueError, match=r"the module needs \(B, C, H, W\)"):
+        plug.insert(nn.Sequential(nn.Linear(6, 10)), "0", "se", example=tokens)
+
+
+@pytest.mark.parametrize("edit", [plug.insert, plug.replace])
+def test_a_module_of_several_inputs_is_refused(resnet, x, edit):
+    with pytest.raises(ValueError, match="takes several inputs"):
+        edit(resnet, "layer1.0.bn3", "gated", example=x)
+
+
+@pytest.mark.parametrize("edit", [plug.insert, plug.replace])
+def test_what_is_made_must_be_a_module(resnet, x, edit):
+    with pytest.raises(ValueError, match=r"must make a torch\.nn\.Module, not a str"):
+        edit(resnet, "layer1.0.bn3", lambda _: "SE", example=x)
