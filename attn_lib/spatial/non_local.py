@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import register
 from ..checks import check_at_most, check_choice, check_feature_map, check_int
-from ..ops import attend
+from ..ops import attend, in_float32
 from ..tap import tap, tracing
 
 PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
@@ -113,9 +113,14 @@ class NonLocalAttention(nn.Module):
         theta = tap("theta", self.W_theta(x), "B D H W")
         phi = tap("phi", self.pool_after(self.W_phi(x_hat)), "B D h w")
         g = tap("g", self.pool_after(self.W_g(x_hat)), "B d h w")
-        y = getattr(self, self.pairwise)(_tokens(theta), _tokens(phi), _tokens(g))  # B N d, eq. 1
+        pairwise = getattr(self, self.pairwise)
+        if "gaussian" in self.pairwise:
+            y = pairwise(_tokens(theta), _tokens(phi), _tokens(g))              # B N d, eq. 1
+        else:  # no weights that sum to 1: y may be as large as a product of three features
+            y = in_float32(pairwise, _tokens(theta), _tokens(phi), _tokens(g))
         y = tap("y", y.transpose(1, 2).reshape(-1, g.shape[1], *x.shape[2:]), "B d H W")
-        return tap("z", self.norm(self.W_z(y)) + x, "B C H W")                      # eq. 6
+        Wz_y = self.W_z(y) if y.dtype == g.dtype else self._widened(y)
+        return tap("z", self.norm(Wz_y) + x, "B C H W")                             # eq. 6
 
     def embedded_gaussian(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = exp(θ_i · φ_j) over its sum, a softmax: eqs. 2 and 3."""
@@ -133,9 +138,13 @@ class NonLocalAttention(nn.Module):
 
     def concatenation(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = ReLU(w_f · [θ_i, φ_j]) over the number of positions: eq. 5."""
-        w_theta, w_phi = self.w_f.chunk(2)  # a product with a concatenation is a sum of two products
+        w_theta, w_phi = self.w_f.to(theta.dtype).chunk(2)  # a product with a concatenation is a sum of two products
         f = F.relu((theta @ w_theta)[:, :, None] + (phi @ w_phi)[:, None, :])
         return tap("A", f / phi.shape[1], "B N M") @ g
+
+    def _widened(self, y: Tensor) -> Tensor:
+        """W_z y of a y in float32 where the rest is in half precision."""
+        return in_float32(F.conv2d, y, self.W_z.weight, self.W_z.bias).to(self.W_z.weight.dtype)
 
     def extra_repr(self) -> str:
         options = f"pairwise={self.pairwise!r}, reduction={self.reduction}, subsample={self.subsample}"
