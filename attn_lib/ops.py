@@ -14,7 +14,7 @@ from .tap import recording, tap, tracing
 # ---- half precision --------------------------------------------------------------------------------------------------
 
 
-# Asked here: torch.compile of the oldest torch cannot ask, and `is_autocast_enabled` refuses other devices, such as meta.
+# Asked here: torch.compile of the oldest torch cannot ask, and `is_autocast_enabled` refuses other devices (meta).
 _AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 

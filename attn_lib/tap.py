@@ -78,8 +78,8 @@ class trace:
         model: with a model given, names carry the path of the sub-module they come from: "layer1.0.se.s".
 
     What another thread runs is not recorded, nor what a backward pass computes again; a trace within a trace takes
-    over until it ends. A name that occurs again is numbered: "A", "A:2", "A:3". Tensors are kept as they are, with their autograd
-    history, until the trace itself is let go.
+    over until it ends. A name that occurs again is numbered: "A", "A:2", "A:3". Tensors are kept as they are, with
+    their autograd history, until the trace itself is let go.
 
     >>> with attn_lib.trace() as t:
     ...     y = se(x)

@@ -147,17 +147,14 @@ def test_what_another_thread_runs_is_not_recorded():
 
 
 def test_each_thread_has_its_own_innermost_trace():
-    x = torch.ones(1, 3)
-
-    def of_its_own():
-        with trace() as t:
-            tap("theirs", x)
-        return t
-
-    with trace() as outer, trace() as inner:
-        theirs = elsewhere(of_its_own)
-        tap("mine", x)
-    assert (theirs.names(), inner.names(), outer.names()) == (["theirs"], ["mine"], [])
+    x, theirs = torch.ones(1, 3), trace()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(theirs.__enter__).result()
+        with trace() as mine:
+            other.submit(tap, "theirs", x).result()
+            tap("mine", x)
+        other.submit(theirs.__exit__).result()
+    assert (theirs.names(), mine.names()) == (["theirs"], ["mine"]) and not elsewhere(tracing)
 
 
 def test_another_thread_in_the_same_model_leaves_the_paths_alone():
