@@ -20,11 +20,16 @@ __all__ = ["card", "create", "entry", "example", "list_modules", "measure", "plu
 
 def __getattr__(name: str):
     # Lazy, so that a practitioner who only wants a module never needs matplotlib.
-    if name in ("measure", "plug", "tasks", "toys", "viz"):
-        return import_module(f".{name}", __name__)
-    if name == "card":
-        return import_module(".viz.card", __name__).card
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in ("card", "measure", "plug", "tasks", "toys", "viz"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return import_module(".viz.card", __name__).card if name == "card" else import_module(f".{name}", __name__)
+    except ImportError as error:
+        if (error.name or __name__).startswith(__name__):
+            raise  # a fault of the library itself
+        # Not an ImportError: `hasattr`, `help`, `inspect` and tab completion ask every name of `__dir__`.
+        needs = f"attn_lib.{name} cannot be imported ({error}); what it needs comes with the extra 'chapters'"
+        raise AttributeError(f"{needs}: pip install 'attn_lib[chapters]'") from error
 
 
 def __dir__() -> list[str]:

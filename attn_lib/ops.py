@@ -1,12 +1,36 @@
 """Tensor operations that several modules share: attention, positions, windows, neighbourhoods, pooling, sampling."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from .checks import check_divisible, check_tensor
-from .tap import tap, tracing
+from .tap import recording, tap, tracing
+
+# ---- half precision --------------------------------------------------------------------------------------------------
+
+
+# Asked here: torch.compile of the oldest torch cannot ask, and `is_autocast_enabled` refuses other devices (meta).
+_AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
+
+
+def in_float32(fn: Callable[..., Tensor], *args: Any) -> Tensor:
+    """`fn(*args)` with its tensors in float32 at least, under autocast as well.
+
+    For products of features: float16 ends at 65,504, which two vectors of a trained network exceed, and bfloat16
+    has three digits. In float32 outside autocast this is the plain call.
+    """
+    args = [t.to(torch.promote_types(t.dtype, torch.float32)) if isinstance(t, Tensor) else t for t in args]
+    device = next(t.device.type for t in args if isinstance(t, Tensor))
+    if device not in _AUTOCAST or not torch.is_autocast_enabled(device):
+        return fn(*args)
+    with torch.autocast(device, enabled=False):
+        return fn(*args)
+
 
 # ---- softmax attention -----------------------------------------------------------------------------------------------
 
@@ -32,11 +56,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if tracing():
-        logits = q @ k.transpose(-2, -1) * scale
-        return tap(name, (logits if bias is None else logits + bias).softmax(-1), dims) @ v
+        return tap(name, _weights(q, k, scale, bias), dims).to(v.dtype) @ v
+    if recording():  # under checkpointing: the matrix is shown, but y does not come from it
+        with torch.no_grad():
+            tap(name, _weights(q, k, scale, bias), dims)
     if q.device.type == "cpu" and bias is not None and bias.requires_grad and torch.is_grad_enabled():
-        return (q * scale @ k.transpose(-2, -1) + bias).softmax(-1) @ v  # faster than torch's own fallback
+        return _weights(q, k, scale, bias).to(v.dtype) @ v  # faster than torch's own fallback
     return _fused(q, k, v, scale, bias)
+
+
+def _weights(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """softmax(scale · q kᵀ + bias)"""
+    logits = in_float32(torch.matmul, q * scale, k.transpose(-2, -1))
+    return (logits if bias is None else logits + bias).softmax(-1)
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:

@@ -6,16 +6,23 @@ A module passes each tensor that its paper names through `tap`, which returns it
 
 Inside `with trace() as t:` it is also recorded. Outside, `tap` costs one look at an empty list; it leaves no
 mark on `torch.compile(fullgraph=True)` or `torch.export`, which see a plain Python `if` on that list.
+
+A trace records what its own thread computes, and what is computed for the first time: not what other threads run
+meanwhile, nor what activation checkpointing computes again during a backward pass.
 """
 
 import ast
 import operator
+import sys
+import traceback
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-_ACTIVE: list["trace"] = []
+_ACTIVE: list["trace"] = []  # of all threads
 
 
 def tap(name: str, tensor: Tensor, dims: str = "") -> Tensor:
@@ -26,14 +33,42 @@ def tap(name: str, tensor: Tensor, dims: str = "") -> Tensor:
         dims: the axes in symbols, separated by spaces ("B C H W"); arithmetic such as "H+W-1" is allowed.
             Tests hold that one letter means one size throughout a forward pass.
     """
-    if tracing():
-        _ACTIVE[-1]._record(name, tensor, dims)
+    if (recorder := _recorder()) is not None:
+        recorder._record(name, tensor, dims)
     return tensor
 
 
+def recording() -> bool:
+    """Whether `tap` records what it is given here and now."""
+    return _recorder() is not None
+
+
 def tracing() -> bool:
-    """Whether a trace is recording: the only case in which a module should materialise what it can fuse."""
-    return bool(_ACTIVE) and not torch.compiler.is_compiling()
+    """Whether a module should compute y by way of what it could fuse, for a trace to show.
+
+    Not inside activation checkpointing, which computes the same a second time when nobody records any more, and
+    wants to find the same tensors.
+    """
+    return recording() and not _checkpointed()
+
+
+def _recorder() -> "trace | None":
+    """The innermost trace that records here and now."""
+    if not _ACTIVE or torch.compiler.is_compiling():
+        return None
+    here = _here()
+    return next((t for t in _ACTIVE[::-1] if t._where == here), None)  # a copy: other threads write into the list
+
+
+def _here() -> tuple[int, int]:
+    """This thread, and the backward pass that is under way in it (-1 for none)."""
+    return get_ident(), torch._C._current_graph_task_id()
+
+
+def _checkpointed() -> bool:
+    """Whether this is called from within `torch.utils.checkpoint`, which gives no other sign."""
+    return any(frame.f_globals.get("__name__") == "torch.utils.checkpoint"
+               for frame, _ in traceback.walk_stack(sys._getframe()))
 
 
 class trace:
@@ -42,8 +77,9 @@ class trace:
     Args:
         model: with a model given, names carry the path of the sub-module they come from: "layer1.0.se.s".
 
-    A name that occurs again is numbered: "A", "A:2", "A:3". Tensors are kept as they are, with their autograd
-    history, until the trace itself is let go.
+    What another thread runs is not recorded, nor what a backward pass computes again; a trace within a trace takes
+    over until it ends. A name that occurs again is numbered: "A", "A:2", "A:3". Tensors are kept as they are, with
+    their autograd history, until the trace itself is let go.
 
     >>> with attn_lib.trace() as t:
     ...     y = se(x)
@@ -58,17 +94,17 @@ class trace:
         self._model = model
         self._tensors: dict[str, Tensor] = {}
         self._dims: dict[str, str] = {}
+        self._paths: dict[nn.Module, str] = {}
         self._path: list[str] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "trace":
+        self._where = _here()
         if self._model is not None:
-            for path, module in self._model.named_modules():
-                if path:
-                    self._hooks += [
-                        module.register_forward_pre_hook(lambda *_, path=path: self._path.append(path)),
-                        module.register_forward_hook(lambda *_: self._leave(), always_call=True),
-                    ]
+            self._paths = {module: path for path, module in self._model.named_modules() if path}
+            # Torch's hooks on all modules, not hooks of the model's own: a copy or a file of the model has none.
+            self._hooks = [register_module_forward_pre_hook(self._enter),
+                           register_module_forward_hook(self._leave, always_call=True)]
         _ACTIVE.append(self)
         return self
 
@@ -77,10 +113,16 @@ class trace:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._paths.clear()
         self._path.clear()
 
-    def _leave(self) -> None:
-        self._path.pop()
+    def _enter(self, module: nn.Module, *_: object) -> None:
+        if not torch.compiler.is_compiling() and module in self._paths and _here() == self._where:
+            self._path.append(self._paths[module])
+
+    def _leave(self, module: nn.Module, *_: object) -> None:
+        if not torch.compiler.is_compiling() and module in self._paths and _here() == self._where:
+            self._path.pop()
 
     def _record(self, name: str, tensor: Tensor, dims: str) -> None:
         name = ".".join([*self._path[-1:], name])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Paper, register
 from ..checks import check_at_most, check_choice, check_divisible, check_feature_map, check_int, check_odd
-from ..ops import attend, pad_to_multiple, unwindows, windows
+from ..ops import attend, in_float32, pad_to_multiple, unwindows, windows
 from ..tap import tap
 
 SCALES = ("head", "dim")
@@ -102,8 +102,10 @@ class BiLevelRoutingAttention(nn.Module):
     def route(self, q: Tensor, k: Tensor, real: Tensor) -> Tensor:
         """I_r (B, R, K): the K regions that each region's mean query likes best."""
         size = real.sum(1)[:, None]
-        q_r, k_r = (tap(name, t.detach().sum(2) / size.clamp(min=1), "B R C") for name, t in (("q_r", q), ("k_r", k)))
-        A_r = (q_r @ k_r.mT).masked_fill(size.T == 0, -torch.inf)
+        dtype = torch.promote_types(q.dtype, torch.float32)  # sums over pixels, products of features
+        q_r, k_r = (tap(name, t.detach().sum(2, dtype=dtype) / size.clamp(min=1), "B R C")
+                    for name, t in (("q_r", q), ("k_r", k)))
+        A_r = in_float32(torch.matmul, q_r, k_r.mT).masked_fill(size.T == 0, -torch.inf)
         return tap("I_r", tap("A_r", A_r, "B R R").topk(self.topk, sorted=False).indices, "B R K")
 
     def attention(self, q: Tensor, K_g: Tensor, V_g: Tensor, real: Tensor | None) -> Tensor:

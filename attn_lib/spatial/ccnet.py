@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..catalog import Paper, register
 from ..checks import check_at_most, check_feature_map, check_int
+from ..ops import in_float32
 from ..tap import tap
 
 
@@ -83,14 +84,14 @@ class CrissCrossAttention(nn.Module):
         V = tap("V" + prime, self.Wv(x), "B C H W")
         H, W = x.shape[2:]
 
-        column = torch.einsum("BCHW,BCiW->BHWi", Q, K)  # B H W H
-        row = torch.einsum("BCHW,BCHi->BHWi", Q, K)     # B H W W
+        column = in_float32(torch.einsum, "BCHW,BCiW->BHWi", Q, K)  # B H W H
+        row = in_float32(torch.einsum, "BCHW,BCHi->BHWi", Q, K)     # B H W W
         u = torch.eye(H, dtype=torch.bool, device=x.device)[:, None]  # i = y, which the row holds as well
         D = torch.cat([column.masked_fill(u, -torch.inf), row], -1)
         D = tap("D" + prime, D, "B H W H+W")            # affinity, eq. 1
         A = tap("A" + prime, D.softmax(-1), "B H W H+W")
 
-        column, row = A.split([H, W], -1)
+        column, row = A.to(V.dtype).split([H, W], -1)
         context = torch.einsum("BHWi,BCiW->BCHW", column, V) + torch.einsum("BHWi,BCHi->BCHW", row, V)
         return tap(f"H{prime}'", x + self.gamma * context, "B C H W")  # aggregation, eq. 2
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Counterpart, Paper, register
 from ..checks import check_at_most, check_choice, check_feature_map, check_int
-from ..ops import attend
+from ..ops import attend, in_float32
 from ..tap import tap, tracing
 
 PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
@@ -116,9 +116,14 @@ class NonLocalAttention(nn.Module):
         theta = tap("theta", self.Wtheta(x), "B d H W")
         phi = tap("phi", self.pool_after(self.Wphi(x_hat)), "B d Hk Wk")
         g = tap("g", self.pool_after(self.Wg(x_hat)), "B Cr Hk Wk")
-        y = getattr(self, self.pairwise)(_tokens(theta), _tokens(phi), _tokens(g))  # B N Cr, eq. 1
+        pairwise = getattr(self, self.pairwise)
+        if "gaussian" in self.pairwise:
+            y = pairwise(_tokens(theta), _tokens(phi), _tokens(g))              # B N Cr, eq. 1
+        else:  # no weights that sum to 1: y may be as large as a product of three features
+            y = in_float32(pairwise, _tokens(theta), _tokens(phi), _tokens(g))
         y = tap("y", y.transpose(1, 2).reshape(-1, g.shape[1], *x.shape[2:]), "B Cr H W")
-        return tap("z", self.norm(self.Wz(y)) + x, "B C H W")                      # eq. 6
+        Wz_y = self.Wz(y) if y.dtype == g.dtype else self._widened(y)
+        return tap("z", self.norm(Wz_y) + x, "B C H W")                         # eq. 6
 
     def embedded_gaussian(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = exp(θ_i · φ_j) over its sum, a softmax: eqs. 2 and 3."""
@@ -136,9 +141,13 @@ class NonLocalAttention(nn.Module):
 
     def concatenation(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """y with f = ReLU(w_f · [θ_i, φ_j]) over the number of positions: eq. 5."""
-        w_theta, w_phi = self.wf.chunk(2)  # a product with a concatenation is a sum of two products
+        w_theta, w_phi = self.wf.to(theta.dtype).chunk(2)  # a product with a concatenation is a sum of two products
         f = F.relu((theta @ w_theta)[:, :, None] + (phi @ w_phi)[:, None, :])
         return tap("A", f / phi.shape[1], "B N Nk") @ g
+
+    def _widened(self, y: Tensor) -> Tensor:
+        """W_z y of a y in float32 where the rest is in half precision."""
+        return in_float32(F.conv2d, y, self.Wz.weight, self.Wz.bias).to(self.Wz.weight.dtype)
 
     def extra_repr(self) -> str:
         options = f"pairwise={self.pairwise!r}, reduction={self.reduction}, subsample={self.subsample}"

@@ -1,7 +1,5 @@
 """Pyramidal attention: a step of a series sees its neighbours, and the rest through coarser and coarser summaries."""
 
-from itertools import pairwise
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -45,7 +43,7 @@ def pyramid_neighbours(lengths: list[int], children: int, neighbours: int, devic
     p, own, above, below = (t[:, None] for t in (p, size[scale], size[scale + 1], size[scale - 1]))
 
     same = p + torch.arange(neighbours, **options) - neighbours // 2
-    most = max([0, *(finer - children * (coarser - 1) for finer, coarser in pairwise(lengths))])
+    most = max([0, *(lengths[s] - children * (lengths[s + 1] - 1) for s in range(S - 1))])
     parent = torch.minimum(p // children, above - 1)
     child = p * children + torch.arange(most, **options)
     theirs = torch.minimum(child // children, own - 1) == p     # the last parent takes the remainder

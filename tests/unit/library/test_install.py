@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import attn_lib
+
 ROOT = Path(__file__).parents[3]
 
 TEN_LINES = """
@@ -68,3 +70,48 @@ def test_ten_lines_with_only_torch_and_einops(wheel, tmp_path):
     assert where.startswith(str(tmp_path))
     assert shapes == "{'1.se.z': (2, 32), '1.se.s': (2, 32), '1.se.y': (2, 32, 9, 11)}"
     assert int(params) == 3 * 32 * 9 + 32 + 32 * 8 + 8 + 2 * 32 * 8 + 8 + 32
+
+
+LOOK_AROUND = """
+import inspect, io, pydoc, rlcompleter, attn_lib
+
+missing = {"card", "viz"}
+assert {name for name in attn_lib.__all__ if not hasattr(attn_lib, name)} == missing
+assert {name for name, _ in inspect.getmembers(attn_lib)} >= set(attn_lib.__all__) - missing
+assert set(attn_lib.__all__) <= set(dir(attn_lib))
+completer = rlcompleter.Completer({"attn_lib": attn_lib})
+found = {completer.complete("attn_lib.", i) for i in range(len(dir(attn_lib)))}
+assert {"attn_lib.create(", "attn_lib.measure", "attn_lib.plug"} <= found, found
+page = io.StringIO()
+pydoc.Helper(output=page)(attn_lib)
+assert "list_modules" in page.getvalue()
+try:
+    attn_lib.viz
+except AttributeError as error:
+    print(error)
+if "IPython" not in sys.modules:
+    from IPython.core.completer import provisionalcompleter
+    from IPython.core.interactiveshell import InteractiveShell
+    shell = InteractiveShell(user_ns={"attn_lib": attn_lib})
+    for jedi in (True, False):
+        shell.Completer.use_jedi = jedi
+        with provisionalcompleter():
+            found = [match.text for match in shell.Completer.completions("attn_lib.m", 10)]
+        assert any(text.endswith("measure") for text in found), found
+"""
+
+
+@pytest.mark.parametrize("blocked", [{"numpy"}, {"matplotlib"}, BLOCKED], ids=["numpy", "matplotlib", "everything"])
+def test_looking_around_without_the_extras(blocked):
+    """What is not there is named with the extra that brings it, and asking for it breaks nothing."""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", BLOCK.format(blocked=blocked) + LOOK_AROUND],
+                         cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "pip install 'attn_lib[chapters]'" in run.stdout
+    assert any(name in run.stdout for name in blocked), "the missing package is named"
+
+
+def test_a_fault_of_the_library_itself_is_not_taken_for_a_missing_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "attn_lib.viz.card", None)
+    with pytest.raises(ImportError):
+        attn_lib.card  # noqa: B018

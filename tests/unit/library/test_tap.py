@@ -1,11 +1,16 @@
 """Taps and traces: names, numbering, symbolic axes, and no mark on compiled code."""
 
+import copy
+import io
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import attn_lib
-from attn_lib.tap import tap, trace, tracing
+from attn_lib.tap import recording, tap, trace, tracing
 
 
 class Twice(nn.Module):
@@ -121,3 +126,166 @@ def test_a_trace_prints_as_a_table():
         tap("z", x.mean((2, 3)), "B C")
         tap("Ms", x, "B C H W")
     assert str(t) == "z   B C      (2, 64)\nMs  B C H W  (2, 64, 12, 16)"
+
+
+# ---- other threads ---------------------------------------------------------------------------------------------------
+
+
+def elsewhere(fn, *args):
+    """`fn(*args)` in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(fn, *args).result()
+
+
+def test_what_another_thread_runs_is_not_recorded():
+    x = torch.ones(1, 3)
+    with trace() as t:
+        assert not elsewhere(tracing) and not elsewhere(recording)
+        elsewhere(Twice(), x)
+        tap("mine", x)
+    assert t.names() == ["mine"]
+
+
+def test_each_thread_has_its_own_innermost_trace():
+    x, theirs = torch.ones(1, 3), trace()
+    with ThreadPoolExecutor(1) as other:
+        other.submit(theirs.__enter__).result()
+        with trace() as mine:
+            other.submit(tap, "theirs", x).result()
+            tap("mine", x)
+        other.submit(theirs.__exit__).result()
+    assert (theirs.names(), mine.names()) == (["theirs"], ["mine"]) and not elsewhere(tracing)
+
+
+def test_another_thread_in_the_same_model_leaves_the_paths_alone():
+    class Asks(nn.Module):
+        def forward(self, x):
+            if not asked:
+                asked.append(True)
+                elsewhere(model, x)
+            return tap("y", x + 1)
+
+    asked, x = [], torch.ones(1, 3)
+    model = nn.Sequential(nn.Identity(), nn.Sequential(Asks()))
+    with trace(model) as t:
+        model(x)
+    assert t.names() == ["1.0.y"]
+
+
+# ---- copies and files ------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_made_within_a_trace_takes_no_hooks_along():
+    model = nn.Sequential(attn_lib.create("se", channels=8, reduction=2))
+    x, keys = torch.ones(1, 8, 4, 4), list(model.state_dict())
+    with trace(model) as t:
+        twin = copy.deepcopy(model)
+        file = io.BytesIO()
+        torch.save(model, file)
+        assert list(model.state_dict()) == keys
+        model(x)
+        twin(x)  # no part of the model that is traced: its names carry no path
+    file.seek(0)
+    for other in (twin, torch.load(file, weights_only=False), copy.deepcopy(model)):
+        assert not [h for m in other.modules() for h in (*m._forward_hooks, *m._forward_pre_hooks)]
+        other(x)
+    assert t.names() == ["0.z", "0.s", "0.y", "z", "s", "y"]
+
+
+def test_a_trace_of_a_model_leaves_no_hook_behind():
+    hooks = torch.nn.modules.module
+    with trace(nn.Sequential(nn.ReLU())):
+        assert hooks._global_forward_hooks and hooks._global_forward_pre_hooks
+    assert not (hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+    assert not hooks._global_forward_hooks_always_called
+
+
+# ---- activation checkpointing ----------------------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner, use_reentrant):
+        super().__init__()
+        self.inner, self.use_reentrant = inner, use_reentrant
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=self.use_reentrant)
+
+
+def in_place(fn):
+    return fn()
+
+
+ATTENDING = [("mhsa", None), ("mhsa", "no positions"), ("non_local", None), ("non_local", "dot product")]
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["saved", "reentrant"])
+@pytest.mark.parametrize("thread", [in_place, elsewhere], ids=["same thread", "thread"])  # as CUDA's backward passes
+@pytest.mark.parametrize(("id", "variant"), ATTENDING)
+def test_checkpointing_neither_records_twice_nor_fails(id, variant, use_reentrant, thread):
+    inner, (x,) = attn_lib.example(id, variant, generic=True)
+    model = nn.Sequential(Checkpointed(inner, use_reentrant))
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(inner(x.requires_grad_()).square().mean(), parameters)
+    with trace() as plain:
+        inner(x)
+
+    def gradients(loss):
+        for p in parameters:
+            p.grad = None
+        thread(loss.backward)  # a reentrant checkpoint forbids torch.autograd.grad
+        torch.testing.assert_close([p.grad for p in parameters], list(expected), rtol=1e-4, atol=1e-6)
+
+    with trace(model) as t:
+        loss = model(x).square().mean()
+        names = t.names()
+        gradients(loss)
+    assert t.names() == names
+    assert {n.removeprefix("0.inner.") for n in names} >= set(plain.names()) - {"A"}
+    if (id, variant) != ("non_local", "dot product"):  # whose fused form holds no matrix
+        assert len(names) == len(plain)
+
+    with trace(model):
+        loss = model(x).square().mean()
+    gradients(loss)  # the trace has ended when it is computed again
+    loss = model(x).square().mean()
+    with trace(model) as t:  # and begins between the two
+        gradients(loss)
+    assert t.names() == []
+
+
+def test_a_trace_opened_in_a_backward_pass_records():
+    traces, x = [], torch.ones(1, 3, requires_grad=True)
+
+    def hook(gradient):
+        with trace() as t:
+            Twice()(gradient)
+        traces.append(t)
+
+    y = Twice()(x)
+    y.register_hook(hook)
+    with trace() as outer:
+        y.sum().backward()
+    assert traces[0].names() == ["h", "h:2", "y"] and outer.names() == []
+
+
+# ---- compiled and exported within a trace ----------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks")  # harmless here
+@pytest.mark.parametrize("whole", [False, True], ids=["trace()", "trace(model)"])
+def test_compiles_and_exports_within_a_trace(whole):
+    inner, (x,) = attn_lib.example("mhsa", "no positions")
+    model = nn.Sequential(inner).eval()
+    expected = model(x)
+    with trace(model if whole else None) as t:
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), expected)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), expected)
+        assert t.names() == []
+        model(x)
+        assert t.names()[-1] == ("0.y" if whole else "y")
+    torch.testing.assert_close(compiled(x), expected)
+    torch.testing.assert_close(exported(x), expected)

@@ -95,6 +95,54 @@ def test_half_precision_and_autocast(id, variant, dtype, device):
     assert all(torch.isfinite(p.grad).all() for p in (*module.parameters(), *leaves))
 
 
+def rms(x):
+    return x.double().square().mean().sqrt().item()
+
+
+@on_each_device
+@each_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("generic", [False, True], ids=["fresh", "generic"])
+def test_large_inputs_in_half_precision(id, variant, generic, dtype, device):
+    """Features as large as in trained networks: nothing within exceeds float16, in a trace or outside."""
+    module, inputs = attn_lib.example(id, variant, generic=generic, batch=8)
+    inputs = tuple(300 * x for x in inputs)
+    for x in inputs:
+        x[::2] = 1.65 * x[::2].abs()  # half of the items as behind a ReLU: no sum over pixels cancels out
+    half, inputs = module.to(device, dtype), tuple(x.to(device, dtype) for x in inputs)
+
+    def exact(noise=0.0):
+        """The float64 output of the same numbers, or of numbers moved by a rounding each."""
+        draws = torch.Generator(device).manual_seed(0)
+        twin = copy.deepcopy(half).double()
+        moved = [*twin.parameters(), *(xs := [x.double() for x in inputs])]
+        for t in moved:
+            t.data *= 1 + noise * torch.randn(t.shape, generator=draws, dtype=t.dtype, device=device)
+        return outputs(twin(*xs))[0].detach()
+
+    while (y := exact()).abs().max() > 30_000:  # what cannot be written in float16 at all proves nothing
+        for p in half.parameters():
+            p.data /= 2
+    # A softmax of such logits is a hard choice: what rounding the numbers themselves does to y is no fault.
+    allowed = 0.03 * rms(y) + 3 * rms(exact(torch.finfo(dtype).eps) - y)
+    plain, traced, cast = copy.deepcopy(half), copy.deepcopy(half), copy.deepcopy(half).float()
+    with attn_lib.trace() as t:
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        results = [(traced, outputs(traced(*leaves))[0])]
+    for name in t.names():
+        assert not t[name].isnan().any() and not t[name].isposinf().any(), f"{name} exceeds {dtype}"
+    results.append((plain, outputs(plain(*leaves))[0]))
+    with torch.autocast(device, dtype):
+        results.append((cast, outputs(cast(*(x.float() for x in leaves)))[0]))
+    for run, h in results:
+        assert torch.isfinite(h).all()
+        assert rms(h.double() - y) <= allowed, "strays from float64"
+        for p in leaves:
+            p.grad = None
+        (h.float().square().mean() / y.abs().max() ** 2).backward()  # scaled, as in mixed-precision training
+        assert all(torch.isfinite(p.grad).all() for p in (*run.parameters(), *leaves))
+
+
 @each_case
 def test_memory_layout_of_the_input_does_not_matter(id, variant):
     module, inputs = make(id, variant, dtype=torch.float64)
