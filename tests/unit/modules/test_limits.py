@@ -21,7 +21,7 @@ def limit(id: str, becomes: str):
     def enter(test):
         assert (id, becomes) not in PROVEN, f"{id} → {becomes} is proven twice"
         PROVEN.add((id, becomes))
-        return test
+        return pytest.mark.module(id)(test)
 
     return enter
 
