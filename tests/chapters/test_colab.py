@@ -106,16 +106,22 @@ def bare_machine(tmp_path_factory):
     return python, env
 
 
-@pytest.mark.parametrize("half", [0, 1])  # two, so that two workers share them, each on a machine of its own
-def test_chapters_run_on_a_bare_machine(bare_machine, tmp_path, pytestconfig, half):
-    """Each to its end, the first one of each half installing the library."""
+def pytest_generate_tests(metafunc):
+    """One machine for a chapter of each kind; two for all of them, so that two workers share them."""
+    if "chapters" in metafunc.fixturenames:
+        every = notebooks.chapters()
+        shares = [every[::2], every[1::2]] if metafunc.config.getoption("--every-chapter") else [notebooks.specimens()]
+        metafunc.parametrize("chapters", shares, ids=[f"machine {number}" for number, _ in enumerate(shares, 1)])
+
+
+def test_chapters_run_on_a_bare_machine(bare_machine, tmp_path, chapters):
+    """Each to its end, the first one installing the library."""
     python, env = bare_machine
-    chapters = notebooks.chapters() if pytestconfig.getoption("--every-chapter") else notebooks.specimens()
     before, shipped = fingerprint(python), versions(python)
     assert any("numpy" in name for name in before)
     assert any("torch" in name for name in before)
     assert "attn_lib" not in run(python, "-m", "pip", "list", env=env)
-    for path in chapters[half::2]:
+    for path in chapters:
         alone = tmp_path / path.stem
         alone.mkdir()
         shutil.copy(path, alone)

@@ -1,6 +1,5 @@
 """Building: a warning stops it, twice if need be, and a reader's site is replaced only by a sound one."""
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -10,15 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from book._ext import attention_book
+from book.tools import build as tool
 
-
-def load(name: str, path: Path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = tool.ROOT
 
 
 @pytest.fixture
@@ -38,7 +32,7 @@ def clone(tmp_path):
 
 
 def build(clone: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, clone / "book" / "tools" / "build.py"], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "book.tools.build"], cwd=clone, capture_output=True, text=True)
 
 
 def test_a_warning_stops_the_build_and_leaves_the_old_site(clone):
@@ -63,7 +57,6 @@ def test_a_warning_stops_the_build_and_leaves_the_old_site(clone):
 
 
 def test_a_half_copied_site_is_never_published(tmp_path, monkeypatch):
-    build = load("build", ROOT / "book" / "tools" / "build.py")
     new, site = tmp_path / "work", tmp_path / "html"
     for folder, text in ((new, "new"), (site, "old")):
         folder.mkdir()
@@ -75,9 +68,9 @@ def test_a_half_copied_site_is_never_published(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            build.publish(new, site)
+            tool.publish(new, site)
     assert (site / "index.html").read_text(encoding="utf-8") == "old"
-    build.publish(new, site)
+    tool.publish(new, site)
     assert (site / "index.html").read_text(encoding="utf-8") == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["html", "work"]
 
@@ -128,7 +121,6 @@ What it computes, as written:
 
 
 def test_docstrings_keep_their_blocks():
-    extension = load("attention_book", ROOT / "book" / "_ext" / "attention_book.py")
     lines = DOCSTRING.splitlines()
-    extension.keep_blocks(None, "function", "sums", None, None, lines)
+    attention_book.keep_blocks(None, "function", "sums", None, None, lines)
     assert re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() == SHOWN.strip()
