@@ -14,7 +14,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "module(id): the test is about this module of the catalogue (see --id)")
     id = config.getoption("--id")
     if id and (problem := costs.unknown(id)):
         raise pytest.UsageError(f"--id: {problem}")

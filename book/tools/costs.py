@@ -1,9 +1,9 @@
 """Where the time of the tests goes, as a pytest plugin and as the command that prints it.
 
-    python -m pytest -p book.tools.costs --costs unit tests/unit        notes in _build/costs/unit.json what each
-                                                                        chapter and each module cost
-    python -m book.tools.costs unit=70 notebooks=180                    prints the tables: the seconds of each part (on
-                                                                        the clock), the dearest chapters and modules
+    python -m pytest -p book.tools.costs --costs _build/costs/unit.json tests/unit
+        notes what the tests of each chapter and each module cost
+    python -m book.tools.costs unit=70 notebooks=180
+        prints the tables: the seconds of each part on the clock, the dearest chapters and the dearest modules
 
 A test's cost is the time that its worker spent on it, set-up and end included: on an idle machine the seconds of one
 core. What several tests share (a browser, a course) is paid by the first of them. A part that was interrupted leaves no
@@ -72,14 +72,14 @@ def unknown(id: str) -> str | None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The name under which the costs are noted."""
-    parser.addoption("--costs", metavar="PART", help="note what chapters and modules cost (python -m book.tools.costs)")
+    """Where the costs are noted."""
+    parser.addoption("--costs", metavar="FILE", type=Path, help="note here what chapters and modules cost")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """With -n, workers run the tests and the controller hears of all of them."""
     if config.option.costs and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Cashier(FOLDER / f"{config.option.costs}.json"))
+        config.pluginmanager.register(Cashier(config.option.costs.resolve()))
 
 
 @pytest.hookimpl(tryfirst=True)
