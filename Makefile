@@ -7,13 +7,14 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= python3
 CHAPTER ?=
 ID ?=
+EVERY ?=
 PORT ?= 8000
 WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Jupyter, matplotlib and the browser keep their files with the environment, not in the home folder.
+# Jupyter, matplotlib, the browser and torch's compiler keep their files with the environment, not in the home folder.
 export IPYTHONDIR := $(CURDIR)/$(VENV)/home/ipython
 export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/home/jupyter
 export JUPYTER_DATA_DIR := $(CURDIR)/$(VENV)/home/jupyter-data
@@ -21,6 +22,7 @@ export JUPYTER_RUNTIME_DIR := $(CURDIR)/$(VENV)/home/jupyter-runtime
 export JUPYTER_PLATFORM_DIRS := 1
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/home/matplotlib
 export PLAYWRIGHT_BROWSERS_PATH := $(CURDIR)/$(VENV)/home/browsers
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/$(VENV)/home/inductor
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
@@ -44,7 +46,7 @@ $(READY): requirements.txt pyproject.toml
 
 .PHONY: book
 book: $(READY)  ## build the site, warnings as errors, and say where it is
-	@$(BIN)/python book/tools/build.py
+	@$(BIN)/python -m book.tools.build
 
 .PHONY: serve
 serve: book  ## build the site and serve it on this machine (PORT=8000)
@@ -57,11 +59,11 @@ lab: $(READY)  ## open the chapters in JupyterLab
 
 .PHONY: execute
 execute: $(READY)  ## re-run the chapters that changed, or CHAPTER=se; normalise their metadata
-	$(BIN)/python book/tools/execute.py $(CHAPTER)
+	$(BIN)/python -m book.tools.execute $(CHAPTER)
 
 .PHONY: assignment
 assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER=se
-	$(BIN)/python book/tools/assignment.py $(CHAPTER)
+	$(BIN)/python -m book.tools.assignment $(CHAPTER)
 
 .PHONY: bench
 bench: $(READY)  ## measure every module on this machine, or ID=se
@@ -69,42 +71,47 @@ bench: $(READY)  ## measure every module on this machine, or ID=se
 
 .PHONY: address
 address: $(READY)  ## write the public address of _config.yml into everything derived from it
-	$(BIN)/python book/tools/address.py --write
+	$(BIN)/python -m book.tools.address --write
 
-# Every part runs even when an earlier one fails, so that one run tells all there is to tell.
+# Every part runs even when an earlier one fails, so that one run tells all there is to tell, and what it cost.
 TESTS := lint unit notebooks chapters site
 .PHONY: test
-test: $(READY)  ## everything: library, notebooks, classroom, built site in a real browser
-	@failed=; for part in $(TESTS); do \
-	  echo; echo "== $$part =="; $(MAKE) --no-print-directory test-$$part || failed="$$failed $$part"; \
-	done; echo; \
+test: $(READY)  ## everything: library, notebooks, classroom, built site in a real browser; EVERY=1 spares no chapter
+	@rm -rf _build/costs; failed=; clock=; for part in $(TESTS); do \
+	  echo; echo "== $$part =="; begun=$$SECONDS; \
+	  $(MAKE) --no-print-directory test-$$part || failed="$$failed $$part"; \
+	  clock="$$clock $$part=$$((SECONDS - begun))"; \
+	done; echo; $(BIN)/python -m book.tools.costs $$clock; echo; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi; echo "All passed: $(TESTS)"
 
 # One thread a worker: the parallelism is over tests.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p book.tools.costs
 NBVAL := $(PYTEST) -p book.tools.nbval_chapters --nbval --nbval-current-env --nbval-cell-timeout 120
+EVERY_CHAPTER := $(if $(EVERY),--every-chapter)
 
 .PHONY: test-lint test-unit test-notebooks test-chapters test-site
 test-lint: $(READY)
 	$(BIN)/ruff check .
 test-unit: $(READY)
-	$(PYTEST) -n $(WORKERS) tests/unit
+	$(PYTEST) --costs _build/costs/unit.json -n $(WORKERS) --dist worksteal tests/unit
 test-notebooks: $(READY)
-	$(NBVAL) -n $(WORKERS) --dist loadfile chapters
+	$(NBVAL) --costs _build/costs/notebooks.json -n $(WORKERS) --dist loadfile chapters
 test-chapters: $(READY)
-	$(PYTEST) -n $(WORKERS) --dist worksteal tests/chapters
+	$(PYTEST) --costs _build/costs/chapters.json -n $(WORKERS) --dist worksteal $(EVERY_CHAPTER) tests/chapters
 test-site: book
-	$(PYTEST) -n $(WORKERS) --dist loadfile tests/site
+	$(PYTEST) --costs _build/costs/site.json -n $(WORKERS) --dist worksteal $(EVERY_CHAPTER) tests/site
 
 .PHONY: check
 check: $(READY)  ## what concerns one module and its chapter: ID=se
-	@test -f tests/unit/modules/test_$(ID).py || { echo "Name a module that has its tests, such as: make check ID=se" >&2; exit 1; }
+	@test -f tests/unit/modules/test_$(ID).py || test -n "$(wildcard chapters/*/$(ID).ipynb)" || { \
+	  echo "Name a module that has its tests, or a chapter, such as: make check ID=se" >&2; exit 1; }
 	$(BIN)/ruff check .
-	$(PYTEST) -q -n $(WORKERS) tests/unit/modules/test_$(ID).py tests/unit/modules/test_catalog.py tests/unit/modules/limits
-	$(PYTEST) -q -n $(WORKERS) -k $(ID) tests/unit/modules/test_contract.py
-	@test -n "$(wildcard chapters/*/$(ID).ipynb)" || { echo "There is no chapter yet."; exit 0; }; set -ex; \
-	$(BIN)/python book/tools/anatomy.py $(ID); \
-	$(PYTEST) -q -n $(WORKERS) -k $(ID) tests/chapters; \
+	@test -f tests/unit/modules/test_$(ID).py || { echo "There are no tests of a module $(ID)."; exit 0; }; set -ex; \
+	$(PYTEST) -q -n $(WORKERS) tests/unit/modules/test_catalog.py; \
+	$(PYTEST) -q -n $(WORKERS) --id $(ID) tests/unit
+	@test -n "$(wildcard chapters/*/$(ID).ipynb)" || { echo "There is no chapter $(ID)."; exit 0; }; set -ex; \
+	$(BIN)/python -m book.tools.anatomy $(ID); \
+	$(PYTEST) -q -n $(WORKERS) --id $(ID) tests/chapters; \
 	$(NBVAL) -q chapters/*/$(ID).ipynb
 
 .PHONY: lock

@@ -1,7 +1,7 @@
 """The book's public address: kept in `_config.yml` alone, written from there into everything that names it.
 
-    python book/tools/address.py --check     list the places that disagree; exit status 1 if there are any
-    python book/tools/address.py --write     make them agree
+    python -m book.tools.address --check     list the places that disagree; exit status 1 if there are any
+    python -m book.tools.address --write     make them agree
 
 The set-up cells of the notebooks, the Colab links, the badges and the project's metadata are such places.
 """

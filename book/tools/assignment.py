@@ -1,8 +1,8 @@
 """Make student copies of chapters, without their solutions, in an nbgrader course.
 
-    python book/tools/assignment.py channel/se …          into the course folder ./course
-    python book/tools/assignment.py --course ~/cv-24 se    into another one
-    python book/tools/assignment.py                        all chapters
+    python -m book.tools.assignment channel/se …          into the course folder ./course
+    python -m book.tools.assignment --course ~/cv-24 se    into another one
+    python -m book.tools.assignment                        all chapters
 
 Each chapter becomes an assignment of its own name. The student copy lies in `release/se/se.ipynb` and can be handed
 out as it is; or go on with nbgrader's own commands in the course folder: `nbgrader release_assignment se`, `collect`,
@@ -14,13 +14,15 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
-import address
-import notebooks
 from nbformat import NotebookNode
+from nbgrader.apps import NbGraderAPI
+from traitlets.config import PyFileConfigLoader
+
+from . import address, notebooks
 
 LINK = re.compile(r"\]\((?P<file>[^)#\s:]+\.(?:ipynb|md))(?P<anchor>#[^)\s]*)?\)")
 CONFIG = """\
@@ -32,8 +34,12 @@ c.Execute.interrupt_on_timeout = True  # an endless loop costs its own points on
 """
 
 
+class AssignmentError(Exception):
+    """nbgrader refused a chapter; the message says why."""
+
+
 def source_version(path: Path) -> NotebookNode:
-    """Return the instructor's version of the chapter at `path`.
+    """The instructor's version of the chapter at `path`.
 
     It has no outputs, which would give answers away, and its links to other pages of the book lead to the published
     site, because those pages do not lie beside a student's copy.
@@ -58,37 +64,39 @@ def _published(link: re.Match[str], path: Path) -> str:
 
 
 def points(notebook: NotebookNode) -> int:
-    """Return how many points the notebook's checks give."""
+    """How many points the notebook's checks give."""
     return sum(cell.metadata.get("nbgrader", {}).get("points", 0) for cell in notebook.cells)
 
 
 def make(path: Path, course: Path) -> Path:
-    """Make the assignment of the chapter at `path` in the folder `course`; return the student copy's path.
+    """Makes the assignment of the chapter at `path` in the folder `course`.
+
+    nbgrader works in this process: its command takes seconds to start, once for every chapter.
+
+    Returns:
+        The path of the student copy.
 
     Raises:
-        subprocess.CalledProcessError: if nbgrader refuses; its output says why.
+        AssignmentError: if nbgrader refuses the chapter.
     """
-    name = path.stem
+    name, course = path.stem, course.resolve()
     source = course / "source" / name / path.name
     source.parent.mkdir(parents=True, exist_ok=True)
-    config = course / "nbgrader_config.py"
-    if not config.exists():
-        config.write_text(CONFIG.format(name=course.resolve().name), encoding="utf-8")
+    settings = course / "nbgrader_config.py"
+    if not settings.exists():
+        settings.write_text(CONFIG.format(name=course.name), encoding="utf-8")
     notebooks.write(source_version(path), source)
-    nbgrader("generate_assignment", name, "--force", course=course)
+    config = PyFileConfigLoader(settings.name, path=str(course)).load_config()
+    config.CourseDirectory.root = str(course)
+    with mock.patch.dict(os.environ, environment()):
+        done = NbGraderAPI(config=config).generate_assignment(name)
+    if not done["success"]:
+        raise AssignmentError(f"{name}: nbgrader refused\n{done.get('log', '')}{done.get('error', '')}")
     return course / "release" / name / path.name
 
 
-def nbgrader(*arguments: str, course: Path) -> subprocess.CompletedProcess[str]:
-    """Run one of nbgrader's commands in a course folder."""
-    command = [sys.executable, "-m", "nbgrader", *arguments]
-    return subprocess.run(
-        command, cwd=course, env=environment(), check=True, capture_output=True, text=True
-    )
-
-
 def environment() -> dict[str, str]:
-    """Return the environment of nbgrader's commands: this clone's library, and this Python's programs.
+    """The environment in which nbgrader works: this clone's library, and this Python's programs.
 
     nbgrader looks for `alembic` on the PATH, where it is not if the virtual environment is used without activation.
     """
@@ -97,21 +105,20 @@ def environment() -> dict[str, str]:
 
 
 def main() -> int:
-    """Run the command line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m book.tools.assignment", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("chapters", nargs="*", help="channel/se, se or a path; none: all")
-    parser.add_argument(
-        "--course", type=Path, default=Path("course"), help="nbgrader course folder (default: course)"
-    )
+    parser.add_argument("--course", type=Path, default=Path("course"), help="nbgrader course folder (default: course)")
     options = parser.parse_args()
     options.course.mkdir(parents=True, exist_ok=True)
     for path in notebooks.find(options.chapters):
         try:
             copy = make(path, options.course)
-        except subprocess.CalledProcessError as error:
-            return notebooks.complain([f"{path.stem}: nbgrader refused\n{error.stderr}"])
+        except AssignmentError as error:
+            return notebooks.complain([str(error)])
         print(f"{copy}: {points(notebooks.read(copy))} points")
     return 0
 

@@ -1,10 +1,10 @@
 """Re-run chapters and store their outputs so that diffs stay small.
 
-    python book/tools/execute.py                    the chapters whose code changed since their outputs were stored
-    python book/tools/execute.py channel/se         one chapter (also: se, chapters/channel/se.ipynb)
-    python book/tools/execute.py --all              every chapter, for example after a change in attn_lib
-    python book/tools/execute.py --refresh …        renew timings and training curves as well
-    python book/tools/execute.py --check            run nothing: say which chapters are stale or not normalised
+    python -m book.tools.execute                    the chapters whose code changed since their outputs were stored
+    python -m book.tools.execute channel/se         one chapter (also: se, chapters/channel/se.ipynb)
+    python -m book.tools.execute --all              every chapter, for example after a change in attn_lib
+    python -m book.tools.execute --refresh …        renew timings and training curves as well
+    python -m book.tools.execute --check            run nothing: say which chapters are stale or not normalised
 
 Each chapter runs in a fresh kernel of this Python, on one thread, in its own folder (`notebooks.kernel_environment`).
 A run that fails, writes to stderr or is interrupted leaves the file as it was. A second run leaves no diff: what cells
@@ -22,8 +22,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import address
-import notebooks
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
@@ -31,8 +29,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from . import address, notebooks
+
 CELL_TIMEOUT = 120  # seconds; only a cell that hangs takes this long
-IGNORED = "nbval-ignore-output"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 ADDRESS_IN_MEMORY = re.compile(r" at 0x[0-9a-f]{6,}")
 
@@ -61,8 +60,9 @@ def run(
     name: str = "",
     python: str = sys.executable,
     env: dict[str, str] | None = None,
+    allow_errors: bool = False,
 ) -> tuple[NotebookNode, float]:
-    """Run `notebook` in a fresh kernel.
+    """Runs `notebook` in a fresh kernel.
 
     Args:
         notebook: what to run; it is not changed.
@@ -70,12 +70,13 @@ def run(
         name: what to call the notebook in messages.
         python: the interpreter of the kernel.
         env: the kernel's environment variables; by default the present ones and `notebooks.kernel_environment`.
+        allow_errors: go on behind a cell that raises; its output says what it raised.
 
     Returns:
         A copy with its new outputs, and the seconds that the kernel computed.
 
     Raises:
-        ChapterError: if a cell raises, takes longer than `CELL_TIMEOUT` or kills the kernel.
+        ChapterError: if a cell raises (see `allow_errors`), takes longer than `CELL_TIMEOUT` or kills the kernel.
     """
     notebook = copy.deepcopy(notebook)
     for cell in notebooks.code_cells(notebook):
@@ -87,6 +88,7 @@ def run(
         notebook,
         km=AsyncKernelManager(kernel_name="python3", kernel_spec_manager=Kernels(python)),
         timeout=CELL_TIMEOUT,
+        allow_errors=allow_errors,
         resources={"metadata": {"path": str(folder)}},
         store_widget_state=False,
         record_timing=False,
@@ -107,7 +109,7 @@ def run(
 
 
 def refuse_noise(notebook: NotebookNode, name: str) -> None:
-    """Refuse outputs that no reader wants to see, or that no second run repeats.
+    """Refuses outputs that no reader wants to see, or that no second run repeats.
 
     Raises:
         ChapterError: if a cell wrote to stderr or shows an object's address in memory.
@@ -117,12 +119,12 @@ def refuse_noise(notebook: NotebookNode, name: str) -> None:
             text = output.get("text", "") or str(output.get("data", {}).get("text/plain", ""))
             if output.get("name") == "stderr":
                 raise ChapterError(f"{name}: code cell {number} writes to stderr:\n{text}")
-            if ADDRESS_IN_MEMORY.search(text) and IGNORED not in notebooks.tags(cell):
+            if ADDRESS_IN_MEMORY.search(text) and notebooks.IGNORED not in notebooks.tags(cell):
                 raise ChapterError(f"{name}: code cell {number} shows an address in memory:\n{text}")
 
 
 def keep_what_only_varies(new: NotebookNode, old: NotebookNode) -> NotebookNode:
-    """Return `new` with the old outputs of ignored cells, if nothing but them differs.
+    """The notebook `new` with the old outputs of ignored cells, if nothing but them differs.
 
     That is: the code is the same, and so is every other output, pictures included. Then the library behaves as it
     did, and a new timing or training curve would only be noise in the history.
@@ -131,14 +133,14 @@ def keep_what_only_varies(new: NotebookNode, old: NotebookNode) -> NotebookNode:
         return new
     kept = copy.deepcopy(new)
     for fresh, stored in zip(notebooks.code_cells(kept), notebooks.code_cells(old), strict=True):
-        if IGNORED in notebooks.tags(fresh) and _kinds(fresh) == _kinds(stored):
+        if notebooks.IGNORED in notebooks.tags(fresh) and _kinds(fresh) == _kinds(stored):
             fresh.outputs = copy.deepcopy(stored.outputs)
     return kept
 
 
 def _same(new: NotebookNode, old: NotebookNode) -> bool:
     pairs = zip(notebooks.code_cells(new), notebooks.code_cells(old), strict=True)
-    return all(a.outputs == b.outputs for a, b in pairs if IGNORED not in notebooks.tags(a))
+    return all(a.outputs == b.outputs for a, b in pairs if notebooks.IGNORED not in notebooks.tags(a))
 
 
 def _kinds(cell: NotebookNode) -> list[tuple[str, ...]]:
@@ -147,7 +149,7 @@ def _kinds(cell: NotebookNode) -> list[tuple[str, ...]]:
 
 
 def execute(path: Path, *, refresh: bool = False) -> str:
-    """Run the chapter at `path`, store it if it changed, and return one line that says what happened."""
+    """Runs the chapter at `path` and stores it if it changed; returns a line that says what happened."""
     old = notebooks.read(path)
     name = _name(path)
     for cell in notebooks.code_cells(old):
@@ -170,18 +172,17 @@ def execute(path: Path, *, refresh: bool = False) -> str:
 
 
 def tidy(path: Path) -> bool:
-    """Normalise a chapter whose outputs are current, without running it; return whether that changed the file."""
+    """Normalises a chapter whose outputs are current, without running it; returns whether that changed the file."""
     return notebooks.write(notebooks.normalise(notebooks.read(path)), path)
 
 
 def stored_badly(path: Path) -> list[str]:
-    """Return what a run without arguments would change in the file: stale outputs, or an editor's noise."""
+    """What a run without arguments would change in the file at `path`."""
     notebook = notebooks.read(path)
-    if notebooks.is_stale(notebook):
-        return [f"{_name(path)}: the code has changed since the outputs were stored; run `make execute`"]
-    if notebooks.dumps(notebooks.normalise(notebook)) != path.read_text(encoding="utf-8"):
-        return [f"{_name(path)}: cell ids or metadata are not normalised; run `make execute`"]
-    return []
+    problems = notebooks.stored_badly(notebook)
+    if not problems and notebooks.dumps(notebook) != path.read_text(encoding="utf-8"):
+        problems = ["the file is not written as the book's tools write it; run `make execute`"]
+    return [f"{_name(path)}: {problem}" for problem in problems]
 
 
 def _name(path: Path) -> str:
@@ -190,22 +191,16 @@ def _name(path: Path) -> str:
 
 
 def main() -> int:
-    """Run the command line."""
+    """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m book.tools.execute", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "chapters", nargs="*", help="channel/se, se or a path; none: those whose code changed"
-    )
+    parser.add_argument("chapters", nargs="*", help="channel/se, se or a path; none: those whose code changed")
     parser.add_argument("--all", action="store_true", help="every chapter")
     parser.add_argument(
-        "--refresh",
-        action="store_true",
-        help="renew the outputs of cells tagged nbval-ignore-output as well",
+        "--refresh", action="store_true", help=f"renew the outputs of cells tagged {notebooks.IGNORED} as well"
     )
-    parser.add_argument(
-        "--check", action="store_true", help="run nothing; fail if a chapter is stale or not normalised"
-    )
+    parser.add_argument("--check", action="store_true", help="run nothing; fail if a chapter is stale or untidy")
     options = parser.parse_args()
 
     paths = notebooks.find(options.chapters)

@@ -1,7 +1,7 @@
 """What a chapter's notebook is: where it lies, how it starts, how it is stored.
 
-All that reads or writes chapters shares this file: `execute.py` (runs them), `anatomy.py` (checks them),
-`assignment.py` (makes student copies) and `nbval_chapters.py` (compares stored outputs).
+All that reads or writes chapters shares this file: `execute` (runs them), `anatomy` (checks them), `assignment` (makes
+student copies) and `nbval_chapters` (compares stored outputs).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SECONDS = 25  # a chapter's running time, the start of its kernel included
+SECONDS = 15  # a chapter's running time, the start of its kernel included
+MOST_SECONDS = 25  # what it may not exceed
 BYTES = 500_000  # a chapter's size in git, outputs included
 LINES = 20  # a code cell's length; what is longer belongs in the library
 WIDTH = 95  # of a line of code: what a page shows without scrolling
@@ -34,6 +35,7 @@ except ModuleNotFoundError:  # on Colab or any machine without the library
 import torch
 from attn_lib import measure, plug, tasks, toys, viz"""
 
+IGNORED = "nbval-ignore-output"  # tag of a cell whose outputs differ between machines or from run to run
 KEPT_METADATA = frozenset({"tags", "nbgrader", "mystnb"})  # of a cell; the rest is one editor's noise
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
@@ -41,18 +43,26 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a model of a k
 
 
 def setup_cell(address: str) -> str:
-    """Return the set-up cell that every chapter starts with, for the book's public `address` (an https URL)."""
+    """The set-up cell that every chapter starts with, for the book's public `address` (an https URL)."""
     return SETUP_CELL.format(address=address)
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
-    """Return the paths of all chapters below `root`, sorted."""
+    """The paths of all chapters below `root`, sorted."""
     found = (root / "chapters").rglob("*.ipynb")
     return sorted(path for path in found if ".ipynb_checkpoints" not in path.parts)
 
 
+def specimens(root: Path = ROOT) -> list[Path]:
+    """One chapter of each kind: a foundation, and a module's chapter."""
+    found: dict[bool, Path] = {}
+    for path in chapters(root):
+        found.setdefault(path.parent.name == "foundations", path)
+    return list(found.values())
+
+
 def find(names: Iterable[str], root: Path = ROOT) -> list[Path]:
-    """Return the chapters that `names` mean: a path, `channel/se` or `se`; all of them if there are no names."""
+    """The chapters that `names` mean: a path, `channel/se` or `se`; all of them if there are no names."""
     everything = chapters(root)
     names = list(names)
     return [_find_one(name, everything, root) for name in names] if names else everything
@@ -71,17 +81,17 @@ def _find_one(name: str, everything: list[Path], root: Path) -> Path:
 
 
 def read(path: Path) -> NotebookNode:
-    """Read a notebook in the current format."""
+    """The notebook at `path`, in the current format."""
     return nbformat.read(path, as_version=4)
 
 
 def dumps(notebook: NotebookNode) -> str:
-    """Return the notebook's text: sorted keys, one space of indent, a newline at its end."""
+    """The notebook's text: sorted keys, one space of indent, a newline at its end."""
     return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"
 
 
 def write(notebook: NotebookNode, path: Path) -> bool:
-    """Write a notebook in one step, so that an interruption leaves the old file; return whether it changed."""
+    """Writes a notebook in one step, so that an interruption leaves the old file; returns whether it changed."""
     text = dumps(notebook)
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
@@ -98,17 +108,17 @@ def write(notebook: NotebookNode, path: Path) -> bool:
 
 
 def tags(cell: NotebookNode) -> list[str]:
-    """Return the cell's tags."""
+    """The cell's tags."""
     return list(cell.metadata.get("tags", []))
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    """Return the notebook's code cells."""
+    """The notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def digest(notebook: NotebookNode) -> str:
-    """Return a short hash of the code that produces the notebook's outputs.
+    """A short hash of the code that produces the notebook's outputs.
 
     The set-up cell is left out: it is the same in every chapter and holds the public address, which changes no output.
     """
@@ -117,12 +127,21 @@ def digest(notebook: NotebookNode) -> str:
 
 
 def is_stale(notebook: NotebookNode) -> bool:
-    """Return whether the notebook's code has changed since its outputs were stored."""
+    """Whether the notebook's code has changed since its outputs were stored."""
     return notebook.metadata.get("executed") != digest(notebook)
 
 
+def stored_badly(notebook: NotebookNode) -> list[str]:
+    """What `make execute` would change in a stored notebook: stale outputs, or an editor's noise."""
+    if is_stale(notebook):
+        return ["the code has changed since the outputs were stored; run `make execute`"]
+    if dumps(normalise(notebook)) != dumps(notebook):
+        return ["cell ids or metadata are not normalised; run `make execute`"]
+    return []
+
+
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """Return the notebook as it is stored: nothing in it that depends on when, where or in which editor it ran.
+    """The notebook as it is stored: nothing in it that depends on when, where or in which editor it ran.
 
     Cell ids come from the cell's content, so that an inserted cell changes no other cell's id. Execution counts run
     from 1. Kernel, language and cell metadata are reduced to what the book uses; widget state (for which a page asks
@@ -173,7 +192,7 @@ def _normalise_outputs(outputs: list[NotebookNode], count: int) -> list[Notebook
 
 
 def kernel_environment(library: Path = ROOT) -> dict[str, str]:
-    """Return the environment variables with which chapters run, here and under nbval.
+    """The environment variables with which chapters run, here and under nbval.
 
     The `attn_lib` in the folder `library` comes first on the path. One thread: sums are then added in the same
     order on every machine and in every run, and chapters can run side by side without waiting for each other.
@@ -194,7 +213,7 @@ def kernel_environment(library: Path = ROOT) -> dict[str, str]:
 
 
 def seconds_of_kernels() -> float:
-    """Return the processor time of all kernels that this process has started and seen end.
+    """The processor time of all kernels that this process has started and seen end.
 
     This and not the clock is held against a chapter's budget, so that a busy machine fails no chapter. On an idle one
     the two agree, because chapters run on one thread.
@@ -204,7 +223,7 @@ def seconds_of_kernels() -> float:
 
 
 def complain(problems: Iterable[str]) -> int:
-    """Print `problems` to stderr and return the exit status: 1 if there were any."""
+    """Prints `problems` to stderr; returns the exit status, 1 if there were any."""
     problems = list(problems)
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -1,17 +1,16 @@
 """What the tests of the chapters share."""
 
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "book" / "tools"))  # execute.py, anatomy.py … are commands, not a package
-
-import notebooks  # noqa: E402
+from book.tools import notebooks
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test that asks for a ``chapter`` once for each; the book without chapters is a failure, not a skip."""
-    if "chapter" in metafunc.fixturenames:
-        paths = notebooks.chapters()
-        assert paths, "there are no chapters in chapters/"
-        metafunc.parametrize("chapter", paths, ids=[path.stem for path in paths])
+    """Runs a test that asks for a `chapter` once for each, and one that asks for a `specimen` for one of each kind.
+
+    The book without chapters is a failure, not a skip.
+    """
+    paths = notebooks.chapters()
+    assert paths, "there are no chapters in chapters/"
+    every = metafunc.config.getoption("--every-chapter")
+    for name, chosen in {"chapter": paths, "specimen": paths if every else notebooks.specimens()}.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, chosen, ids=[path.stem for path in chosen])

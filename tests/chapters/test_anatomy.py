@@ -2,10 +2,11 @@
 
 import copy
 
-import anatomy
-import notebooks
 import pytest
-from anatomy import Chapter
+
+from book.tools import anatomy, notebooks
+from book.tools.anatomy import Chapter, axes, code, exercises, outputs, parts, prose
+from book.tools.anatomy.chapter import ASSERTS
 
 
 @pytest.mark.parametrize("check", anatomy.CHECKS, ids=lambda check: check.__name__)
@@ -30,7 +31,7 @@ BROKEN = []
 
 
 def damage(check, says):
-    """Enter a function that spoils a chapter into `BROKEN`."""
+    """Enters a function that spoils a chapter into `BROKEN`."""
 
     def enter(function):
         BROKEN.append(pytest.param(check, says, function, id=function.__name__))
@@ -40,7 +41,7 @@ def damage(check, says):
 
 
 def first(chapter, wanted):
-    """The first cell for which ``wanted`` holds."""
+    """The first cell for which `wanted` holds."""
     return next(cell for cell in chapter.cells if wanted(cell))
 
 
@@ -60,45 +61,45 @@ def picture(chapter):
     return next(output for output in cell.outputs if "image/png" in output.get("data", {}))
 
 
-@damage(anatomy.listed, "add '- file: chapters/channel/unheard_of'")
+@damage(parts.listed, "add '- file: chapters/channel/unheard_of'")
 def left_out_of_the_table_of_contents(chapter):
     chapter.path = chapter.path.with_name("unheard_of.ipynb")
 
 
-@damage(anatomy.opening, "H1")
+@damage(parts.opening, "H1")
 def no_title(chapter):
     chapter.cells[0].source = "## Too small"
 
 
-@damage(anatomy.opening, "letter by letter")
+@damage(parts.opening, "letter by letter")
 def own_setup_cell(chapter):
     chapter.cells[1].source += "\nimport numpy as np"
 
 
-@damage(anatomy.opening, "attn_lib.card")
+@damage(parts.opening, "attn_lib.card")
 def no_card(chapter):
     del chapter.cells[2]
 
 
-@damage(anatomy.promises, "After this chapter you can")
+@damage(parts.promises, "After this chapter you can")
 def no_objectives(chapter):
     for cell in chapter.cells[: chapter.starts["problem"]]:
         cell.source = cell.source.replace("fter this chapter you can", "nd then")
 
 
-@damage(anatomy.promises, "reading time")
+@damage(parts.promises, "reading time")
 def no_minutes(chapter):
     for cell in chapter.cells[: chapter.starts["problem"]]:
         cell.source = cell.source.replace("minutes", "moments")
 
 
-@damage(anatomy.parts_in_order, "part:cost")
+@damage(parts.parts_in_order, "part:cost")
 def no_cost(chapter):
     cell = first(chapter, lambda cell: "part:cost" in notebooks.tags(cell))
     cell.metadata["tags"] = [tag for tag in cell.metadata["tags"] if tag != "part:cost"]
 
 
-@damage(anatomy.parts_in_order, "order")
+@damage(parts.parts_in_order, "order")
 def parts_exchanged(chapter):
     for cell in chapter.cells:
         exchange = {"part:problem": "part:use", "part:use": "part:problem"}
@@ -106,145 +107,164 @@ def parts_exchanged(chapter):
             cell.metadata["tags"] = [exchange.get(tag, tag) for tag in cell.metadata["tags"]]
 
 
-@damage(anatomy.substance, "viz.flow")
+@damage(parts.substance, "viz.flow")
 def no_flow(chapter):
     for cell in chapter.cells:
         cell.source = cell.source.replace("viz.flow(", "viz.images(")
 
 
-@damage(anatomy.substance, "explorer")
+@damage(parts.substance, "explorer")
 def no_explorer(chapter):
     for cell in chapter.cells:
         cell.source = cell.source.replace("viz.explore_", "viz.show_")
 
 
-@damage(anatomy.references, "do not cite the paper")
+@damage(prose.references, "do not cite the paper")
 def no_reference(chapter):
     for cell in chapter.part("references"):
         cell.source = cell.source.replace("{cite", "{cut")
 
 
-@damage(anatomy.equations, "has no label")
+@damage(prose.equations, "has no label")
 def equation_without_label(chapter):
     cell = first(chapter, lambda cell: cell.cell_type == "markdown" and "(eq-" in cell.source)
     cell.source = cell.source.replace("(eq-", "[eq-")
 
 
-@damage(anatomy.citations_and_links, "not in book/references.bib")
+@damage(prose.citations_and_links, "not in book/references.bib")
 def unknown_citation(chapter):
     chapter.cells[0].source += "\n\n{cite}`nobody2099nothing`"
 
 
-@damage(anatomy.citations_and_links, "leads nowhere")
+@damage(prose.citations_and_links, "leads nowhere")
 def dead_link(chapter):
     chapter.cells[0].source += "\n\n[here](nothing.ipynb)"
 
 
-@damage(anatomy.citations_and_links, "which has a chapter of this book: chapters/channel_spatial/cbam.ipynb")
+@damage(prose.citations_and_links, "which has a chapter of this book: chapters/channel_spatial/cbam.ipynb")
 def link_to_a_paper_that_has_a_chapter(chapter):
     chapter.cells[0].source += "\n\n[CBAM](https://arxiv.org/abs/1807.06521v2)"
 
 
-@damage(anatomy.citations_and_links, "there is no attn_lib.channel.se.Nothing")
+@damage(prose.citations_and_links, "there is no attn_lib.channel.se.Nothing")
 def dead_class(chapter):
     chapter.cells[0].source += "\n\n{py:class}`attn_lib.channel.se.Nothing`"
 
 
-@damage(anatomy.code_is_short_and_plain, "belongs in the library")
+@damage(code.code_is_short_and_plain, "belongs in the library")
 def long_cell(chapter):
     first(
         chapter, lambda cell: cell.cell_type == "code" and "setup" not in notebooks.tags(cell)
     ).source += "\n1" * 20
 
 
-@damage(anatomy.code_is_short_and_plain, "a page shows 95")
+@damage(code.code_is_short_and_plain, "a page shows 95")
 def wide_line(chapter):
     chapter.cells[2].source += "  # " + "wide " * 20
 
 
-@damage(anatomy.code_is_short_and_plain, "imports matplotlib")
+@damage(code.code_is_short_and_plain, "imports matplotlib")
 def plotting_code(chapter):
     chapter.cells[2].source = "import matplotlib.pyplot as plt"
 
 
-@damage(anatomy.outputs_are_stored, "code has changed")
+@damage(axes.axes_are_symbols, 'has b, c for B, C')
+def small_letters_for_sizes(chapter):
+    chapter.cells[0].source += '\n\nIn einops: `"b c -> c b"`.'
+
+
+@damage(outputs.outputs_are_stored, "code has changed")
 def edited_without_a_run(chapter):
     first(chapter, lambda cell: has_picture(cell)).source += "\n# edited"
 
 
-@damage(anatomy.outputs_are_stored, "no stored output")
+@damage(outputs.outputs_are_stored, "no stored output")
 def missing_output(chapter):
     first(chapter, has_picture).outputs.clear()
 
 
-@damage(anatomy.outputs_are_stored, "execution counts")
+@damage(outputs.outputs_are_stored, "execution counts")
 def never_ran(chapter):
     cell = first(chapter, has_picture)
     cell.outputs, cell.execution_count = [], None
 
 
-@damage(anatomy.outputs_are_stored, "prints a line of 96 characters")
+@damage(outputs.outputs_are_stored, "prints a line of 96 characters")
 def wide_print(chapter):
     cell = first(chapter, lambda cell: any(output.get("name") == "stdout" for output in cell.get("outputs", [])))
     next(output for output in cell.outputs if output.get("name") == "stdout").text = "x" * 96 + "\n"
 
 
-@damage(anatomy.outputs_are_stored, "not normalised")
+@damage(outputs.outputs_are_stored, "not normalised")
 def editors_noise(chapter):
     first(chapter, has_picture).metadata["collapsed"] = False
 
 
-@damage(anatomy.figures, "no alternative text")
+@damage(outputs.figures, "no alternative text")
 def figure_without_text(chapter):
     picture(chapter).metadata.clear()
 
 
-@damage(anatomy.figures, "not a question")
+@damage(outputs.figures, "not a question")
 def figure_without_question(chapter):
     picture(chapter).data["text/plain"] = "Figure: Feature maps"
 
 
-@damage(anatomy.figures, "nobody sees its figure")
+@damage(outputs.figures, "nobody sees its figure")
 def figure_before_an_assertion(chapter):
     first(chapter, lambda cell: "viz.bars(" in cell.source).source += "\nassert True"
 
 
-@damage(anatomy.ignored_outputs, "asserts nothing")
+@damage(outputs.ignored_outputs, "asserts nothing")
 def convenient_tag(chapter):
-    cell = first(chapter, lambda cell: cell.cell_type == "code" and not anatomy.ASSERTS.search(cell.source))
+    cell = first(chapter, lambda cell: cell.cell_type == "code" and not ASSERTS.search(cell.source))
     cell.metadata["tags"] = [*notebooks.tags(cell), "nbval-ignore-output"]
 
 
-@damage(anatomy.exercise_metadata, "nbgrader refuses")
+@damage(exercises.exercise_metadata, "nbgrader refuses")
 def grade_without_id(chapter):
     first(chapter, lambda cell: grade(cell, "grade")).metadata["nbgrader"]["grade_id"] = ""
 
 
-@damage(anatomy.exercise_metadata, "### BEGIN SOLUTION")
+@damage(exercises.exercise_metadata, "### BEGIN SOLUTION")
 def solution_without_markers(chapter):
     cell = first(chapter, lambda cell: grade(cell, "solution"))
     cell.source = cell.source.replace("### BEGIN SOLUTION", "")
 
 
-@damage(anatomy.exercises, "the checks give")
+@damage(exercises.exercises, "the checks give")
 def other_points(chapter):
     first(chapter, lambda cell: grade(cell, "grade")).metadata["nbgrader"]["points"] += 1
 
 
-@damage(anatomy.exercises, 'kind "derive"')
+@damage(exercises.exercises, 'kind "derive"')
 def nothing_to_derive(chapter):
     for cell in chapter.cells:
         cell.source = cell.source.replace("(derive,", "(code,")
 
 
-@damage(anatomy.stubs, "signature")
+@damage(exercises.stubs, "signature")
 def signature_in_the_solution(chapter):
     cell = first(chapter, lambda cell: grade(cell, "solution"))
     lines = [line for line in cell.source.splitlines() if "### BEGIN SOLUTION" not in line]
     cell.source = "\n".join(["### BEGIN SOLUTION", *lines])
 
 
-@damage(anatomy.size, "500 are allowed")
+@damage(exercises.stand_alone, "of another exercise")
+def check_of_another_exercise(chapter):
+    one, other, *_ = (cell for cell in chapter.cells if grade(cell, "solution"))
+    other.source += f"\n{min(exercises.names(one.source)[0])}"
+
+
+@damage(exercises.stand_alone, "of another exercise")
+def cell_after_the_exercises(chapter):
+    solution = first(chapter, lambda cell: grade(cell, "solution"))
+    cell = copy.deepcopy(chapter.cells[2])
+    cell.source = min(exercises.names(solution.source)[0])
+    chapter.cells.append(cell)
+
+
+@damage(outputs.size, "500 are allowed")
 def heavy(chapter):
     picture(chapter).data["image/png"] = "A" * 500_000
 
@@ -271,11 +291,11 @@ def test_a_foundation_has_parts_of_its_own_and_no_card():
     good = Chapter.load(notebooks.find(["channel/se"])[0])
     foundation = Chapter(copy.deepcopy(good.notebook), good.path.parents[1] / "foundations" / "se.ipynb")
     no_card(foundation)
-    assert anatomy.opening(foundation) == []
-    assert any("part:ideas" in problem for problem in anatomy.parts_in_order(foundation))
-    assert any("part:cost" in problem for problem in anatomy.parts_in_order(foundation))
+    assert parts.opening(foundation) == []
+    assert any("part:ideas" in problem for problem in parts.parts_in_order(foundation))
+    assert any("part:cost" in problem for problem in parts.parts_in_order(foundation))
     no_reference(foundation)
-    assert anatomy.references(foundation) == ["the references cite nothing"]
+    assert prose.references(foundation) == ["the references cite nothing"]
 
 
 def test_every_check_is_seen_failing():

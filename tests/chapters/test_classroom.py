@@ -1,19 +1,21 @@
-"""A chapter as an assignment, by nbgrader's own commands: made, released, fetched, submitted, collected, graded.
+"""A chapter as an assignment: made, released, fetched, submitted, collected, graded.
 
 Full marks for the reference solution, none for the untouched student copy, and submissions that crash in every way
-we could think of harm nobody else's.
+we could think of harm nobody else's. Of every chapter the exercises are run in one kernel and graded as nbgrader
+grades; nbgrader's own commands, which take seconds to start, run for one chapter of each kind.
 """
 
-import ast
 import subprocess
-import symtable
 import sys
 from pathlib import Path
 
-import anatomy
-import assignment
-import notebooks
+import nbformat
+import pytest
 from nbgrader.api import Gradebook
+from nbgrader.utils import determine_grade
+
+from book.tools import assignment, execute, notebooks
+from book.tools.anatomy import exercises
 
 PATIENCE = 90  # seconds a cell may take here; the tests share the machine
 
@@ -47,7 +49,7 @@ class Course:
         assignment.make(chapter, self.folder)
 
     def nbgrader(self, *arguments, cwd=None, check=True):
-        """Run one of nbgrader's commands; return what it said."""
+        """Runs one of nbgrader's commands; returns what it said."""
         options = [
             f"--Exchange.root={self.home / 'exchange'}",
             "--CourseDirectory.course_id=course",
@@ -71,7 +73,7 @@ class Course:
         self.nbgrader("submit", self.name, "--student", student, cwd=desk)
 
     def hand_in(self, student, edit):
-        """Put an edited student copy where `nbgrader collect` would have put it: the short way, for many students."""
+        """Puts an edited student copy where `nbgrader collect` would have put it: the short way, for many students."""
         copy = f"{self.name}/{self.name}.ipynb"
         notebook = notebooks.read(self.folder / "release" / copy)
         edit(notebook)
@@ -80,7 +82,7 @@ class Course:
         notebooks.write(notebook, path)
 
     def solve(self, notebook):
-        """Fill in the reference solutions."""
+        """Fills in the reference solutions."""
         answers = {cell.metadata["nbgrader"]["grade_id"]: cell.source for cell in solutions(self.reference)}
         for cell in solutions(notebook):
             cell.source = answers[cell.metadata["nbgrader"]["grade_id"]]
@@ -101,52 +103,117 @@ def solutions(notebook):
     return [cell for cell in notebook.cells if cell.metadata.get("nbgrader", {}).get("solution")]
 
 
+def checks(cells):
+    """Those of the cells that give points, by their names."""
+    metas = [(cell.metadata.get("nbgrader", {}), cell) for cell in cells]
+    return {meta["grade_id"]: cell for meta, cell in metas if meta.get("grade")}
+
+
 def only_exercises(notebook):
-    """Keep the exercises and the cells that define the names they use, as a student may: it runs in seconds."""
+    """Keeps the exercises and the cells that define the names they use, as a student may: it runs in seconds."""
     kept, needed = [], set()
     for cell in reversed(notebooks.code_cells(notebook)):
-        defined, used = names(cell.source)
+        defined, used = exercises.names(cell.source)
         if "nbgrader" in cell.metadata or defined & needed:
             kept.insert(0, cell)
             needed = (needed - defined) | used
     notebook.cells = kept
 
 
-def names(source):
-    """The names that a cell gives to the cells after it, and those that it takes from the cells before it."""
-    defined, used = set(), set()
-    for statement in anatomy.python(source).body:
-        table = symtable.symtable(ast.unparse(statement), "cell", "exec")
-        binds = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-        reads, tables = set(), [table]
-        for scope in tables:
-            tables += scope.get_children()
-            for symbol in scope.get_symbols():
-                if symbol.is_referenced() and (scope is table or symbol.is_global()):
-                    reads.add(symbol.get_name())
-        if not isinstance(statement, ast.Assign | ast.AugAssign):
-            reads -= binds  # a loop's variable, a function that calls itself
-        used |= reads - defined
-        defined |= binds
-    return defined, used
+def points(notebook):
+    """What each check is worth."""
+    return {name: cell.metadata["nbgrader"]["points"] for name, cell in checks(notebook.cells).items()}
 
 
-def points(course):
-    """What each check of the reference is worth."""
-    cells = [cell.metadata.get("nbgrader", {}) for cell in course.reference.cells]
-    return {meta["grade_id"]: meta["points"] for meta in cells if meta.get("grade")}
+def complaints(cells):
+    """What cells raised or wrote to stderr: what a failing test has to show."""
+    found = []
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                found.append(f"{cell.source[:60]!r} raised {output.ename}: {output.evalue}")
+            elif output.get("name") == "stderr":
+                found.append(f"{cell.source[:60]!r} wrote to stderr: {output.text}")
+    return found
 
 
-def test_reference_gets_full_marks_and_the_stub_none(chapter, tmp_path):
-    """Every chapter; of it the exercises and what they need, as `make test-notebooks` runs the whole."""
-    course = Course(tmp_path, chapter)
-    released = notebooks.read(course.folder / "release" / course.name / chapter.name)
+@pytest.fixture(scope="session")
+def course(tmp_path_factory):
+    """The folder of one course for all chapters: it has one gradebook, which takes a second to set up."""
+    return tmp_path_factory.mktemp("course")
+
+
+def test_student_copy_gives_nothing_away(chapter, course):
+    """What nbgrader makes of the chapter: solutions are stubs, outputs are gone, links lead to the site."""
+    released = notebooks.read(assignment.make(chapter, course))
     assert [cell.source for cell in solutions(released)] == [
-        anatomy.student_copy(cell.source) for cell in solutions(course.reference)
+        exercises.student_copy(cell.source) for cell in solutions(notebooks.read(chapter))
     ]
     assert "SOLUTION" not in "".join(cell.source for cell in released.cells)
     assert not any(cell.get("outputs") for cell in released.cells), "outputs give answers away"
     assert "](../" not in "".join(cell.source for cell in released.cells), "a link that needs the book's folders"
+
+
+def graded(reference, folder):
+    """The points of the untouched student copy and of the reference, check by check, and what cells complained of.
+
+    Both run in one kernel, after the cells that define what they need and without the rest of the chapter: first the
+    stubs and their checks, then the solutions and theirs. `make test-notebooks` runs the whole.
+    """
+    only_exercises(reference)
+    before = [cell for cell in reference.cells if "nbgrader" not in cell.metadata]
+    solved = [cell for cell in reference.cells if "nbgrader" in cell.metadata]
+    untouched = nbformat.from_dict(solved)
+    for cell in untouched:
+        cell.id += "-untouched"
+        if cell.metadata["nbgrader"]["solution"]:
+            cell.source = exercises.student_copy(cell.source)
+    notebook = nbformat.v4.new_notebook(cells=[*before, *untouched, *solved])
+    ran, _ = execute.run(notebook, folder, allow_errors=True)
+    start, end = len(before), len(before) + len(untouched)
+    stubs, answers = (
+        {name: determine_grade(cell)[0] for name, cell in checks(cells).items()}
+        for cells in (ran.cells[start:end], ran.cells[end:])
+    )
+    return stubs, answers, complaints(ran.cells[:start] + ran.cells[end:])
+
+
+def test_solutions_get_full_marks_and_stubs_none(chapter, tmp_path):
+    """Every chapter's exercises, graded by the rules of nbgrader."""
+    reference = notebooks.read(chapter)
+    full = points(reference)
+    untouched, solved, complained = graded(reference, tmp_path)
+    assert complained == []
+    assert solved == full
+    assert untouched == dict.fromkeys(full, 0)
+
+
+@pytest.mark.parametrize(
+    ("solution", "check", "fault"),
+    [
+        ("def f():\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION", "print('one')", "untouched"),
+        ("def f():\n    ### BEGIN SOLUTION\n    return 2\n    ### END SOLUTION", "assert f() == 1", "solved"),
+        ("def f():\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION", "assert f() == 1\n0.5", "solved"),
+    ],
+    ids=["a check that gives points to anybody", "a wrong solution", "a check that gives a part of its points"],
+)
+def test_a_bad_exercise_is_noticed(tmp_path, solution, check, fault):
+    """The test of every chapter can fail."""
+    meta = {"schema_version": 3, "task": False}
+    cells = [
+        nbformat.v4.new_code_cell(
+            source, metadata={"nbgrader": {**meta, "grade_id": id, "grade": grade, "solution": not grade, "points": 2}}
+        )
+        for source, id, grade in ((solution, "one", False), (check, "one-check", True))
+    ]
+    untouched, solved, _ = graded(nbformat.v4.new_notebook(cells=cells), tmp_path)
+    assert (untouched == {"one-check": 0}) == (fault != "untouched")
+    assert (solved == {"one-check": 2}) == (fault != "solved")
+
+
+def test_nbgrader_gives_the_same_points(specimen, tmp_path):
+    """By its own command, from the folders of a course: of the chapter the exercises and what they need."""
+    course = Course(tmp_path, specimen)
 
     def solved(notebook):
         course.solve(notebook)
@@ -155,18 +222,21 @@ def test_reference_gets_full_marks_and_the_stub_none(chapter, tmp_path):
     course.hand_in("ada", solved)
     course.hand_in("untouched", only_exercises)
     course.nbgrader("autograde", course.name, f"--Execute.timeout={PATIENCE}")
-    assert course.scores() == {"ada": points(course), "untouched": dict.fromkeys(points(course), 0)}
+    full = points(course.reference)
+    assert course.scores() == {"ada": full, "untouched": dict.fromkeys(full, 0)}
 
 
 def test_the_whole_way(tmp_path):
-    """One chapter through nbgrader's exchange, from release to grading, run from its first cell to its last."""
+    """One chapter through nbgrader's commands, from making to grading, run from its first cell to its last."""
     course = Course(tmp_path, notebooks.find(["channel/se"])[0])
+    course.nbgrader("generate_assignment", course.name, "--force")  # `make assignment` does it without the command
     course.nbgrader("release_assignment", course.name)
     course.submit("ada", course.solve)
     course.submit("untouched", lambda notebook: None)
     course.nbgrader("collect", course.name)
     course.nbgrader("autograde", course.name, f"--Execute.timeout={PATIENCE}")
-    assert course.scores() == {"ada": points(course), "untouched": dict.fromkeys(points(course), 0)}
+    full = points(course.reference)
+    assert course.scores() == {"ada": full, "untouched": dict.fromkeys(full, 0)}
 
 
 def test_a_crash_harms_nobody_else(tmp_path):
@@ -192,8 +262,7 @@ def test_a_crash_harms_nobody_else(tmp_path):
     said = course.nbgrader("autograde", course.name, "--Execute.timeout=30", check=False)
 
     scores = course.scores()
-    first = next(cell for cell in course.reference.cells if cell.metadata.get("nbgrader", {}).get("grade"))
-    first = first.metadata["nbgrader"]["grade_id"]
+    first = next(iter(points(course.reference)))
     assert scores["aaron"] == scores["zoe"]
     assert scores["aaron"][first] > 0
     for student in CRASHES:

@@ -1,8 +1,11 @@
-"""A bare machine like Colab's runs every chapter; the set-up cell installs the library, not torch or numpy.
+"""A bare machine like Colab's runs the chapters; the set-up cell installs the library, not torch or numpy.
 
 "Like Colab's" is: a fresh environment with torch, numpy, matplotlib, ipykernel and ipywidgets, the latter four at
 other versions than ours; the notebook alone in an empty folder; the book's public address, redirected by git to a
 clone of this working tree, so that what is installed is what is tested.
+
+The set-up cell is the same in every chapter (`anatomy` asks for it letter by letter), so a chapter of each kind runs
+here; with `--every-chapter`, as in the public weekly run, all of them.
 """
 
 import os
@@ -11,11 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import address
-import execute
 import nbformat
-import notebooks
 import pytest
+
+from book.tools import address, execute, notebooks
 
 # Colab's own versions where this Python has them; older than ours in any case.
 BARE = [
@@ -104,15 +106,22 @@ def bare_machine(tmp_path_factory):
     return python, env
 
 
-@pytest.mark.parametrize("half", [0, 1])  # two, so that two workers share them, each on a machine of its own
-def test_chapters_run_on_a_bare_machine(bare_machine, tmp_path, half):
-    """Every chapter to its end, the first one of each half installing the library."""
+def pytest_generate_tests(metafunc):
+    """One machine for a chapter of each kind; two for all of them, so that two workers share them."""
+    if "chapters" in metafunc.fixturenames:
+        every = notebooks.chapters()
+        shares = [every[::2], every[1::2]] if metafunc.config.getoption("--every-chapter") else [notebooks.specimens()]
+        metafunc.parametrize("chapters", shares, ids=[f"machine {number}" for number, _ in enumerate(shares, 1)])
+
+
+def test_chapters_run_on_a_bare_machine(bare_machine, tmp_path, chapters):
+    """Each to its end, the first one installing the library."""
     python, env = bare_machine
     before, shipped = fingerprint(python), versions(python)
     assert any("numpy" in name for name in before)
     assert any("torch" in name for name in before)
     assert "attn_lib" not in run(python, "-m", "pip", "list", env=env)
-    for path in notebooks.chapters()[half::2]:
+    for path in chapters:
         alone = tmp_path / path.stem
         alone.mkdir()
         shutil.copy(path, alone)

@@ -6,17 +6,17 @@ import subprocess
 import sys
 import time
 
-import execute
 import nbformat
-import notebooks
 import pytest
+
+from book.tools import execute, notebooks
 
 STEADY = "print('six times seven:', 6 * 7)"
 VARYING = "import time\nassert time.time() > 0\nprint(time.time())"
 
 
 def chapter(path, *sources):
-    """Write a notebook as an editor would: random cell ids, its own metadata."""
+    """A notebook as an editor would write it: random cell ids, its own metadata."""
     notebook = nbformat.v4.new_notebook(metadata={"widgets": {}, "kernelspec": {"name": "mine", "display_name": "M"}})
     notebook.cells = [nbformat.v4.new_markdown_cell("# A chapter")]
     for source in sources:
@@ -98,8 +98,9 @@ def test_an_interrupted_run_leaves_the_file(tmp_path):
     sleepy = f"open({str(tmp_path / 'begun')!r}, 'w').close()\nimport time\ntime.sleep(300)"
     path = chapter(tmp_path / "one.ipynb", sleepy)
     before = path.read_bytes()
-    command = [sys.executable, str(notebooks.ROOT / "book" / "tools" / "execute.py"), str(path), str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "book.tools.execute", str(path), str(path)]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=notebooks.ROOT, stdout=pipe, stderr=pipe, text=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "begun").exists():
         assert process.poll() is None, process.communicate()

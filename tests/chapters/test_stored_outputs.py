@@ -11,11 +11,11 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
-import execute
 import nbformat
-import notebooks
 import pytest
-from anatomy import Chapter
+
+from book.tools import execute, notebooks
+from book.tools.anatomy import Chapter
 
 PIXELS = '<img alt="a dot" src="data:image/png;base64,AAAA">'
 NUMBERS = '<script type="application/json">{"weights": [1, 2, 3]}</script>'
@@ -27,16 +27,9 @@ CELLS = (
 
 
 def nbval(folder):
-    """Run nbval as `make test` does on the notebooks of a folder; return the names of those that fail."""
+    """Runs nbval as `make test` does on the notebooks of a folder; returns the names of those that fail."""
     report = folder / "report.xml"
-    options = [
-        "-p",
-        "book.tools.nbval_chapters",
-        "--nbval",
-        "--nbval-current-env",
-        f"--junitxml={report}",
-        "-q",
-    ]
+    options = ["-p", "book.tools.nbval_chapters", "--nbval", "--nbval-current-env", f"--junitxml={report}", "-q"]
     command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", str(folder)]
     done = subprocess.run(command, cwd=notebooks.ROOT, capture_output=True, text=True)
     cases = list(ET.parse(report).iter("testcase"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Error, Page, Playwright
+from playwright.sync_api import Browser, Error, Page, Playwright, Request
 
 INSTALLED = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
              "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
@@ -59,12 +59,17 @@ def opened(browser: Browser, url: str, problems: list[str], **options: Any) -> I
             return True
         return (parts.scheme, parts.netloc) == (origin.scheme, origin.netloc)
 
+    def refused(request: Request) -> bool:
+        """Whether it is a script, asked for in a browser that runs none."""
+        return not options.get("java_script_enabled", True) and request.resource_type == "script"
+
     context = browser.new_context(**{"viewport": WIDE, "color_scheme": "light", **options})
     page = context.new_page()
     page.on("console", lambda message: message.type == "error" and problems.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: problems.append(f"script: {error}"))
     page.on("request", lambda request: own(request.url) or problems.append(f"foreign request: {request.url}"))
-    page.on("requestfailed", lambda request: problems.append(f"failed request: {request.url} ({request.failure})"))
+    page.on("requestfailed", lambda request: refused(request) or problems.append(
+        f"failed request: {request.url} ({request.failure})"))
     page.on("response", lambda answer: answer.status >= 400 and problems.append(f"{answer.status}: {answer.url}"))
     try:
         page.goto(url, wait_until="load")
@@ -84,7 +89,7 @@ def settle(page: Page) -> None:
         await globalThis.MathJax?.startup?.promise;
         return true;
     }"""
-    for _ in range(50):
+    for _ in range(300):  # half a minute and more: the machine may have other things to do
         try:
             if page.evaluate(ready):
                 return
@@ -142,6 +147,47 @@ def distorted(page: Page) -> list[str]:
         return box.width && Math.abs(height - expected) > 2 + 0.02 * expected;
     }).map(image => `${image.alt.slice(0, 60)} (${image.width} × ${image.height})`)""")
     return [f"at {page.viewport_size['width']} pixels this picture is distorted: {text}" for text in found]
+
+
+def folds(page: Page) -> list[str]:
+    """The set-up cell and the solutions of a chapter are folded, say what is inside, and open with the keyboard."""
+    found = []
+    setup = page.locator(".tag_setup details > summary").all_inner_texts()
+    if [text.strip() for text in setup] != ["Set-up"]:
+        found.append(f"the fold of the set-up cell says {setup}")
+    solutions = page.locator(".tag_solution details").all()
+    if len(solutions) < 3:
+        found.append(f"there are {len(solutions)} folded solutions, fewer than three")
+    for number, solution in enumerate(solutions, 1):
+        summary, code = solution.locator("summary"), solution.locator("pre")
+        said, shown = [summary.inner_text().strip()], [code.is_visible()]
+        summary.press("Enter")
+        said.append(summary.inner_text().strip())
+        shown.append(code.is_visible())
+        if said != ["Show the solution", "Hide the solution"]:
+            found.append(f"the fold of solution {number} says {said}")
+        if shown != [False, True]:
+            found.append(f"solution {number} is shown before and after Enter: {shown}")
+    return found
+
+
+def focus(page: Page) -> list[str]:
+    """Moving through a chapter by Tab alone reaches its links and folds, and each shows that it has the focus."""
+    page.locator("article h1").click()
+    seen = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        kind, outline = page.evaluate("""() => {
+            const node = document.activeElement, style = getComputedStyle(node);
+            const outlined = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+            return [node.tagName.toLowerCase(), outlined || style.boxShadow !== "none"];
+        }""")
+        if kind == "body":
+            break  # once round
+        if not outline:
+            return [f"{kind} shows no focus"]
+        seen.add(kind)
+    return [f"Tab reaches no {kind}" for kind in ("a", "summary") if kind not in seen]
 
 
 def dark_figures(page: Page) -> list[str]:

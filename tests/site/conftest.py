@@ -1,29 +1,31 @@
 """The built site, its pages, and a browser."""
 
 import os
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parent))
+from book.tools import notebooks
+from tests.site import browser as browsers
+from tests.site import static_checks
 
-import browser as browsers
-import static_checks
-
-ROOT = Path(__file__).resolve().parents[2]
-SITE = Path(os.environ.get("BOOK_SITE", ROOT / "_build" / "html")).resolve()
+expect.set_options(timeout=30_000)  # ms; the machine may have other things to do
+SITE = Path(os.environ.get("BOOK_SITE", notebooks.ROOT / "_build" / "html")).resolve()
 
 
 def pytest_generate_tests(metafunc):
-    """Run a test that asks for a `path` once a page, one that asks for a `chapter` once a chapter."""
+    """Runs a test that asks for a `path` once a page, one that asks for a `chapter` once a chapter, and one that asks
+    for a `specimen` for a chapter of each kind, or for every chapter with `--every-chapter`."""
     found = static_checks.pages(SITE)
-    chapters = [path for path in found if "chapters" in path.relative_to(SITE).parts]
-    for name, paths in {"path": found, "chapter": chapters}.items():
+    chapters = [path for path in found if static_checks.is_chapter(path)]
+    specimens = [SITE / path.relative_to(notebooks.ROOT).with_suffix(".html") for path in notebooks.specimens()]
+    if metafunc.config.getoption("--every-chapter"):
+        specimens = chapters
+    for name, paths in {"path": found, "chapter": chapters, "specimen": specimens}.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, paths, ids=[path.relative_to(SITE).as_posix() for path in paths])
 

@@ -54,6 +54,11 @@ def pages(site: Path) -> list[Path]:
     return sorted(path for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts)
 
 
+def is_chapter(page: Path) -> bool:
+    """Whether a page is a chapter of the book."""
+    return page.parent.parent.name == "chapters"
+
+
 def target(page: Path, address: str) -> tuple[Path, str]:
     """The file and the anchor that a relative address means on a page."""
     parts = urlsplit(address)

@@ -5,12 +5,13 @@ import shutil
 import subprocess
 from types import SimpleNamespace
 
-import browser as browsers
 import pytest
-import static_checks
-from test_explorers import problems_of, started
 
-CHAPTER = "chapters/spatial/ccnet.html"
+from tests.site import browser as browsers
+from tests.site import explorers, static_checks
+
+PAGE = "book/notation.html"
+SHORT, CHAPTER = "chapters/channel/se.html", "chapters/spatial/ccnet.html"
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_file_check_fails(broken, check, old, new, said):
 )
 def test_opening_notices(browser, broken, old, new, said):
     problems = []
-    with browsers.opened(browser, broken(old, new).as_uri(), problems) as page:
+    with browsers.opened(browser, broken(old, new, PAGE).as_uri(), problems) as page:
         page.wait_for_timeout(300)
     assert any(said in problem for problem in problems), problems
 
@@ -84,15 +85,34 @@ def test_opening_notices(browser, broken, old, new, said):
         (browsers.formulas, "</article>", "<p>so $x_1$ is</p></article>", "shown as its source"),
         (browsers.overflow, "</article>", '<div style="width: 3000px">x</div></article>', "wider than"),
         (browsers.distorted, "</article>",
-         '<img src="../../_static/logo.svg" width="90" height="30" alt="x"></article>', "distorted"),
+         '<img src="../_static/logo.svg" width="90" height="30" alt="x"></article>', "distorted"),
         (browsers.pictures, "</article>", '<img src="missing.png" alt="x"></article>', "cannot be shown"),
     ],
     ids=["unset formula", "wrong formula", "raw formula", "too wide", "distorted", "missing picture"],
 )
 def test_browser_check_fails(browser, broken, check, old, new, said):
-    with browsers.opened(browser, broken(old, new).as_uri(), []) as page:
+    with browsers.opened(browser, broken(old, new, PAGE).as_uri(), []) as page:
         problems = check(page)
     assert len(problems) == 1 and said in problems[0], problems
+
+
+@pytest.mark.parametrize(
+    ("check", "old", "new", "said"),
+    [
+        (browsers.folds, r"(?s)(tag_setup.*?)Set-up", r"\1Code", "set-up cell says"),
+        (browsers.folds, "tag_solution", "tag_other", "there are"),
+        (browsers.folds, "Show the solution", "Open", "the fold of solution 1 says"),
+        (browsers.folds, r"(?s)(tag_solution.*?<details)", r"\1 open", "solution 1 is shown"),
+        (browsers.focus, "</head>", "<style>* { outline: none !important; box-shadow: none !important }</style></head>",
+         "shows no focus"),
+        (browsers.focus, "</head>", "<style>a { display: none !important }</style></head>", "Tab reaches no a"),
+    ],
+    ids=["set-up", "too few", "says", "open", "no focus", "no links"],
+)
+def test_chapter_check_fails(browser, broken, check, old, new, said):
+    with browsers.opened(browser, broken(old, new, SHORT).as_uri(), []) as page:
+        problems = check(page)
+    assert any(said in problem for problem in problems), problems
 
 
 def test_dead_explorer_is_noticed(browser, broken):
@@ -103,7 +123,7 @@ def test_dead_explorer_is_noticed(browser, broken):
     })</script></body>"""
     with browsers.opened(browser, broken("</body>", dead).as_uri(), []) as page:
         page.wait_for_timeout(100)
-        assert any("stays the same" in problem for problem in problems_of(started(page)[0]))
+        assert any("stays the same" in problem for problem in explorers.problems_of(explorers.started(page)[0]))
 
 
 def test_dimmed_figure_is_noticed(browser, broken):

@@ -1,6 +1,6 @@
 """Explorers by themselves, without the book around them: mouse, finger, keyboard, many on a page, scripts or none.
 
-test_explorers.py asks the same of those in the built site; here every number shown is known beforehand.
+test_pages.py asks the same of those in the built site; here every number shown is known beforehand.
 """
 
 import base64
@@ -8,7 +8,6 @@ import functools
 import io
 import re
 
-import browser as browsers
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page
 
 from attn_lib import toys, viz
+from tests.site import browser as browsers
 
 TEXTS = {"title": "Where does a query look?", "alt": "A photograph under a heat map."}
 KINDS = ("attention", "points", "frames")

@@ -2,22 +2,21 @@
 
 import json
 import re
-from pathlib import Path
 
-import browser as browsers
 import pytest
-import static_checks
 from playwright.sync_api import expect
 
 import attn_lib
+from book.tools import notebooks
+from tests.site import browser as browsers
+from tests.site import explorers, static_checks
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = notebooks.ROOT
 
 
 def test_the_site_has_its_pages(site):
     names = {path.relative_to(site).as_posix() for path in static_checks.pages(site)}
-    chapters = {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in (ROOT / "chapters").rglob("*.ipynb")
-                if ".ipynb_checkpoints" not in path.parts}
+    chapters = {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in notebooks.chapters()}
     assert chapters <= names and chapters
     assert {"index.html", "book/index.html", "book/using.html", "book/notation.html", "book/bibliography.html",
             "book/api/index.html", "book/api/modules.html", "search.html", "genindex.html"} <= names
@@ -29,13 +28,21 @@ def test_file(path, check):
 
 
 def test_page_in_a_browser(browser, path):
-    """From a folder: no error, no request that fails or leaves, formulas set, nothing too wide in any mode."""
+    """From a folder: no error, no request that fails or leaves, and all that can be said of the open page.
+
+    One load serves all: wide, at phone width, and in the dark.
+    """
     problems = []
     with browsers.opened(browser, path.as_uri(), problems) as page:
         problems += browsers.formulas(page) + browsers.pictures(page)
         problems += browsers.overflow(page) + browsers.distorted(page)
+        if static_checks.is_chapter(path):
+            problems += browsers.folds(page) + browsers.focus(page)
+            problems += [] if page.locator(explorers.EXPLORER).count() else ["the chapter has no explorer"]
+        problems += explorers.problems(page)
         page.set_viewport_size(browsers.PHONE)
         problems += browsers.overflow(page) + browsers.distorted(page)
+        problems += [f"at phone width: {problem}" for problem in explorers.problems(page)]
         page.emulate_media(color_scheme="dark")
         expect(page.locator("html")).to_have_attribute("data-theme", "dark")
         problems += browsers.overflow(page) + browsers.dark_figures(page)
@@ -51,12 +58,28 @@ def test_page_over_http(browser, address, name):
     assert problems == []
 
 
-def test_chapter_over_http(browser, address, site, chapter):
+def test_chapter_over_http(browser, address, site, specimen):
     problems = []
-    with browsers.opened(browser, f"{address}/{chapter.relative_to(site).as_posix()}", problems) as page:
+    with browsers.opened(browser, f"{address}/{specimen.relative_to(site).as_posix()}", problems) as page:
         assert page.locator("mjx-container").count() > 0
         problems += browsers.formulas(page)
     assert problems == []
+
+
+def test_without_scripts_a_picture_is_left(browser, address, site, chapter):
+    """Over HTTP: so what a chapter shows without them is fetched in both ways."""
+    problems = []
+    url = f"{address}/{chapter.relative_to(site).as_posix()}"
+    with browsers.opened(browser, url, problems, java_script_enabled=False) as page:
+        for explorer in page.locator(explorers.EXPLORER).all():
+            picture = explorer.locator("img").first
+            assert picture.is_visible() and picture.get_attribute("alt").strip()
+            assert picture.evaluate("image => image.naturalWidth && image.getBoundingClientRect().width") > 100
+    assert problems == []
+
+
+def test_the_landing_page_has_an_explorer(site):
+    assert 'class="attn-explorer"' in (site / "book" / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("over", ["file", "http"])
@@ -111,38 +134,3 @@ def test_the_family_map_leads_to_every_chapter(browser, site):
 def test_chapter_opens_in_colab(chapter):
     colab = re.compile(r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/[^/]+/chapters/\w+/\w+\.ipynb")
     assert any(colab.fullmatch(link) for link in static_checks.read(chapter).links)
-
-
-def test_solutions_are_folded_and_open_with_the_keyboard(browser, chapter):
-    with browsers.opened(browser, chapter.as_uri(), []) as page:
-        setup = page.locator(".tag_setup details > summary")
-        assert setup.inner_text().strip() == "Set-up"
-        solutions = page.locator(".tag_solution details")
-        assert solutions.count() >= 3
-        for solution in solutions.all():
-            assert solution.get_attribute("open") is None
-            summary = solution.locator("summary")
-            assert summary.inner_text().strip() == "Show the solution"
-            assert not solution.locator("pre").is_visible()
-            summary.press("Enter")
-            assert solution.locator("pre").is_visible()
-            assert summary.inner_text().strip() == "Hide the solution"
-
-
-def test_keyboard_focus_is_visible(browser, chapter):
-    """Moving through the page by Tab alone reaches its links and folds, and each shows that it has the focus."""
-    with browsers.opened(browser, chapter.as_uri(), []) as page:
-        page.locator("article h1").click()
-        seen = set()
-        for _ in range(80):
-            page.keyboard.press("Tab")
-            kind, outline = page.evaluate("""() => {
-                const node = document.activeElement, style = getComputedStyle(node);
-                const outlined = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
-                return [node.tagName.toLowerCase(), outlined || style.boxShadow !== "none"];
-            }""")
-            if kind == "body":
-                break  # once round
-            assert outline, f"{kind} shows no focus"
-            seen.add(kind)
-        assert {"a", "summary"} <= seen

@@ -9,7 +9,7 @@ import pytest
 
 import attn_lib
 from attn_lib import ops
-from book.tools import axes_check
+from book.tools.anatomy import axes
 
 ROOT = Path(__file__).parents[3]
 CASES = [(id, variant) for id in attn_lib.list_modules() for variant in (None, *attn_lib.entry(id).variants)]
@@ -86,7 +86,7 @@ def test_identifiers_are_ascii(path):
 
 @each_file
 def test_patterns_name_axes_as_the_notation_does(path):
-    assert axes_check.problems([{"source": path.read_text(encoding="utf-8")}]) == []
+    assert axes.problems([{"source": path.read_text(encoding="utf-8")}]) == []
 
 
 @each_file

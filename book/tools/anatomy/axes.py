@@ -1,8 +1,8 @@
-"""Check that a chapter writes its axes as the book does: an axis is the symbol of its size, "B C H W -> B C".
+"""The names of axes in patterns: an axis is the symbol of its size, "B C H W -> B C".
 
 einops and `torch.einsum` take any names. The book takes those of `book/notation.md`, in patterns as in formulas and
 traces, so that one letter means one thing: B, C, H, W and N are sizes and capital, a small letter is a part of an
-axis or a second index over it. `problems` looks at the patterns of a notebook; nothing here needs a package.
+axis or a second index over it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from .chapter import Chapter, check
 
 QUOTED = [re.compile(rf"{quote}([^{quote}\n]*){quote}") for quote in "\"'`"]  # in code, and in prose that speaks of it
 PATTERN = re.compile(r"[\w\s(){}.,+*-]*[\w).]\s*->[\w\s(){}.+*-]*")  # of einops or torch.einsum
@@ -36,8 +38,14 @@ def problems(cells: Iterable[Mapping[str, Any]]) -> list[str]:
         cells: of a notebook as nbformat or json reads it, each with its `source`.
     """
     return [f'cell {number}: "{pattern}" has {", ".join(small)} for {", ".join(small).upper()}'
-            for number, cell in enumerate(cells) for pattern in _patterns("".join(cell["source"]))
+            for number, cell in enumerate(cells, 1) for pattern in _patterns("".join(cell["source"]))
             if (small := misnamed(pattern))]
+
+
+@check
+def axes_are_symbols(chapter: Chapter) -> list[str]:
+    """Patterns in code and prose name axes as the notation does."""
+    return problems(chapter.cells)
 
 
 def _patterns(source: str) -> list[str]:
