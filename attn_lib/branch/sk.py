@@ -29,7 +29,7 @@ from ..tap import tap
     commutes_with={"translation"},
     forbids={"batch_one": "z is normalised over the batch, and one pooled vector has no variance"},
     builds_on=("se",),
-    reduces_to={"convolution": "M = 1: convolution, BN, ReLU", "mean": "A = 0: of the branches"},
+    reduces_to={"convolution": "M = 1: convolution, BN, ReLU", "mean": "W_a = 0: of the branches"},
     counterpart=Counterpart(
         "timm SelectiveKernel", "timm.layers.selective_kernel",
         lambda timm, channels: timm.SelectiveKernel(channels, groups=32, rd_divisor=32, split_input=False)),

@@ -27,7 +27,7 @@ from ..tap import tap
     },
     reduces_to={
         "linear channel MLP": "plain, W_H = W_W = 0",
-        "convolution": "plain, W_W = W_C = 0, W_H depends on h − h′ alone",
+        "convolution": "plain, W_W = W_C = 0, W_H depends on i − i′ alone",
         "token mixing": "plain, W_W = W_C = 0, a map of one column, S = 1",
     },
 )

@@ -123,7 +123,7 @@ class CoarserScaleConstruction(nn.Module):
     },
     builds_on=("mhsa",),
     reduces_to={
-        "self-attention": "S = 1, A ≥ 2L − 1",
+        "self-attention": "S = 1, w ≥ 2L − 1",
         "banded attention": "S = 1",
     },
 )

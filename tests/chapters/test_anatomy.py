@@ -141,6 +141,11 @@ def dead_link(chapter):
     chapter.cells[0].source += "\n\n[here](nothing.ipynb)"
 
 
+@damage(prose.citations_and_links, "there is no file tests/unit/test_se.py")
+def file_that_has_moved(chapter):
+    chapter.cells[0].source += "\n\nSee `tests/unit/test_se.py`."
+
+
 @damage(prose.citations_and_links, "which has a chapter of this book: chapters/channel_spatial/cbam.ipynb")
 def link_to_a_paper_that_has_a_chapter(chapter):
     chapter.cells[0].source += "\n\n[CBAM](https://arxiv.org/abs/1807.06521v2)"

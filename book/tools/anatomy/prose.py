@@ -11,6 +11,7 @@ from .. import notebooks
 from .chapter import CITATION, LINK, Chapter, check
 
 EQUATION = re.compile(r"\$\$(?P<body>.+?)\$\$[ \t]*(?:\((?P<label>[\w-]+)\))?", re.DOTALL)
+FILE = re.compile(r"`((?:attn_lib|book|chapters|tests)/[\w./-]+\.\w+)`")
 ARXIV = re.compile(r"https?://arxiv\.org/(?:abs|pdf)/(?P<id>\d{4}\.\d{4,5})(?:v\d+)?(?:\.pdf)?")
 ROLE = re.compile(r"\{(?P<role>eq|doc|py:\w+)\}`(?:[^`<]*<)?~?(?P<target>[^`>]+)>?`")
 
@@ -57,7 +58,7 @@ def equations(chapter: Chapter) -> list[str]:
 
 @check
 def citations_and_links(chapter: Chapter) -> list[str]:
-    """Cited keys, linked files and linked classes exist; markdown images have alternative text."""
+    """Cited keys, linked or named files and linked classes exist; markdown images have alternative text."""
     bibliography = (chapter.root / "book" / "references.bib").read_text(encoding="utf-8")
     keys = set(re.findall(r"^@\w+\{\s*([^,\s]+)", bibliography, re.MULTILINE))
     explained = {paper.arxiv: path for path in notebooks.chapters(chapter.root)
@@ -77,6 +78,8 @@ def citations_and_links(chapter: Chapter) -> list[str]:
             if paper and paper["id"] in explained and explained[paper["id"]] != chapter.path:
                 own = explained[paper["id"]].relative_to(chapter.root)
                 found.append(f"cell {number} links arXiv {paper['id']}, which has a chapter of this book: {own}")
+        found += [f"cell {number}: there is no file {path}" for path in FILE.findall(cell.source)
+                  if not (chapter.root / path).exists()]
         for match in ROLE.finditer(cell.source):
             if match["role"].startswith("py:") and not importable(match["target"]):
                 found.append(f"cell {number}: there is no {match['target']}")
