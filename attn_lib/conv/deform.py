@@ -44,7 +44,7 @@ def deform_conv2d(
     K, (Ho, Wo) = kernel[0] * kernel[1], _output_size(size, kernel, stride, padding, dilation)
     groups = check_divisible("channels of x", C, "channels of weight", C_group)
     check_divisible("output channels", out, "groups", groups)
-    check_tensor(offset, "B G·K·2 H′ W′", {"B": B, "H′": Ho, "W′": Wo}, "offset")
+    check_tensor(offset, "B G·K·2 Ho Wo", {"B": B, "Ho": Ho, "Wo": Wo}, "offset")
     G = check_divisible("channels of offset", offset.shape[1], "2·kH·kW", 2 * K)
     check_divisible("channels of x", C, "offset groups", G)
 
@@ -57,7 +57,7 @@ def deform_conv2d(
     x_p = bilinear_sample(x.reshape(B * G, C // G, *size), *p.flatten(0, 1).unbind(2))
     x_p = tap("x_p", x_p.reshape(B, C, K, Ho, Wo), "B C K Ho Wo")                     # Σ_q G(q, p) · x(q)
     if mask is not None:
-        check_tensor(mask, "B G·K H′ W′", {"B": B, "G·K": G * K, "H′": Ho, "W′": Wo}, "mask")
+        check_tensor(mask, "B G·K Ho Wo", {"B": B, "G·K": G * K, "Ho": Ho, "Wo": Wo}, "mask")
         Δm = tap("Δm", mask.unflatten(1, (G, K)), "B G K Ho Wo")
         x_p = x_p.unflatten(1, (G, C // G)) * Δm[:, :, None]
     w = weight.reshape(groups, out // groups, C_group * K)

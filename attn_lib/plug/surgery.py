@@ -340,7 +340,7 @@ def _keeps_its_output(path: str, child: nn.Module, shape: tuple[int, ...]) -> bo
             raise ValueError(f"site {path!r}: {error}") from None
     if getattr(y, "shape", None) != shape:
         raise ValueError(f"site {path!r} returns shape {shape}; {_what(y)} does not fit there")
-    return y.untyped_storage().data_ptr() in kept
+    return y.untyped_storage() in kept
 
 
 def _warn_of_similar(model: nn.Module, label: str, entry: catalog.Entry | None) -> None:
