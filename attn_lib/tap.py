@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from .console import printable
+
 _ACTIVE: list["trace"] = []  # of all threads
 
 
@@ -148,7 +150,8 @@ class trace:
         """A line a tensor: its name, its axes in symbols, its shape."""
         rows = [(name, self._dims[name], shape) for name, shape in self.shapes().items()]
         name, axes = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
-        return "\n".join(f"{row[0]:{name}}  {row[1]:{axes}}  {row[2]}" for row in rows) or "an empty trace"
+        lines = [f"{row[0]:{name}}  {row[1]:{axes}}  {row[2]}" for row in rows]
+        return printable("\n".join(lines)) or "an empty trace"
 
     def names(self) -> list[str]:
         """Recorded names, in the order of the forward pass."""
@@ -195,7 +198,7 @@ class trace:
         theirs = self[name].detach()
         shape = tuple(theirs.shape)
         if tuple(mine.shape) != shape:
-            raise AssertionError(f"{name}: your shape is {tuple(mine.shape)}, the library's is {shape}")
+            raise AssertionError(printable(f"{name}: your shape is {tuple(mine.shape)}, the library's is {shape}"))
         a, b = mine.detach().double().flatten(), theirs.double().flatten()
         a, b = a[a != b], b[a != b]  # an infinity equals itself, but does not differ from itself by 0
         finite = theirs[theirs.isfinite()]
@@ -204,8 +207,8 @@ class trace:
         allowed = {torch.float64: 1e-10, torch.float32: 1e-5}.get(theirs.dtype, 1e-2) * max(largest, 1e-6)
         if not off <= allowed:  # also catches NaN
             by = f"by up to {off:.3g} (largest entry {largest:.3g})"
-            raise AssertionError(f"{name} {shape}: differs from the library's {by}")
-        print(f"{name}  {shape}  equals the library's")
+            raise AssertionError(printable(f"{name} {shape}: differs from the library's {by}"))
+        print(printable(f"{name}  {shape}  equals the library's"))
 
 
 _ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}

@@ -75,7 +75,7 @@ class ECAAttention(nn.Module):
         super().__init__()
         self.channels = check_int("channels", channels)
         k = adaptive_kernel_size(channels, gamma, b) if kernel_size is None else check_odd("kernel_size", kernel_size)
-        check_at_most("kernel_size", k, "2·channels − 1", 2 * channels - 1)  # the rest would only ever meet zeros
+        check_at_most("kernel_size", k, "2·channels - 1", 2 * channels - 1)  # the rest would only ever meet zeros
         self.kernel_size = k
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)  # named as in the release: its weights load
 

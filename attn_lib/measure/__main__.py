@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from .. import catalog
+from ..console import printable
 from . import suite
 from .counterparts import against
 from .records import RECORDED, Row, file_name, load_text, merge, stamp, write
@@ -45,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = suite.run(ids, device, save=lambda run: write(merge(old, run), out), quick=options.quick,
                          commit=options.commit)
     except KeyboardInterrupt:
-        print(f"\ninterrupted: modules measured to the end are in {out}", file=sys.stderr)
+        print(printable(f"\ninterrupted: modules measured to the end are in {out}"), file=sys.stderr)
         return 130
     print(summary(rows))
-    print(beside_counterparts(ids, device))
-    print(f"{len(rows)} rows in {out}")
+    print(printable(beside_counterparts(ids, device)))
+    print(printable(f"{len(rows)} rows in {out}"))
     unsteady = sum(row["iqr"] > row["median"] / 4 for row in rows if not row["error"])
     if unsteady:
         print(f"{unsteady} of them spread by more than a quarter of their median: was the machine busy?")
@@ -79,7 +80,7 @@ def summary(rows: list[Row]) -> str:
         what += "forward+backward " if row["backward"] else "forward          "
         result = row["error"] or f"{row['median'] * 1e3:10.4f} ms  {row['roofline']:7.1%} of the roofline"
         lines.append(what + result)
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def beside_counterparts(ids: Sequence[str], device: torch.device) -> str:

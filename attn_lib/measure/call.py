@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import saved_tensors_hooks
 
 
@@ -47,6 +48,11 @@ def device_of(fn: Callable, inputs: tuple) -> torch.device:
     return next((t.device for t in [*tensors(inputs), *state(fn)]), torch.device("cpu"))
 
 
+def has_numbers(t: Tensor) -> bool:
+    """False for a tensor that is a shape only: on the meta device, or torch's fake tensor."""
+    return not (t.is_meta or isinstance(t, FakeTensor))
+
+
 def with_grad(inputs: tuple) -> tuple:
     """The inputs as they are inside a network: floating-point ones ask for a gradient. Memory is shared."""
     return map_tensors(lambda t: t.detach().requires_grad_(t.is_floating_point()), inputs)
@@ -54,16 +60,24 @@ def with_grad(inputs: tuple) -> tuple:
 
 @contextmanager
 def unchanged(*fns: Callable) -> Iterator[None]:
-    """Put buffers (running statistics) and the random state back afterwards."""
-    kept = [(b, b.clone()) for fn in fns if isinstance(fn, nn.Module) for b in fn.buffers()]
+    """Put buffers (running statistics, counters), training mode and the random state back afterwards."""
+    modules = {module for fn in fns if isinstance(fn, nn.Module) for module in fn.modules()}
+    kept = [(module, module.training, dict(module._buffers.items())) for module in modules]
+    values = {b: b.detach().clone() for *_, buffers in kept for b in buffers.values() if b is not None}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         try:
             yield
         finally:
-            with torch.no_grad():
-                for buffer, value in kept:
-                    buffer.copy_(value)
+            for module, training, buffers in kept:
+                module.training = training
+                for name in set(module._buffers.keys()) - buffers.keys():
+                    delattr(module, name)
+                for name, buffer in buffers.items():
+                    if module._buffers.get(name) is not buffer:  # the call put another tensor in its place
+                        setattr(module, name, buffer)
+            for buffer, value in values.items():
+                buffer.data.copy_(value)  # .data: a graph that holds the buffer sees no change, as there is none
 
 
 def one_step(fn: Callable, inputs: tuple, backward: bool) -> Callable[[], Any]:
@@ -93,16 +107,15 @@ def gradients(fn: Callable, inputs: tuple, outputs: list[Tensor], incoming: list
     return torch.autograd.grad(outputs, leaves, incoming, allow_unused=True)
 
 
-def kept_for_backward(fn: Callable, inputs: tuple) -> tuple[Any, dict[int, torch.UntypedStorage]]:
-    """The output of a call, and address -> storage of everything that autograd keeps of it.
+def kept_for_backward(fn: Callable, inputs: tuple) -> tuple[Any, set[torch.UntypedStorage]]:
+    """The output of a call, and the storages of everything that autograd keeps of it.
 
     The inputs ask for a gradient, as they would inside a network. No backward pass can start from the output.
     """
-    kept: dict[int, torch.UntypedStorage] = {}
+    kept: set[torch.UntypedStorage] = set()
 
     def pack(t: Tensor) -> None:
-        storage = t.untyped_storage()
-        kept[storage.data_ptr()] = storage  # held on to, so that no address is used a second time
+        kept.add(t.untyped_storage())  # the storage, not its address: on the meta device all have the address 0
 
     def unpack(_: None) -> Tensor:
         raise RuntimeError("what the backward pass needs was only counted, not kept")

@@ -13,6 +13,7 @@ from .call import (
     as_inputs,
     device_of,
     gradients,
+    has_numbers,
     kept_for_backward,
     one_step,
     outputs_with_grad,
@@ -61,7 +62,8 @@ def cost(module: Callable, inputs: Tensor | Sequence[Any]) -> Cost:
     Args:
         module: a module, or any function of tensors. It is called in the mode (train or eval) it is in; its
             buffers, its gradients and the random state are left as they were.
-        inputs: the arguments; a lone tensor counts as one argument.
+        inputs: the arguments; a lone tensor counts as one argument. Module and inputs may lie on the meta device, or
+            be fake tensors (within their mode): then nothing is computed, and the counts are the same.
     """
     inputs = as_inputs(inputs)
     parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
@@ -117,6 +119,9 @@ def saved_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int:
     Each storage counts once and whole, however many views of it are kept. Parameters, buffers and inputs are
     excluded: they exist anyway. The inputs are taken to ask for a gradient, as they would inside a network.
 
+    The meta device has no fused attention, so that attention's matrix counts there; fake tensors count as the device
+    that they stand for.
+
     Args:
         module: a module, in the mode (train or eval) it is in, or any function of tensors, whose own parameters
             are not known and count.
@@ -125,8 +130,8 @@ def saved_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int:
     inputs = as_inputs(inputs)
     with unchanged(module):
         _, kept = kept_for_backward(module, inputs)
-    known = {t.untyped_storage().data_ptr() for t in [*tensors(inputs), *state(module)]}
-    return sum(storage.nbytes() for address, storage in kept.items() if address not in known)
+    known = {t.untyped_storage() for t in [*tensors(inputs), *state(module)]}
+    return sum(storage.nbytes() for storage in kept - known)
 
 
 def min_bytes(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = False) -> int:
@@ -146,11 +151,11 @@ def min_bytes(module: Callable, inputs: Tensor | Sequence[Any], *, backward: boo
 def peak_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int | None:
     """Most memory in use during a forward pass, and a backward pass if there is one, above that before.
 
-    None without a GPU.
+    None without a GPU, and for tensors without numbers.
     """
     inputs = as_inputs(inputs)
     device = device_of(module, inputs)
-    if device.type != "cuda":
+    if device.type != "cuda" or not all(map(has_numbers, [*tensors(inputs), *state(module)])):
         return None
     with unchanged(module), torch.enable_grad():
         # Some calls, such as an argmax, have no backward pass.

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 
+from ..console import printable
 from .timing import device_name, samples
 
 # FLOP per second. A processor without a dtype computes it one number at a time, at every size: no need for a large one.
@@ -34,7 +35,7 @@ class Ceilings:
 
     def __str__(self) -> str:
         rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in self.flop_rate.items())
-        return f"{self.device}: {self.bandwidth / 1e9:.3g} GB/s, {rates}"
+        return printable(f"{self.device}: {self.bandwidth / 1e9:.3g} GB/s, {rates}")
 
 
 @cache

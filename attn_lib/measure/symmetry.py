@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import catalog
 from ..layout import Axes, Layout, role
-from .call import as_inputs, map_tensors, tensors
+from .call import as_inputs, has_numbers, map_tensors, state, tensors
 
 Action = Callable[[Tensor, Axes], Tensor]
 
@@ -52,9 +52,12 @@ def symmetries(module: Callable, inputs: Tensor | Sequence[Any], *, layout: str 
         channels or positions to permute, or the module refuses the acted-on input.
 
     Raises:
-        ValueError: if the layouts do not fit the inputs and the output, or the output is not finite.
+        ValueError: if the layouts do not fit the inputs and the output, the output is not finite, or the tensors hold
+            no numbers.
     """
     inputs = as_inputs(inputs)
+    if not all(map(has_numbers, [*tensors(inputs), *state(module)])):
+        raise ValueError("inputs and parameters must be real tensors: those on the meta device hold no numbers")
     ins, outs = _layouts(module, inputs, layout, output)
     f = copy.deepcopy(module).double().eval() if isinstance(module, nn.Module) else module
     double = map_tensors(lambda t: t.detach().double() if t.is_floating_point() else t, inputs)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from .call import as_inputs, device_of, one_step, unchanged
+from ..console import printable
+from .call import as_inputs, device_of, has_numbers, one_step, state, tensors, unchanged
 
 FEWEST = 7  # samples behind every median
 
@@ -47,7 +48,7 @@ class Timing:
         factor, unit = _unit(self.median)
         middle, spread = self.median * factor, self.iqr / 2 * factor
         digits = 2 if middle < 9.995 else 1 if middle < 99.95 else 0  # three figures
-        return f"{middle:.{digits}f} {unit} ± {spread:.{digits}f} ({self.device})"
+        return printable(f"{middle:.{digits}f} {unit} ± {spread:.{digits}f} ({self.device})")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Ratio:
     iqr: float
 
     def __str__(self) -> str:
-        return f"× {self.median:.2f} ± {self.iqr / 2:.2f}"
+        return printable(f"× {self.median:.2f} ± {self.iqr / 2:.2f}")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Comparison:
     def __str__(self) -> str:
         width = max(map(len, self.timings))
         rows = [f"{label:<{width}}  {self.ratios[label]}  {timing}" for label, timing in self.timings.items()]
-        return "\n".join(rows)
+        return printable("\n".join(rows))
 
 
 def timing(fn: Callable, inputs: Tensor | Sequence[Any] = (), *, backward: bool = False,
@@ -97,7 +98,7 @@ def timing(fn: Callable, inputs: Tensor | Sequence[Any] = (), *, backward: bool 
         seconds: how long to measure, warm-up not counted; a few samples are taken however long they last.
 
     Raises:
-        ValueError: if the inputs are neither on a CPU nor on a CUDA device, or nothing has a gradient.
+        ValueError: if inputs and parameters are not real tensors on a CPU or a CUDA device, or nothing has a gradient.
     """
     inputs = as_inputs(inputs)
     taken, host = samples(fn, inputs, backward=backward, seconds=seconds)
@@ -109,7 +110,7 @@ def samples(fn: Callable, inputs: tuple, *, backward: bool = False,
     """The samples behind a `Timing`, and its `host`; arguments as for `timing`."""
     if not seconds > 0:
         raise ValueError(f"seconds={seconds!r} must be a positive number")
-    device = device_of(fn, inputs)
+    device = _timed_device(fn, inputs)
     with unchanged(fn), torch.set_grad_enabled(backward):
         step = one_step(fn, inputs, backward)
         if device.type == "cpu":
@@ -149,7 +150,7 @@ def compare_timings(calls: Mapping[str, tuple[Callable, Any]], *, backward: bool
         devices, watches = {}, {}
         for label, (fn, inputs) in calls.items():
             inputs = as_inputs(inputs)
-            devices[label] = device_of(fn, inputs)
+            devices[label] = _timed_device(fn, inputs)
             watches[label] = _stopwatch(one_step(fn, inputs, backward), devices[label])
         rows: dict[str, list[float]] = {label: [] for label in calls}
         for turn in range(rounds):
@@ -181,9 +182,17 @@ def _cpu_samples(step: Callable, seconds: float) -> list[float]:
         seconds = max(2 * seconds, FEWEST * statistics.median(blocks.raw_times))  # a call that lasts long
 
 
+def _timed_device(fn: Callable, inputs: tuple) -> torch.device:
+    device, all_tensors = device_of(fn, inputs), [*tensors(inputs), *state(fn)]
+    for other in [device, *(t.device for t in all_tensors)]:
+        if other.type not in ("cpu", "cuda"):
+            raise ValueError(f"device={other} must be a CPU or a CUDA device to be timed")
+    if not all(map(has_numbers, all_tensors)):
+        raise ValueError("inputs and parameters must be real tensors to be timed: with fake ones nothing is computed")
+    return device
+
+
 def _stopwatch(step: Callable, device: torch.device) -> "_CPUStopwatch | _CUDAStopwatch":
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={device} must be a CPU or a CUDA device to be timed")
     return _CUDAStopwatch(step, device) if device.type == "cuda" else _CPUStopwatch(step)
 
 

@@ -4,6 +4,7 @@ import math
 import textwrap
 from dataclasses import dataclass, field
 
+from ..console import printable
 from ..measure import Comparison
 from .edits import Edit, revert_all
 
@@ -107,13 +108,14 @@ class Report:
         )]
         lines += ["", f"parameters  {_growth(*self.params)}"]
         lines += [f"FLOPs       {_growth(*self.flops)}"] if self.flops else []
-        return "\n".join([*lines, textwrap.fill(f"output      {self.output}", 90, subsequent_indent=" " * 12)])
+        lines.append(textwrap.fill(f"output      {self.output}", 90, subsequent_indent=" " * 12))
+        return printable("\n".join(lines))
 
     def __str__(self) -> str:
         if self.time is None:
             return self.summary()
         before, after = self.time.timings["before"], self.time.timings["after"]
-        return f"{self.summary()}\ntime        {before} → {after}, {self.time['after']}"
+        return printable(f"{self.summary()}\ntime        {before} → {after}, {self.time['after']}")
 
 
 def _growth(before: int, after: int) -> str:

@@ -77,7 +77,7 @@ class BiLevelRoutingAttention(nn.Module):
         d = check_divisible("channels", channels, "heads", heads)
         self.regions = check_int("regions", regions)
         self.topk = check_int("topk", topk)
-        check_at_most("topk", topk, "regions²", regions**2)
+        check_at_most("topk", topk, "regions**2", regions**2)
         check_odd("lepe_kernel", lepe_kernel)
         check_choice("scale", scale, SCALES)
         self.scale = (d if scale == "head" else channels) ** -0.5

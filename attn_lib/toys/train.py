@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..console import printable
+
 # Data is a tuple of tensors (inputs …, target), or a function that draws one: (batch size, generator) -> tuple.
 Data = Sequence[Tensor] | Callable[[int, torch.Generator], Sequence[Tensor]]
 
@@ -30,9 +32,8 @@ class History:
 
     def __str__(self) -> str:
         tail = self.loss[-max(1, len(self.loss) // 10) :]
-        return (
-            f"{len(self.loss)} steps, loss {self.loss[0]:.2f} → {sum(tail) / len(tail):.2f}, {self.seconds:.1f} s"
-        )
+        loss = f"{self.loss[0]:.2f} → {sum(tail) / len(tail):.2f}"
+        return printable(f"{len(self.loss)} steps, loss {loss}, {self.seconds:.1f} s")
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Comparison:
             f"{label:<{width}}  {self.mean(label):.3f}   (seeds: {', '.join(f'{s:.3f}' for s in scores)})"
             for label, scores in self.scores.items()
         ]
-        return "\n".join(rows)
+        return printable("\n".join(rows))
 
 
 def fit(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .. import catalog
+from ..console import printable
 from ..layout import Layout
 from ..measure import cost, records, saved_bytes
 from ..measure.suite import sizes
@@ -53,7 +54,7 @@ class Card:
     def __repr__(self) -> str:
         wide = max(len(row.label) for row in self.rows)
         lines = [f"{row.label:<{wide}}  {row.text}" for row in self.rows]
-        return "\n".join([f"{self.name} ({self.id})", *lines])
+        return printable("\n".join([f"{self.name} ({self.id})", *lines]))
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}

@@ -14,6 +14,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.path import Path
 
 from .. import catalog
+from ..console import printable
 from . import style
 from .figures import Figure, Sheet, uri
 from .words import at_limits
@@ -40,7 +41,7 @@ class FamilyMap:
     root: str
 
     def __repr__(self) -> str:
-        return f"Map: {self.figure.title}"
+        return printable(f"Map: {self.figure.title}")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         data, metadata = self.figure._repr_mimebundle_()

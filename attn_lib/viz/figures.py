@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as MatplotlibFigure
 from PIL import Image
 
+from ..console import printable
 from . import style
 
 SCALE = 1.5  # device pixels for each CSS pixel: sharp on most screens, half the bytes of 2
@@ -46,7 +47,7 @@ class Figure:
         check_texts(self.title, self.alt)
 
     def __repr__(self) -> str:
-        return f"Figure: {self.title}"
+        return printable(f"Figure: {self.title}")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         data = {"image/png": base64.b64encode(self.png).decode("ascii"), "text/plain": repr(self)}

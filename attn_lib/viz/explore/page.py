@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...console import printable
 from ..figures import uri, write_file
 from .live import kernel_with_widgets
 
@@ -52,7 +53,7 @@ class Explorer:
         return len(self.html) + len(base64.b64encode(self.png))
 
     def __repr__(self) -> str:
-        return f"Explorer: {self.title}"
+        return printable(f"Explorer: {self.title}")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         data = {

@@ -1,5 +1,6 @@
 """The library installed alone: the wheel holds what it needs, and a module works with only torch and einops."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -102,10 +103,10 @@ if "IPython" not in sys.modules:
 
 
 @pytest.mark.parametrize("blocked", [{"numpy"}, {"matplotlib"}, BLOCKED], ids=["numpy", "matplotlib", "everything"])
-def test_looking_around_without_the_extras(blocked):
+def test_looking_around_without_the_extras(blocked, tmp_path):
     """What is not there is named with the extra that brings it, and asking for it breaks nothing."""
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", BLOCK.format(blocked=blocked) + LOOK_AROUND],
-                         cwd=ROOT, capture_output=True, text=True)
+                         cwd=ROOT, env=os.environ | {"IPYTHONDIR": str(tmp_path)}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "pip install 'attn_lib[chapters]'" in run.stdout
     assert any(name in run.stdout for name in blocked), "the missing package is named"

@@ -1,6 +1,8 @@
 """attn_lib.measure: counts against counts by hand; times only for their form, never for their length."""
 
+import contextlib
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -13,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attn_lib
@@ -23,6 +26,7 @@ from attn_lib.measure.counterparts import import_package
 from attn_lib.measure.records import SCHEMA, flatten, load_text, merge, write
 
 REPO = Path(__file__).resolve().parents[3]
+VARIANTS = [(id, variant) for id in attn_lib.list_modules() for variant in (None, *attn_lib.entry(id).variants)]
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -114,6 +118,53 @@ class TestCost:
         assert torch.equal(torch.get_rng_state(), random)
         assert module.training and x.grad is None and not x.requires_grad
 
+    @pytest.mark.parametrize("training", [False, True])
+    @pytest.mark.parametrize("error", [False, True])
+    def test_leaves_no_trace_of_what_a_module_does_to_itself(self, training, error):
+        """Counters, buffers put in others' place or made on the way, the mode; after an error, too."""
+
+        class Busy(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = nn.BatchNorm1d(5)
+                self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+                self.register_buffer("cache", None)
+
+            def forward(self, x):
+                self.calls = self.calls + 1
+                self.cache = x.detach()
+                self.register_buffer("late", torch.ones(1))
+                y = self.norm(x)
+                self.norm.eval()
+                torch.rand(1)
+                if error:
+                    raise RuntimeError("broken")
+                return y * 2
+
+        module, x = Busy().train(training), rand(4, 5)
+        module.norm.weight.grad = torch.ones(5)
+        pending = module.norm(x)  # a graph that waits for its backward pass
+        before, random = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+        held = module.calls, module.norm.running_mean
+        for measured in (measure.cost, measure.flops, measure.saved_bytes,
+                     lambda m, x: measure.flops(m, x, backward=True),
+                     lambda m, x: measure.timing(m, x, seconds=1e-3),
+                     lambda m, x: measure.compare_timings({"a": (m, x)}, rounds=3)):
+            with pytest.raises(RuntimeError) if error else contextlib.nullcontext():
+                measured(module, x)
+            assert list(module.state_dict()) == list(before)
+            assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+            assert held[0] is module.calls and held[1] is module.norm.running_mean
+            assert module.training == module.norm.training == training
+        assert module.cache is None and not hasattr(module, "late")
+        assert torch.equal(module.norm.weight.grad, torch.ones(5)) and module.norm.bias.grad is None
+        assert torch.equal(torch.get_rng_state(), random)
+        hooks = torch.nn.modules.module
+        assert not (hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+        assert torch.backends.mha.get_fastpath_enabled()
+        pending.sum().backward()
+
     def test_reads_well(self):
         assert str(measure.cost(nn.Linear(20, 30), rand(7, 20))) == "\n".join([
             "parameters                    630",
@@ -129,6 +180,67 @@ class TestCost:
             module, inputs = attn_lib.example("ccnet", batch=1, size=(side, side))
             kept.append(measure.saved_bytes(module, inputs))
         assert measure.fit_exponent([s * s for s in sides], kept) < 1.5
+
+
+class TestWithoutNumbers:
+    """On the meta device and with fake tensors everything is counted, and nothing computed."""
+
+    @staticmethod
+    def counts(module, inputs):
+        return measure.cost(module, inputs), measure.flops(module, inputs, backward=True)
+
+    @pytest.mark.parametrize(("id", "variant"), VARIANTS, ids=[f"{i}-{v}" if v else i for i, v in VARIANTS])
+    def test_every_module_counts_the_same(self, id, variant):
+        entry = attn_lib.entry(id)
+        module, inputs = attn_lib.example(id, variant)
+        expected, backward = self.counts(module, inputs)
+        with FakeTensorMode():
+            fake = entry.cls(**entry.options(variant)), [torch.randn(x.shape) for x in inputs]
+            assert self.counts(*fake) == (expected, backward)
+        meta = module.to("meta"), [x.to("meta") for x in inputs]
+        with sdpa_kernel(SDPBackend.MATH):  # the only one that the meta device has
+            unfused = measure.saved_bytes(*attn_lib.example(id, variant))
+        got, got_backward = self.counts(*meta)
+        assert dataclasses.replace(got, saved_bytes=expected.saved_bytes) == expected and got_backward == backward
+        assert got.saved_bytes in (expected.saved_bytes, unfused)
+
+    def test_each_storage_counts_once_and_whole(self):
+        def two_views(x):  # of one storage of 15 entries
+            y = x.exp()
+            return y[:1].sin() + y[1:2].sin()
+
+        x = torch.ones(3, 5, device="meta")
+        assert measure.saved_bytes(two_views, x) == 4 * 15
+        assert measure.saved_bytes(lambda x: x.exp().exp(), x) == 2 * 4 * 15
+        assert measure.saved_bytes(nn.Linear(5, 4, device="meta"), x) == 0  # input and weight exist anyway
+        assert measure.saved_bytes(nn.Sequential(nn.Linear(5, 4), nn.Sigmoid()).to("meta"), x) == 4 * 12
+
+    def test_leaves_no_trace(self):
+        module, x = nn.Sequential(nn.Linear(5, 5), nn.BatchNorm1d(5)).to("meta"), torch.ones(4, 5, device="meta")
+        buffers, keys = list(module.buffers()), list(module.state_dict())
+        measure.cost(module, x)
+        assert all(a is b for a, b in zip(module.buffers(), buffers, strict=True))
+        assert list(module.state_dict()) == keys and module.training
+        assert all(p.grad is None for p in module.parameters()) and not x.requires_grad
+
+    def test_a_fake_gpu_has_no_peak(self, monkeypatch):
+        monkeypatch.setattr(sys.modules["attn_lib.measure.cost"], "device_of", lambda *_: torch.device("cuda"))
+        with FakeTensorMode():
+            assert measure.cost(torch.exp, torch.ones(3)).peak_bytes is None
+
+    @pytest.mark.parametrize("backward", [False, True])
+    def test_cannot_be_timed(self, backward):
+        with pytest.raises(ValueError, match="device=meta must be a CPU or a CUDA device"):
+            measure.timing(nn.Linear(3, 3, device="meta"), torch.ones(3), backward=backward)
+        with pytest.raises(ValueError, match="device=meta must be a CPU or a CUDA device"):
+            calls = {"a": (torch.exp, torch.ones(3)), "b": (torch.exp, torch.ones(3, device="meta"))}
+            measure.compare_timings(calls, backward=backward)
+        with FakeTensorMode(), pytest.raises(ValueError, match="must be real tensors to be timed"):
+            measure.timing(torch.exp, torch.ones(3), backward=backward)
+
+    def test_have_no_symmetries(self):
+        with pytest.raises(ValueError, match="must be real tensors"):
+            measure.symmetries(torch.exp, torch.ones(1, 2, 3, 4, device="meta"))
 
 
 class TestExponent:

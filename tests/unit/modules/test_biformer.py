@@ -200,7 +200,7 @@ def test_memory_grows_with_topk_and_not_with_the_regions_it_is_chosen_from():
 
 @pytest.mark.parametrize(("options", "message"), [
     (dict(channels=6, heads=4), "channels=6 must be divisible by heads=4"),
-    (dict(channels=8, regions=2, topk=5), "topk=5 must be at most regions²=4"),
+    (dict(channels=8, regions=2, topk=5), r"topk=5 must be at most regions\*\*2=4"),
     (dict(channels=8, lepe_kernel=4), "lepe_kernel=4 must be odd"),
     (dict(channels=8, scale="none"), "scale='none' must be one of 'head', 'dim'"),
 ])
