@@ -14,7 +14,7 @@ from book.tools.anatomy import axes
 ROOT = Path(__file__).parents[3]
 CASES = [(id, variant) for id in attn_lib.list_modules() for variant in (None, *attn_lib.entry(id).variants)]
 FILES = {id: Path(inspect.getfile(attn_lib.entry(id).cls)) for id in attn_lib.list_modules()}
-FILES |= {"ops": Path(ops.__file__)}
+FILES |= {f"ops.{file.stem}": file for file in sorted(Path(ops.__file__).parent.glob("*.py"))}
 each_case = pytest.mark.parametrize(("id", "variant"), CASES, ids=[f"{i}-{v}" if v else i for i, v in CASES])
 each_file = pytest.mark.parametrize("path", FILES.values(), ids=FILES.keys())
 

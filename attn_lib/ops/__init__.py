@@ -1,0 +1,34 @@
+"""Tensor operations that several modules share.
+
+    attend             softmax attention, without the attention matrix where nothing asks for it
+    relative_logits    q · r for every offset along an axis
+    relative_bias      a learned number for every offset of two pixels
+    pad_to_multiple, windows, unwindows
+                       a feature map as windows, and back
+    neighbourhoods     the k × k neighbours of every pixel
+    mean_and_max, strip_means
+                       pooling along axes
+    bilinear_sample    a feature map at positions between its pixels
+    in_float32         a product of features that half precision cannot hold
+"""
+
+from .attention import attend
+from .pooling import mean_and_max, strip_means
+from .positions import relative_bias, relative_logits
+from .precision import in_float32
+from .sampling import bilinear_sample
+from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
+
+__all__ = [
+    "attend",
+    "bilinear_sample",
+    "in_float32",
+    "mean_and_max",
+    "neighbourhoods",
+    "pad_to_multiple",
+    "relative_bias",
+    "relative_logits",
+    "strip_means",
+    "unwindows",
+    "windows",
+]

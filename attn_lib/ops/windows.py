@@ -1,0 +1,59 @@
+"""Windows of a feature map, and the neighbourhood of every pixel."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..checks import check_divisible
+
+
+def pad_to_multiple(x: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+    """A feature map with zeros below and to the right, so that i divides its height and j its width.
+
+    Returns:
+        the padded map (B, C, Ho, Wo), and which of its pixels are real, (Ho, Wo) in bool.
+    """
+    H, W = x.shape[-2:]
+    down, right = -H % i, -W % j
+    real = torch.ones(H, W, dtype=torch.bool, device=x.device)
+    return F.pad(x, (0, right, 0, down)), F.pad(real, (0, right, 0, down))
+
+
+def windows(x: Tensor, i: int, j: int) -> Tensor:
+    """A feature map cut into windows of i × j pixels: (B, C, H, W) → (B, H/i · W/j, i·j, C), all row by row.
+
+    Raises:
+        ValueError: if i does not divide H, or j does not divide W; see `pad_to_multiple`.
+    """
+    check_divisible("H", x.shape[2], "i", i)
+    check_divisible("W", x.shape[3], "j", j)
+    return rearrange(x, "B C (P i) (Q j) -> B (P Q) (i j) C", i=i, j=j)
+
+
+def unwindows(x: Tensor, i: int, j: int, H: int, W: int) -> Tensor:
+    """The feature map (B, C, H, W) of its windows (B, H/i · W/j, i·j, C): undoes `windows`."""
+    return rearrange(x, "B (P Q) (i j) C -> B C (P i) (Q j)", P=H // i, Q=W // j, i=i, j=j)
+
+
+def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1) -> tuple[Tensor, Tensor]:
+    """The K = kH·kW neighbours of every pixel, itself in the middle.
+
+    Neighbours outside the map are zeros. A softmax has to mask them by the second output: a zero is a key like
+    any other, and takes its share.
+
+    Args:
+        x: feature map (B, C, H, W).
+        kernel_size: (kH, kW), both odd.
+        dilation: distance between neighbours in pixels.
+
+    Returns:
+        (B, C, K, H, W), neighbours row by row, and which of them lie on the map, (K, H, W) in bool.
+    """
+    B, C, H, W = x.shape
+    padding = tuple(dilation * (k // 2) for k in kernel_size)
+    on_map = F.pad(torch.ones(H, W, dtype=torch.bool, device=x.device), (padding[1],) * 2 + (padding[0],) * 2)
+    rows, cols = (torch.arange(k, device=x.device)[:, None] * dilation + torch.arange(n, device=x.device)
+                  for k, n in zip(kernel_size, (H, W), strict=True))
+    on_map = on_map[rows[:, None, :, None], cols[None, :, None, :]].flatten(0, 1)
+    return F.unfold(x, kernel_size, dilation, padding).view(B, C, -1, H, W), on_map
