@@ -79,7 +79,7 @@ class Task:
 
     @property
     def place(self) -> str:
-        """The place in words: axes, channels and sizes."""
+        """Axes, channels and sizes of the place, in words."""
         if self.build is None:
             return "none"
         words = [self.layout.replace(", ", " and "), f"{self.channels} channel{'s' * (self.channels > 1)}"]
@@ -91,7 +91,7 @@ class Task:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """Layouts of the modules that fit: the place's own, and for a single map or series also tokens (B, N, C)."""
+        """Layouts of the modules that fit, its own and, for a single map or series, tokens (B, N, C) as well."""
         return (self.layout, "B N C") if self.layout in ("B C H W", "B L C") else (self.layout,)
 
     def network(self, module: Module = None) -> nn.Module:
@@ -105,19 +105,21 @@ class Task:
         Raises:
             ValueError: if the task has no network, or the module does not fit; says what the place offers.
         """
-        if self.build is None:
-            raise ValueError(f"task {self.id!r} has no network: its chapter shows the data and trains nothing on them")
-        return self.build(self._maker(module))
+        make = self._maker(module)
+        return self.build(make)
 
     def fits(self, module: Module) -> bool:
-        """Whether the task has a network and `module` can be put into it."""
+        """Whether the task has a network with a place for `module`, by its layout and size."""
         try:
             self._maker(module)
         except ValueError:
             return False
-        return self.build is not None
+        return True
 
     def _maker(self, module: Module) -> Callable[[], nn.Module]:
+        """A function that makes `module` for the place; raises where it does not fit."""
+        if self.build is None:
+            raise ValueError(f"task {self.id!r} has no network: its chapter shows the data and trains nothing on them")
         if module is None:
             return self.nothing
         if isinstance(module, nn.Module):
@@ -140,40 +142,43 @@ class Task:
         return make
 
     def _from(self, entry: catalog.Entry) -> Callable[[], nn.Module]:
-        """How to make a module of the library for the place."""
-        layouts: dict[str, str | None] = {}
+        """A function that makes a module of the library for the place."""
+        layout, options = self._layout_and_options(entry)
+        first, *names = inspect.signature(entry.cls).parameters
+        options |= {name: value for name, value in self.options.items() if name in names}
+        options[first] = self.channels
+        widens = self.out_channels == self.channels or "out_channels" in names
+        if not widens:
+            options[first] = self.out_channels
+        elif "out_channels" in names:
+            options["out_channels"] = self.out_channels
+
+        def make() -> nn.Module:
+            ahead = [] if widens else [self.nothing()]
+            made = catalog.create(entry.id, **options)
+            if (self.layout, layout) == ("B C H W", "B N C"):
+                made = _OnTokens(made)
+            return nn.Sequential(*ahead, made) if ahead else made
+
+        return make
+
+    def _layout_and_options(self, entry: catalog.Entry) -> tuple[str, dict[str, Any]]:
+        """The layout in which a module of the library fits, and the options of its example for it."""
+        layouts: dict[str, str | None] = {}  # layout -> variant, the plain example first
         for variant in (None, *entry.variants):
             layouts.setdefault(_spelled(entry.layout_of(variant)), variant)
         layout = next((layout for layout in self.takes if layout in layouts), None)
         if layout is None:
-            theirs, ours = (" or ".join(layout.replace(", ", " and ") for layout in some)
-                            for some in (layouts, self.takes))
+            theirs, ours = (" or ".join(one.replace(", ", " and ") for one in some) for some in (layouts, self.takes))
             raise ValueError(f"module {entry.id!r} takes {theirs}, but the place in task {self.id!r} offers {ours}")
         sizes = dict(zip(_free(self.layout), self.size, strict=bool(self.size)))
-        if sizes.keys() == {"H", "W"}:
-            sizes["N"] = sizes["H"] * sizes["W"]
-        sizes.setdefault("N", sizes.get("L"))
+        sizes.setdefault("N", sizes["H"] * sizes["W"] if sizes.keys() == {"H", "W"} else sizes.get("L"))
         size = tuple(sizes.get(axis) for axis in _free(layout))
         known = None not in size
         options = entry.options(layouts[layout], size if known else None)
         if not known and options.keys() & {"height", "width"}:
             raise ValueError(f"module {entry.id!r} is made for one size of input; in task {self.id!r} the sizes vary")
-        first, *names = inspect.signature(entry.cls).parameters
-        options |= {name: value for name, value in self.options.items() if name in names}
-        if before := self.out_channels != self.channels and "out_channels" not in names:
-            options[first] = self.out_channels
-        else:
-            options[first] = self.channels
-            if self.out_channels != self.channels:
-                options["out_channels"] = self.out_channels
-
-        def make() -> nn.Module:
-            ahead = [self.nothing()] if before else []
-            made = catalog.create(entry.id, **options)
-            made = _OnTokens(made) if (self.layout, layout) == ("B C H W", "B N C") else made
-            return nn.Sequential(*ahead, made) if before else made
-
-        return make
+        return layout, options
 
 
 def list_tasks(module: str | None = None, *, fits: Module = None) -> list[str]:
@@ -203,6 +208,9 @@ def task(id: str) -> Task:
     """
     check_choice("id", id, _tasks())
     return _tasks()[id]
+
+
+_task = task  # `compare` has an argument of that name
 
 
 def compare(
@@ -235,7 +243,8 @@ def compare(
     Raises:
         ValueError: if there is no such task, two modules have one name, or a module does not fit.
     """
-    task = _tasks_one(task)
+    if not isinstance(task, Task):
+        task = _task(task)
     named = _named(modules)
     for module in named.values():
         task._maker(module)  # refuses what does not fit before anything is trained
@@ -254,10 +263,6 @@ class _OnTokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
-
-
-def _tasks_one(given: str | Task) -> Task:
-    return given if isinstance(given, Task) else task(given)
 
 
 def _named(modules: Iterable[Module] | Mapping[str, Module]) -> dict[str, Module]:

@@ -115,15 +115,14 @@ class _Share(nn.Module):
 def _picture():
     from ..viz import curves
 
-    spatial, temporal, truth = guesses("test")
-    n = panel().countries.index("Turkey")
-    years = list(YEARS)[SPLIT - YEARS[0]:]
-    lines = {"born": truth, "like similar countries": spatial, "like the year before": temporal}
-    return curves({name: x[0, :, n, 0] for name, x in lines.items()}, x=years, xlabel="year",
-                  ylabel="births per woman", title="Which of the two guesses is to be trusted?",
-                  alt="Births per woman in Turkey from 1990 to 2011, falling; the guess from similar countries, "
-                      "smooth and some way off; and the guess from the year before, near the truth but for the "
-                      "years in which it drops to 0.")
+    n = panel().countries.index("Romania")
+    names = ("like similar countries", "like the year before", "born")
+    lines = {name: x[0, :, n, 0] for name, x in zip(names, guesses("train"), strict=True)}
+    return curves(lines, x=YEARS[1:SPLIT - YEARS[0]], xlabel="year", ylabel="births per woman",
+                  title="Which of the two guesses is to be trusted?",
+                  alt="Births per woman in Romania from 1961 to 1989: about two, with a leap to 3.7 in 1967. The guess "
+                      "from similar countries is smooth and knows nothing of the leap; the guess from the year before "
+                      "follows it a year late, and drops to 0 in eight of the years.")
 
 
 TASK = Task(

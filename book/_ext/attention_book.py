@@ -11,9 +11,9 @@
 
 import inspect
 import json
+import os
 import re
 from pathlib import Path
-from pkgutil import iter_modules
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -148,9 +148,10 @@ def link_map_to_pages(app: Sphinx, doctree: nodes.document, docname: str) -> Non
 
 def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put generated reference where a page says `% module-reference` or `% task-reference`."""
-    for mark, generate in (("% module-reference", module_reference), ("% task-reference", task_reference)):
-        if mark in source[0]:
-            source[0] = source[0].replace(mark, generate())
+    if "% module-reference" in source[0]:
+        source[0] = source[0].replace("% module-reference", module_reference())
+    if "% task-reference" in source[0]:
+        source[0] = source[0].replace("% task-reference", task_reference(app, docname))
 
 
 def module_reference() -> str:
@@ -171,12 +172,29 @@ def module_reference() -> str:
     return "\n".join(lines)
 
 
-def task_reference() -> str:
-    """Every task of the chapters: the files of `attn_lib.tasks`."""
-    lines = ["```{eval-rst}"]
-    for module in iter_modules(attn_lib.tasks.__path__):
-        lines += [f".. automodule:: attn_lib.tasks.{module.name}", "   :members:", ""]
-    return "\n".join([*lines, "```"])
+def task_reference(app: Sphinx, docname: str) -> str:
+    """Every task: a table of all, then each with its picture, its facts and what its file offers."""
+    pages = {Path(page).name: page for page in app.env.found_docs if page.startswith("chapters/")}
+    folder = Path(app.doctreedir) / "tasks"
+    folder.mkdir(parents=True, exist_ok=True)
+    table = ["| Task | What is asked | Chance | Place for a module | Chapters |", "| --- | --- | --- | --- | --- |"]
+    sections: list[str] = []
+    for task in map(attn_lib.tasks.task, attn_lib.tasks.list_tasks()):
+        app.env.note_dependency(inspect.getfile(attn_lib.tasks))
+        chapters = ", ".join(f"{{doc}}`{name} </{pages[name]}>`" for name in task.chapters if name in pages)
+        chance = f"{task.chance:.3g} ({task.score_name})" if task.build else "only shown"
+        table.append(f"| [`{task.id}`](#task-{task.id}) | {task.question} | {chance} | {task.place} | {chapters} |")
+        picture = task.picture()
+        picture.save(folder / f"{task.id}.png")
+        path = os.path.relpath(folder / f"{task.id}.png", (Path(app.srcdir) / docname).parent)
+        sections += [f"(task-{task.id})=", f"## {task.id}", "", f"```{{image}} {Path(path).as_posix()}",
+                     f":alt: {picture.alt}", f":width: {picture.width}px", "```", "", "```{eval-rst}",
+                     f".. automodule:: attn_lib.tasks.{task.id}", "   :members:", "```", ""]
+        if task.build:
+            steps = ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in task.training.items())
+            sections += [f"Place: {task.place}. Training: {steps}. Score: {task.score_name}, "
+                         f"{'more' if task.higher_is_better else 'less'} is better; chance {task.chance:.3g}.", ""]
+    return "\n".join([*table, "", *sections])
 
 
 # --- directives -------------------------------------------------------------------------------------------------------
