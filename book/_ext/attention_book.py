@@ -147,9 +147,11 @@ def link_map_to_pages(app: Sphinx, doctree: nodes.document, docname: str) -> Non
 
 
 def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put generated reference where a page says `% module-reference` or `% task-reference`."""
+    """Put generated reference where a page says `% module-reference`, `% task-table` or `% task-reference`."""
     if "% module-reference" in source[0]:
         source[0] = source[0].replace("% module-reference", module_reference())
+    if "% task-table" in source[0]:
+        source[0] = source[0].replace("% task-table", task_table(app))
     if "% task-reference" in source[0]:
         source[0] = source[0].replace("% task-reference", task_reference(app, docname))
 
@@ -172,29 +174,42 @@ def module_reference() -> str:
     return "\n".join(lines)
 
 
-def task_reference(app: Sphinx, docname: str) -> str:
-    """Every task: a table of all, then each with its picture, its facts and what its file offers."""
+def task_table(app: Sphinx) -> str:
+    """Every task in a line, with links to the chapters that train on it."""
     pages = {Path(page).name: page for page in app.env.found_docs if page.startswith("chapters/")}
-    folder = Path(app.doctreedir) / "tasks"
-    folder.mkdir(parents=True, exist_ok=True)
-    table = ["| Task | What is asked | Chance | Place for a module | Chapters |", "| --- | --- | --- | --- | --- |"]
-    sections: list[str] = []
-    for task in map(attn_lib.tasks.task, attn_lib.tasks.list_tasks()):
-        app.env.note_dependency(inspect.getfile(attn_lib.tasks))
+    lines = ["| Task | What is asked | Chance | Place for a module | Chapters |", "| --- | --- | --- | --- | --- |"]
+    for task in all_tasks(app):
         chapters = ", ".join(f"{{doc}}`{name} </{pages[name]}>`" for name in task.chapters if name in pages)
         chance = f"{task.chance:.3g} ({task.score_name})" if task.build else "only shown"
-        table.append(f"| [`{task.id}`](#task-{task.id}) | {task.question} | {chance} | {task.place} | {chapters} |")
+        place = task.place.replace(" × ", "\u00a0×\u00a0")
+        lines.append(f"| [{task.id}](#task-{task.id}) | {task.question} | {chance} | {place} | {chapters} |")
+    return "\n".join(lines)
+
+
+def task_reference(app: Sphinx, docname: str) -> str:
+    """Every task with its picture, its facts and what its file offers."""
+    folder = Path(app.doctreedir) / "tasks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for task in all_tasks(app):
         picture = task.picture()
         picture.save(folder / f"{task.id}.png")
-        path = os.path.relpath(folder / f"{task.id}.png", (Path(app.srcdir) / docname).parent)
-        sections += [f"(task-{task.id})=", f"## {task.id}", "", f"```{{image}} {Path(path).as_posix()}",
-                     f":alt: {picture.alt}", f":width: {picture.width}px", "```", "", "```{eval-rst}",
-                     f".. automodule:: attn_lib.tasks.{task.id}", "   :members:", "```", ""]
+        path = Path(os.path.relpath(folder / f"{task.id}.png", (Path(app.srcdir) / docname).parent))
+        lines += [f"(task-{task.id})=", f"## {task.id}", "", f"```{{image}} {path.as_posix()}", f":alt: {picture.alt}",
+                  f":width: {picture.width}px", "```", ""]
         if task.build:
             steps = ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in task.training.items())
-            sections += [f"Place: {task.place}. Training: {steps}. Score: {task.score_name}, "
-                         f"{'more' if task.higher_is_better else 'less'} is better; chance {task.chance:.3g}.", ""]
-    return "\n".join([*table, "", *sections])
+            lines += [f"Score: {task.score_name}, {'higher' if task.higher_is_better else 'lower'} is better; chance "
+                      f"{task.chance:.3g}. Place: {task.place}. Training: {steps}.", ""]
+        lines += ["```{eval-rst}", f".. automodule:: attn_lib.tasks.{task.id}", "   :members:", "```", ""]
+    return "\n".join(lines)
+
+
+def all_tasks(app: Sphinx) -> list:
+    found = [attn_lib.tasks.task(id) for id in attn_lib.tasks.list_tasks()]
+    for file in Path(inspect.getfile(attn_lib.tasks)).parent.glob("*.py"):
+        app.env.note_dependency(str(file))
+    return found
 
 
 # --- directives -------------------------------------------------------------------------------------------------------

@@ -209,6 +209,40 @@ def test_the_network_is_trainable_in_every_parameter(id, module):
     assert isinstance(task.score(net, data(id)[1]), float)
 
 
+class Probe(nn.Module):
+    """Returns its first input times a factor, in as many channels as are wanted; remembers the shapes it got."""
+
+    def __init__(self, factor: float, widen: int):
+        super().__init__()
+        self.factor, self.widen, self.shapes = factor, widen, []
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        self.shapes.append([tuple(x.shape) for x in inputs])
+        x = inputs[0]
+        return self.factor * (x.repeat(1, self.widen, 1, 1) if self.widen > 1 else x)
+
+
+@pytest.mark.parametrize("id", TRAINED)
+def test_the_module_stands_in_the_place_and_counts(id):
+    task, (*inputs, _) = tasks.task(id), rows(id, 2)
+    outputs = {}
+    for factor in (0.0, 1.0):
+        made = []
+
+        def make(channels, factor=factor, made=made):
+            made.append(Probe(factor, task.out_channels // channels))
+            return made[-1]
+
+        with toys.seeded(0):
+            net = task.network(make).eval()
+        with torch.no_grad():
+            outputs[factor] = net(*inputs)
+        sizes = task.size or inputs[0].shape[2:] if "H W" in task.layout else task.size or inputs[0].shape[1:3]
+        shape = (2, task.channels, *sizes) if "H W" in task.layout else (2, *sizes, task.channels)
+        assert made and all(probe.shapes == [[shape] * len(task.layout.split(","))] for probe in made)
+    assert not torch.allclose(outputs[0.0], outputs[1.0])
+
+
 @pytest.mark.parametrize("id", TRAINED)
 def test_weights_follow_the_seed_and_every_network_is_new(id):
     def draw(seed):
