@@ -189,11 +189,11 @@ def list_tasks(module: str | None = None, *, fits: Module = None) -> list[str]:
         fits: only those into whose network this module can be put; see `Task.network`.
 
     Raises:
-        ValueError: if no task has a chapter of that name, or there is no module of that id.
+        ValueError: if there is no module, and no chapter, of that name.
     """
     table = _tasks()
-    if module is not None:
-        check_choice("module", module, sorted({name for task in table.values() for name in task.chapters}))
+    if module is not None and not any(module in task.chapters for task in table.values()):
+        catalog.entry(module)  # a module of which no task is; raises where there is no such module
     if isinstance(fits, str):
         catalog.entry(fits)
     return [id for id, task in sorted(table.items())
