@@ -8,19 +8,21 @@ tells which: the same spot taken a second time, in other light and up to a pixel
 Photographs and handwriting of the test part do not occur in the training part.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..toys.data import digits
 from ..toys.images import cut, image
+from ..toys.train import answers
+from ._catalog import Task
+from ._pieces import share_right
 
 SIDE = 8  # pixels of the photograph on a card, and of the digit below it
 CARD = (2 * SIDE + 2, SIDE + 2)  # height and width of a card with its margin of one pixel
@@ -115,7 +117,7 @@ def score(answers: Tensor, number: Tensor, where: Tensor) -> float:
         number: the truth, `(n, H, W)`.
         where: `(n, H, W)`, bool: the cards that count.
     """
-    return (answers.argmax(1) == number)[where].float().mean().item()
+    return share_right(answers, number, where)
 
 
 @cache
@@ -143,3 +145,38 @@ def _pattern(photo: Tensor) -> Tensor:
     """Pieces of photographs (…, 3, 8, 8) as vectors of length 1 without mean: what light does not change."""
     v = photo.flatten(-3)
     return F.normalize(v - v.mean(-1, keepdim=True), dim=-1)
+
+
+def _data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    train, test = sheets(1024), sheets(512, "test", seed=1)
+    return (features(train.images), train.number), (features(test.images), test.number, test.asks)
+
+
+def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """The layer that has to carry a number from card to card, and two 1 × 1 convolutions; features go in."""
+    return nn.Sequential(make(), nn.Conv2d(PHOTO + DIGIT, 64, 1), nn.ReLU(), nn.Conv2d(64, 10, 1))
+
+
+def _picture():
+    from ..viz import images
+
+    shown = sheets(1, "test", seed=1).images[0].repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return images(shown, title="Which number has each card's partner?",
+                  alt="A sheet of 4 by 6 cards, each a small piece of a photograph in colour with a handwritten digit "
+                      "below it or nothing. Every piece appears twice, once with a digit.")
+
+
+TASK = Task(
+    id="cloakroom",
+    question=__doc__.partition("\n")[0],
+    chapters=("non_local",),
+    data=_data,
+    layout="B C H W", channels=PHOTO + DIGIT, size=(4, 6),
+    build=_network,
+    options=dict(groups=1, bias=True, zero_init=False),  # trained from nothing: it need not start as the identity
+    score=lambda model, data: score(answers(model, data[0]), *data[1:]),
+    score_name="share of right numbers",
+    chance=0.1,
+    training=dict(steps=200, batch=32, lr=1e-2),
+    picture=_picture,
+)

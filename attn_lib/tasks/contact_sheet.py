@@ -11,22 +11,23 @@ gives the same answer wherever the marks stand. Crops of the test part come from
 photographs, those of the training part from the left halves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from math import factorial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..toys.images import image
+from ..checks import check_choice
+from ..toys.images import cut, image
+from ._catalog import Task
 
 GRID = (4, 5)  # rows and columns of crops
 TILE = 12  # pixels: side of a crop
 EDGE = 4  # pixels: width of the edges that hold the marks, on the left and above
 PHOTOGRAPHS = ("cat", "cells", "hubble", "retina", "brick", "grass")
 SIDE, STEP = 64, 3  # crops are cut from photographs of 64 × 64 pixels, at every third pixel
+CHANNELS = 32  # of the patches' features
 GREEN = (0.1, 0.8, 0.2)
 
 
@@ -113,13 +114,44 @@ def best_guess(n: int) -> float:
 
 @cache
 def _crops(part: str, zoom: int) -> tuple[Tensor, Tensor]:
-    if part not in ("train", "test"):
-        raise ValueError(f"part={part!r} must be 'train' or 'test'")
-    side, tile, step = SIDE * zoom, TILE * zoom, STEP * zoom
-    tiles = []
-    for name in PHOTOGRAPHS:
-        half = image(name, side).tensor_split(2, dim=2)[part == "test"]
-        windows = half.unfold(1, tile, step).unfold(2, tile, step)  # 3, rows, columns, tile, tile
-        tiles.append(windows.reshape(3, -1, tile, tile).transpose(0, 1))
-    labels = torch.arange(len(tiles)).repeat_interleave(len(tiles[0]))
-    return torch.cat(tiles), labels
+    check_choice("part", part, ("train", "test"))
+    halves = (image(name, SIDE * zoom).tensor_split(2, dim=2)[part == "test"] for name in PHOTOGRAPHS)
+    tiles = cut(halves, (TILE * zoom, TILE * zoom), STEP * zoom)
+    return tiles, torch.arange(len(PHOTOGRAPHS)).repeat_interleave(len(tiles) // len(PHOTOGRAPHS))
+
+
+def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """Patches of 4 × 4, the gate, which alone carries news from place to place, the mean over positions, and a head."""
+    gate = make()
+    return nn.Sequential(
+        nn.Conv2d(3, CHANNELS, 4, stride=4, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),  # B C 13 16
+        gate,
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(CHANNELS),  # B C
+        nn.Linear(CHANNELS, 48), nn.ReLU(), nn.Linear(48, len(PHOTOGRAPHS)),
+    )
+
+
+def _picture():
+    from ..viz import images
+
+    large, kind = crops("test", zoom=3)
+    chosen = torch.randint(len(large), GRID, generator=torch.Generator().manual_seed(4))
+    rows, columns = torch.arange(GRID[0]) == 1, torch.arange(GRID[1]) == 3
+    answer = PHOTOGRAPHS[kind[chosen[1, 3]]]
+    return images({f"here it is the {answer}": compose(large[chosen], rows, columns)},
+                  title="Which scene is where the marked row and column cross?",
+                  alt="A sheet of four rows of five crops of photographs. A green bar on the left edge marks the "
+                      "second row, one on the top edge the fourth column.")
+
+
+TASK = Task(
+    id="contact_sheet",
+    question=__doc__.partition("\n")[0],
+    chapters=("coord",),
+    data=lambda: (sampler(), held_out()),
+    layout="B C H W", channels=CHANNELS, size=(13, 16),
+    build=_network,
+    chance=best_guess(GRID[0] * GRID[1]),
+    training=dict(steps=200, batch=32, lr=3e-2),
+    picture=_picture,
+)

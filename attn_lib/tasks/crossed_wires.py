@@ -7,16 +7,16 @@ neighbours in the picture are no longer neighbours on the strip, and what is mov
 the picture. Handwriting of the test part does not occur in the training part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..toys.data import digits
+from ._catalog import Task
 
 HEIGHT, WIDTH = 11, 8  # of the strip; a digit is as wide as the strip
+CHANNELS = 16  # of every feature map
 PLACES = HEIGHT - WIDTH + 1
 ROWS = (3, 8, 2, 4, 9, 1, 6, 10, 5, 7, 0)  # row h of a picture shows row ROWS[h] of the strip
 COLUMNS = (5, 3, 1, 6, 4, 0, 7, 2)  # no two neighbours have stayed neighbours
@@ -59,3 +59,36 @@ def place(ink: Tensor, top: Tensor) -> Tensor:
 def cross(strip: Tensor) -> Tensor:
     """What the scanner delivers: `(..., 11, 8)` with its rows in the order `ROWS`, its columns in `COLUMNS`."""
     return strip[..., ROWS, :][..., COLUMNS]
+
+
+def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """A 1 × 1 convolution, twice the layer in question, the mean over all positions, a linear layer."""
+    layers = [nn.Conv2d(1, CHANNELS, 1), nn.BatchNorm2d(CHANNELS), nn.ReLU()]
+    for _ in range(2):
+        layers += [make(), nn.BatchNorm2d(CHANNELS), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10))
+
+
+def _picture():
+    from ..viz import images
+
+    ink, digit = digits("test")
+    strip = place(ink[5:6], torch.tensor([2]))
+    return images({f"a {digit[5]} on the strip": strip[0, 0], "what arrives": cross(strip)[0, 0]}, ncols=2,
+                  title="Which digit was it?",
+                  alt="A handwritten digit on a narrow strip; the same with rows and columns shuffled, scattered white "
+                      "and grey cells.")
+
+
+TASK = Task(
+    id="crossed_wires",
+    question=__doc__.partition("\n")[0],
+    chapters=("vip",),
+    data=lambda: (sampler(), held_out()),
+    layout="B C H W", channels=CHANNELS, size=(HEIGHT, WIDTH),
+    build=_network,
+    options=dict(groups=1),
+    chance=0.1,
+    training=dict(steps=140, batch=32, lr=3e-2),
+    picture=_picture,
+)

@@ -4,8 +4,8 @@ What a cell should answer is written in another cell, anywhere on the sheet. A n
 itself has to guess.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..toys.data import digits, split
-from ..toys.train import fit, seeded
+from ..toys.train import answers, fit, seeded
+from ._catalog import Task
+from ._pieces import CELL, cell_layers, sheet
 
-CELL = 10  # pixels: an 8×8 digit with a margin of one
+CHANNELS = 64  # of the backbone's features
 SPREAD = 0.7  # deviation of a feature: with 1, unscaled softmax attention starts so peaked that some runs stall
 
 
@@ -35,9 +38,7 @@ class Sheets:
     framed: Tensor
 
 
-def sheets(
-    n: int, part: str = "train", *, grid: tuple[int, int] = (6, 8), kinds: int = 5, seed: int = 0
-) -> Sheets:
+def sheets(n: int, part: str = "train", *, grid: tuple[int, int] = (6, 8), kinds: int = 5, seed: int = 0) -> Sheets:
     """Sheets of scikit-learn's handwritten digits, drawn independently and uniformly, with one frame each.
 
     Args:
@@ -61,10 +62,10 @@ def sheets(
     cells = torch.where(framed[..., None, None], cells.maximum(_frame()), cells)
     label = labels[drawn]
     same = (label == label[framed][:, None, None]).long()
-    return Sheets(cells.transpose(2, 3).reshape(n, 1, H * CELL, W * CELL), same, framed)
+    return Sheets(sheet(cells)[:, None], same, framed)
 
 
-def backbone(channels: int = 64, *, kinds: int = 5, seed: int = 0) -> nn.Module:
+def backbone(channels: int = CHANNELS, *, kinds: int = 5, seed: int = 0) -> nn.Module:
     """A small convolutional backbone: images `(n, 1, 10·H, 10·W)` → features `(n, channels, H, W)`, frozen.
 
     It is trained here, in a second, on single cells: which digit is it, and is it framed? So the features of a
@@ -75,26 +76,12 @@ def backbone(channels: int = 64, *, kinds: int = 5, seed: int = 0) -> nn.Module:
         kinds: as in `sheets`.
         seed: of weights and batches.
     """
-    images, labels = _handwriting("train", kinds)
-    plain = F.pad(images, (1, 1, 1, 1))
-    cells = torch.cat([plain, plain.maximum(_frame())])
-    is_framed = torch.arange(len(cells)) >= len(plain)
-    truth = torch.stack([torch.cat([labels, labels]), is_framed], 1)
-    with seeded(seed):
-        features = nn.Sequential(nn.Conv2d(1, 64, CELL, stride=CELL), nn.ReLU(), nn.Conv2d(64, channels, 1))
-        answer = nn.Conv2d(channels, kinds + 1, 1)
+    return deepcopy(_backbone(channels, kinds, seed))
 
-    def loss(output: Tensor, truth: Tensor) -> Tensor:
-        digit, frame = output[:, :kinds, 0, 0], output[:, kinds, 0, 0]
-        return F.cross_entropy(digit, truth[:, 0]) + F.binary_cross_entropy_with_logits(frame, truth[:, 1].float())
 
-    fit(nn.Sequential(features, answer), (cells, truth), steps=150, batch=128, lr=5e-3, seed=seed, loss=loss)
-    with torch.no_grad():  # fold mean and deviation into the last convolution
-        deviation, mean = torch.std_mean(features(cells), (0, 2, 3))
-        scale = SPREAD / deviation
-        features[2].bias.sub_(mean).mul_(scale)
-        features[2].weight.mul_(scale[:, None, None, None])
-    return features.requires_grad_(False).eval()
+def loss(answers: Tensor, same: Tensor) -> Tensor:
+    """Cross-entropy of class scores `(n, 2, H, W)`; one cell in five matches, so a yes weighs four times as much."""
+    return F.cross_entropy(answers, same, weight=answers.new_tensor([1.0, 4.0]))
 
 
 def score(answers: Tensor, same: Tensor, where: Tensor | None = None) -> float:
@@ -130,9 +117,32 @@ def score_by_offset(answers: Tensor, sheets: Sheets) -> Tensor:
 
 
 @cache
+def _backbone(channels: int, kinds: int, seed: int) -> nn.Module:
+    images, labels = _handwriting("train", kinds)
+    plain = F.pad(images, (1, 1, 1, 1))
+    cells = torch.cat([plain, plain.maximum(_frame())])
+    is_framed = torch.arange(len(cells)) >= len(plain)
+    truth = torch.stack([torch.cat([labels, labels]), is_framed], 1)
+    with seeded(seed):
+        features = cell_layers(channels)
+        answer = nn.Conv2d(channels, kinds + 1, 1)
+
+    def loss(output: Tensor, truth: Tensor) -> Tensor:
+        digit, frame = output[:, :kinds, 0, 0], output[:, kinds, 0, 0]
+        return F.cross_entropy(digit, truth[:, 0]) + F.binary_cross_entropy_with_logits(frame, truth[:, 1].float())
+
+    fit(nn.Sequential(features, answer), (cells, truth), steps=150, batch=128, lr=5e-3, seed=seed, loss=loss)
+    with torch.no_grad():  # fold mean and deviation into the last convolution
+        deviation, mean = torch.std_mean(features(cells), (0, 2, 3))
+        scale = SPREAD / deviation
+        features[2].bias.sub_(mean).mul_(scale)
+        features[2].weight.mul_(scale[:, None, None, None])
+    return features.requires_grad_(False).eval()
+
+
+@cache
 def _handwriting(part: str, kinds: int) -> tuple[Tensor, Tensor]:
-    if part not in ("train", "test"):
-        raise ValueError(f"part={part!r} must be 'train' or 'test'")
+    check_choice("part", part, ("train", "test"))
     if not 2 <= kinds <= 10:
         raise ValueError(f"kinds={kinds} must be from 2 to 10: there are ten digits")
     images, labels = digits()
@@ -145,3 +155,43 @@ def _frame() -> Tensor:
     frame[[0, -1]] = 1
     frame[:, [0, -1]] = 1
     return frame
+
+
+def _data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Features and truths; of the test part the cells that share neither row nor column with the frame count."""
+    train, test = sheets(2048), sheets(2048, "test", seed=1)
+    features = backbone()
+    off_cross = ~(test.framed.any(1, keepdim=True) | test.framed.any(2, keepdim=True))
+    held_out = features(test.images), test.same, off_cross
+    return (features(train.images), train.same), tuple(t[:512] for t in held_out)
+
+
+def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """The layer that has to carry the news across the sheet, and two 1 × 1 convolutions; features go in."""
+    return nn.Sequential(make(), nn.Conv2d(CHANNELS, 64, 1), nn.ReLU(), nn.Conv2d(64, 2, 1))
+
+
+def _picture():
+    from ..viz import images
+
+    shown = sheets(1, "test", seed=1)
+    matching = shown.same[0].repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+    return images({"a sheet": shown.images[0, 0], "the cells that should answer yes": shown.images[0, 0] * matching},
+                  title="Which digits equal the framed one?",
+                  alt="Left, a sheet of 6 by 8 handwritten digits from 0 to 4 with one of them framed. Right, the same "
+                      "sheet with only those digits left that equal the framed one.")
+
+
+TASK = Task(
+    id="framed_digit",
+    question=__doc__.partition("\n")[0],
+    chapters=("ccnet",),
+    data=_data,
+    layout="B C H W", channels=CHANNELS, size=(6, 8),
+    build=_network,
+    score=lambda model, data: score(answers(model, data[0]), *data[1:]),
+    score_name="balanced accuracy off the frame's row and column",
+    chance=0.5,
+    training=dict(steps=200, batch=32, lr=4e-3, loss=loss),
+    picture=_picture,
+)

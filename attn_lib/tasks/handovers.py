@@ -10,13 +10,16 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_choice
+from ._catalog import Task
 
 STEPS = 256  # weeks in a window
 ANALYSERS = 4
 NAMED = 16  # weeks at the start of a turn in which the log has the name
+CHANNELS = 16  # of the network
+ALONE = 2 * NAMED / STEPS + (1 - 2 * NAMED / STEPS) / ANALYSERS  # best accuracy of whoever sees one week at a time
 SPLIT = 1700  # windows of the test lie behind this week, those of the training before it
 
 
@@ -78,3 +81,56 @@ def _record() -> Tensor:
     from statsmodels.datasets import co2
 
     return torch.tensor(co2.load_pandas().data["co2"].interpolate().to_numpy(), dtype=torch.float32)
+
+
+class _Network(nn.Module):
+    """An embedding that knows the week, the layer in question twice, each with normalisation and skip, and a head.
+
+    What a layer returns beyond the weeks, the coarser nodes of a pyramid, is averaged and added to every week.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module]):
+        super().__init__()
+        phase = torch.arange(STEPS)[:, None] * torch.exp(-6.9 * torch.arange(0, 1, 2 / CHANNELS))
+        self.register_buffer("time", torch.cat([phase.sin(), phase.cos()], 1))  # L C
+        self.embed = nn.Linear(1 + ANALYSERS, CHANNELS)
+        self.norms = nn.ModuleList(nn.LayerNorm(CHANNELS) for _ in range(2))
+        self.layers = nn.ModuleList(make() for _ in range(2))
+        self.head = nn.Linear(CHANNELS, ANALYSERS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.time  # B L C
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            weeks, coarser = layer(norm(x)).tensor_split([STEPS], 1)
+            x = x + weeks
+            if coarser.shape[1]:
+                x = x + coarser.mean(1, keepdim=True)
+        return self.head(x).mT  # B 4 L
+
+
+def _picture():
+    from ..viz import curves
+
+    x, whose = windows(1)
+    lines = {"CO₂": x[0, :, 0]}
+    for analyser in whose[0].unique().tolist():
+        named = x[0, :, 1 + analyser].bool()
+        lines[f"the log names {analyser}"] = torch.where(named, -2.0, torch.nan)
+        lines[f"it is {analyser}'s turn"] = torch.where(whose[0] == analyser, -2.3, torch.nan)
+    return curves(lines, xlabel="week", ylabel="reading", title="Whose is the reading of this week?",
+                  alt="A window of 256 weeks of CO₂, a wave of five years. Below it, short bars where the log names an "
+                      "analyser, at the start of the window and at the start of the second turn, and long bars for "
+                      "the turns.")
+
+
+TASK = Task(
+    id="handovers",
+    question=__doc__.partition("\n")[0],
+    chapters=("pyraformer",),
+    data=lambda: (sampler(), windows(32)),
+    layout="B L C", channels=CHANNELS, size=(STEPS,),
+    build=_Network,
+    chance=ALONE,
+    training=dict(steps=110, batch=5, lr=0.012),
+    picture=_picture,
+)

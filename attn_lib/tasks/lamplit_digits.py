@@ -11,22 +11,22 @@ see digit. Photographs and digits of the test part do not occur in the training 
 white-balanced (equal mean in red, green and blue), as a camera delivers them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..toys.data import digits
 from ..toys.images import cut, image
+from ._catalog import Task
 
 SIZE = 22  # pixels of the whole scene
 DISPLAY = slice(3, 19)  # rows and columns of the black display
 INK = slice(7, 15)  # rows and columns of the 8 × 8 digits
 LAMP = 0.7  # warm: red · e^0.7, blue · e^-0.7; cold: the other way round
+CHANNELS = 16  # of the feature map that a gate gets
 BLIND = 0.55  # best accuracy of whoever answers alike under both lamps: right in ½, by luck in 1/10 of the rest
 PHOTOGRAPHS = {
     "train": ("astronaut", "coffee", "cells", "retina", "hubble"),
@@ -110,3 +110,47 @@ def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
     zooms = (white_balance(image(name, size)) for name in PHOTOGRAPHS[part] for size in (30, 44, 60))
     ink, labels = digits(part)
     return cut(zooms, (SIZE, SIZE), 4), ink[:, 0], labels
+
+
+class _Display(nn.Module):
+    """Of a map of 11 × 11 the positions that see the digits, and no photograph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, 3:9, 3:9].flatten(1)
+
+
+def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """Two convolutions, the second of stride 2, with the gate between them, and a linear layer on the display."""
+    gate = make()
+    return nn.Sequential(
+        nn.Conv2d(3, CHANNELS, 3, padding=1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),
+        gate,
+        nn.Conv2d(CHANNELS, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        _Display(), nn.Linear(8 * 6 * 6, 10),
+    )
+
+
+def _picture():
+    from ..viz import images
+
+    _, ink, digit = parts("test")
+    street = white_balance(image("motorcycle", 4 * SIZE))
+    scenes = {f"{name}: it is {digit[number]}": compose(street, ink[3], ink[7], lamp)
+              for name, number, lamp in (("warm", 3, LAMP), ("cold", 7, -LAMP))}
+    return images(scenes, title="Which of the two digits counts?", ncols=2,
+                  alt="A photograph of a motorcycle in warm and in cold light, each with a black square in the middle "
+                      "in which a red 7 and a blue 4 overlap.")
+
+
+TASK = Task(
+    id="lamplit_digits",
+    question=__doc__.partition("\n")[0],
+    chapters=("se", "eca"),
+    data=lambda: (sampler(), held_out()),
+    layout="B C H W", channels=CHANNELS, size=(SIZE, SIZE),
+    build=_network,
+    options=dict(reduction=1, groups=1),
+    chance=BLIND,
+    training=dict(steps=200, batch=32, lr=1e-2),
+    picture=_picture,
+)

@@ -4,8 +4,6 @@ Which digit is odd is decided by the other cells. Every digit is odd in as many 
 three looks like any three: whoever judges a cell by itself is right in half of the cases, whatever they learn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 
@@ -16,10 +14,12 @@ from torch import Tensor, nn
 from ..toys.data import digits
 from ..toys.train import answers
 from . import framed_digit
+from ._catalog import Task
+from ._pieces import CELL, cell_layers, sheet
 
-CELL = 10  # pixels: an 8 × 8 digit with a margin of one
 GRID = (5, 7)  # rows and columns of cells
 ODD = 4  # odd cells on a sheet of 35
+CHANNELS = 32  # of a cell's features
 
 
 def sampler(part: str = "train") -> Callable[[int, torch.Generator], tuple[Tensor, Tensor]]:
@@ -45,7 +45,7 @@ def sampler(part: str = "train") -> Callable[[int, torch.Generator], tuple[Tenso
         kind = torch.where(odd.bool(), rare, common)
         which = first[kind] + (torch.rand(kind.shape, generator=generator) * count[kind]).long()
         cells = images[which].view(batch, H, W, CELL, CELL)
-        return cells.transpose(2, 3).reshape(batch, 1, H * CELL, W * CELL), odd.view(batch, H, W)
+        return sheet(cells)[:, None], odd.view(batch, H, W)
 
     return draw
 
@@ -53,6 +53,22 @@ def sampler(part: str = "train") -> Callable[[int, torch.Generator], tuple[Tenso
 def held_out(n: int = 256, seed: int = 0) -> tuple[Tensor, Tensor]:
     """`n` sheets and truths of the test part, the same at every call."""
     return sampler("test")(n, torch.Generator().manual_seed(seed))
+
+
+def network(
+    before: Callable[[], nn.Module] = nn.Identity,
+    after: Callable[[], nn.Module] = nn.Identity,
+    reader: Callable[[], nn.Module] = nn.Identity,
+) -> nn.Sequential:
+    """Two layers that see one cell at a time, a normalisation, and a 1 × 1 convolution that says odd or common.
+
+    Args:
+        before: makes what stands before the normalisation; this is the task's place for a module.
+        after: makes what stands behind it.
+        reader: makes what stands before the last convolution.
+    """
+    return nn.Sequential(*cell_layers(CHANNELS), before(), nn.BatchNorm2d(CHANNELS), after(), reader(),
+                         nn.Conv2d(CHANNELS, 2, 1))
 
 
 def loss(answers: Tensor, odd: Tensor) -> Tensor:
@@ -75,3 +91,29 @@ def _handwriting(part: str) -> tuple[Tensor, Tensor, Tensor]:
     images, labels = digits(part)
     count = labels.bincount(minlength=10)
     return F.pad(images[labels.argsort(stable=True), 0], (1, 1, 1, 1)), count.cumsum(0) - count, count
+
+
+def _picture():
+    from ..viz import images
+
+    sheets, odd = held_out(4)
+    where = odd[3].repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+    return images({"a sheet": 1 - sheets[3, 0], "the odd ones": 1 - sheets[3, 0] * where}, title="Which four are odd?",
+                  alt="Left, five rows of seven handwritten digits, all of one kind but for four of another kind. "
+                      "Right, the four alone.")
+
+
+TASK = Task(
+    id="odd_digits",
+    question=__doc__.partition("\n")[0],
+    chapters=("simam",),
+    data=lambda: (sampler(), held_out()),
+    layout="B C H W", channels=CHANNELS, size=GRID,
+    build=network,
+    options=dict(reduction=1),
+    score=score,
+    score_name="balanced accuracy",
+    chance=0.5,
+    training=dict(steps=100, batch=16, lr=1e-2, loss=loss),
+    picture=_picture,
+)

@@ -10,20 +10,21 @@ Two numbers of a picture may have the same colour. Photographs and handwriting o
 training part.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..toys.data import digits
 from ..toys.images import cut, image
 from ..toys.train import answers
+from ._catalog import Task
+from ._pieces import share_right
 
 PIECES = 4  # pieces along each side of a sheet
 FIELDS = 2  # fields along each side of a piece
@@ -127,7 +128,7 @@ def examples(n: int, part: str = "train", *, seed: int = 0) -> tuple[Tensor, Ten
 def score(model, data: tuple[Tensor, Tensor]) -> float:
     """Share of the pictures' fields that get their colour; guessing gets 1/4. The model's mode is put back."""
     asked = data[1] != SILENT
-    return (answers(model, data[0]).argmax(1) == data[1])[asked].float().mean().item()
+    return share_right(answers(model, data[0]), data[1], asked)
 
 
 def is_picture(colour: Tensor) -> Tensor:
@@ -171,3 +172,37 @@ def _nearness(pixels: Tensor, palette: Tensor) -> Tensor:
     """How near each colour (…, 3) is to each of the palette's (P, 3), in shares of 1: (…, P)."""
     squares = pixels.square().sum(-1, keepdim=True) - 2 * pixels @ palette.T + palette.square().sum(-1)
     return (-squares / (2 * 0.12**2)).softmax(-1)
+
+
+def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """The layer that has to find legend and field, and a 1 × 1 convolution that names the colour; features go in."""
+    return nn.Sequential(make(), nn.Conv2d(CHANNELS, COLOURS, 1))
+
+
+def _picture():
+    from ..viz import images
+
+    drawn = sheets(1, "test", seed=1)
+    pieces = rearrange(drawn.images[0], "c (R y) (S x) -> (R S) c y x", R=PIECES, S=PIECES)
+    asks = is_picture(drawn.colour)[0].nonzero()[0].item()
+    return images({"a sheet": drawn.images[0], "a picture": pieces[asks], "its legend": pieces[drawn.legend[0, asks]]},
+                  title="Which colour has each number of the picture?",
+                  alt="A sheet of 4 by 4 pieces, each with four handwritten numbers on black plates, white or "
+                      "coloured, on paper cut from photographs; one piece with white numbers enlarged, and the piece "
+                      "with coloured numbers on the same paper.")
+
+
+TASK = Task(
+    id="paint_by_numbers",
+    question=__doc__.partition("\n")[0],
+    chapters=("biformer",),
+    data=lambda: (examples(1536), examples(256, "test", seed=1)),
+    layout="B C H W", channels=CHANNELS, size=(PIECES * FIELDS, PIECES * FIELDS),
+    build=_network,
+    options=dict(groups=1, heads=1, regions=PIECES, topk=4, lepe_kernel=3),
+    score=score,
+    score_name="share of fields painted right",
+    chance=1 / COLOURS,
+    training=dict(steps=120, batch=16, lr=2e-2),
+    picture=_picture,
+)

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from ..toys.data import digits
 from ..toys.train import answers
+from ._catalog import Task
+from ._pieces import sheet
 
 SIZE = (24, 32)  # rows and columns of a scan
 FIELD = (12, 16)  # of a field: one digit on the left, three dots on the right; a form has 2 × 2 fields
 DOTS = (1, 5, 9)  # rows of the dots within a field; two pixels around each are empty but for itself
 ZOOMS = (1, 2)  # a scan shows four fields, or one of them twice as large
+CHANNELS = 8  # of the one layer
 DUST, POINT, NONE = 0, 1, -100  # labels; where there is no dot, NONE, which `F.cross_entropy` passes over
 LOCAL = 0.75  # best score of whoever sees two pixels around a dot: a 2 × 2 dot is a point as often as dust
 
@@ -119,7 +122,7 @@ def _forms(ink: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Ten
         fields[field, row, col] = shade
         for down, right in ((0, 1), (1, 0), (1, 1)):
             fields[field, row + down, col + right] = shade * (kind == POINT)
-    images, labels = (t.view(n, 2, 2, *FIELD).transpose(2, 3).reshape(n, *SIZE) for t in (fields, labels))
+    images, labels = (sheet(t.view(n, 2, 2, *FIELD)) for t in (fields, labels))
     return images[:, None], labels
 
 
@@ -131,3 +134,46 @@ def _first(index: Tensor) -> Tensor:
 @cache
 def _handwriting(part: str) -> Tensor:
     return digits(part)[0][:, 0]
+
+
+def _convolution() -> nn.Sequential:
+    """5 × 5 pixels, as many as tell nothing."""
+    return nn.Sequential(nn.Conv2d(1, CHANNELS, 5, padding=2, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU())
+
+
+def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """One layer, which makes 8 channels of the scan, and two scores at every pixel: dust, point."""
+    return nn.Sequential(make(), nn.Conv2d(CHANNELS, 2, 1))
+
+
+def _data() -> tuple[Callable[[int, torch.Generator], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    test = held_out()
+    return sampler(), (test.images, test.labels)
+
+
+def _picture():
+    from ..viz import images
+
+    coarse, fine = (1 - scans(1, "test", zoom=zoom, seed=3).images[0, 0] for zoom in ZOOMS)
+    return images({"a form": coarse, "scanned at twice the resolution": fine}, ncols=2,
+                  title="Which dots are points, and which are dust?",
+                  alt="Left, four handwritten digits, each with three grey dots beside it, some one pixel wide and "
+                      "some two. Right, the upper left quarter of the same form, twice as large: its dust is two "
+                      "pixels wide, as the points were on the left.")
+
+
+TASK = Task(
+    id="point_or_dust",
+    question=__doc__.partition("\n")[0],
+    chapters=("sk",),
+    data=_data,
+    layout="B C H W", channels=1, out_channels=CHANNELS, size=SIZE,
+    build=_network,
+    nothing=_convolution,
+    options=dict(groups=1, min_dim=8, reduction=1),
+    score=accuracy,
+    score_name="dots told right",
+    chance=LOCAL,
+    training=dict(steps=100, batch=16, lr=1e-2),
+    picture=_picture,
+)

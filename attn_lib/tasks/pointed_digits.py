@@ -11,24 +11,24 @@ window on its output sees the frame from everywhere in the ink (`INK` are the ro
 see ink). Photographs and handwriting of the test part do not occur in the training part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_choice
 from ..toys.data import digits
 from ..toys.images import cut, image
+from ._catalog import Task
 
 SIZE = (24, 40)  # pixels of a scene
 SCREENS = (2, 22)  # first column of the two screens of 16 × 16; their first row is 4
 INK = ((slice(4, 9), slice(3, 8)), (slice(4, 9), slice(13, 18)))  # behind a 3 × 3 convolution of stride 2
 KINDS = 4  # the digits 0, 1, 2 and 3
 DIM, GLOW, LIGHT = 0.3, 0.4, 3  # brightness of the photograph, of ink and frame (the light has 1); side of the light
+CHANNELS = 12  # of the feature map that a gate gets
 BLIND = 0.5 + 0.5 / KINDS  # best accuracy of whoever cannot tell which digit counts, if all kinds were equally frequent
 CUES = ("light", "frame")
 PHOTOGRAPHS = {
@@ -126,3 +126,54 @@ def _material(part: str) -> tuple[Tensor, Tensor, Tensor]:
     zooms = (image(name, size) for name in PHOTOGRAPHS[part] for size in (60, 90))
     ink, labels = digits(part)
     return cut(zooms, SIZE, 5), ink[labels < KINDS, 0], labels[labels < KINDS]
+
+
+class _Screens(nn.Module):
+    """Of both screens the 5 × 5 positions that see ink."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return torch.cat([y[:, :, rows, cols].flatten(1) for rows, cols in INK], 1)
+
+
+def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
+    """A convolution of stride 2, the gate, and a linear layer that reads the positions which see ink."""
+    gate = make()
+    return nn.Sequential(
+        nn.Conv2d(3, CHANNELS, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(CHANNELS), nn.ReLU(),
+        gate, _Screens(), nn.Linear(2 * CHANNELS * 5 * 5, KINDS),
+    )
+
+
+def _data() -> tuple[Callable[[int, torch.Generator], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    lit, framed = (held_out(cue) for cue in CUES)
+    return sampler(), tuple(torch.cat(pair) for pair in zip(lit, framed, strict=True))
+
+
+def _picture():
+    from ..viz import images
+
+    photographs, ink, digit = parts("test")
+    scenes = {}
+    for cue, counts in (("light", 0), ("frame", 1)):
+        green, side, lit = (torch.tensor([v]) for v in (0, counts, cue == "light"))
+        pair, place = ink[[14, 4]][None], torch.tensor([[0, 18]])
+        scene = compose(photographs[[120]], pair, green, side, lit, place)[0]
+        scenes[f"a {cue}: it is {digit[(14, 4)[counts]]}"] = scene.sqrt()
+    return images(scenes, title="Which of the two digits counts?", ncols=2,
+                  alt="A dim room with two black screens, a green digit on the left one and a magenta digit on the "
+                      "right one. In the first picture a small green light stands between them at the top; in the "
+                      "second a thin frame surrounds the right digit.")
+
+
+TASK = Task(
+    id="pointed_digits",
+    question=__doc__.partition("\n")[0],
+    chapters=("cbam",),
+    data=_data,
+    layout="B C H W", channels=CHANNELS, size=(12, 20),
+    build=_network,
+    options=dict(reduction=1, groups=1),
+    chance=BLIND,
+    training=dict(steps=180, batch=32, lr=8e-3),
+    picture=_picture,
+)

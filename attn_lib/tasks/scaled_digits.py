@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..toys.data import digits, split
 from ..toys.train import answers
+from ._catalog import Task
 
 SIZE = 24  # pixels of an image
 HEIGHTS = (8.0, 22.0)  # of the smallest and the largest digit, in pixels
 KINDS = 4  # the digits 0, 1, 2 and 3
 STRIDE = 2  # one answer for 2 × 2 pixels
+CHANNELS = 16  # of every feature map
 INK = 0.4  # where the image is darker than this there is ink, and an answer is wanted
 NONE = -100  # the label where it is not, which `F.cross_entropy` passes over
 
@@ -84,7 +87,7 @@ def render(digit: Tensor, height: float | Tensor, centre: float | Tensor = 0.0) 
     return F.grid_sample(F.pad(digit, (1, 1, 1, 1)), grid, align_corners=False)
 
 
-def network(layer: Callable[[int], nn.Module], channels: int) -> nn.Sequential:
+def network(layer: Callable[[int], nn.Module], channels: int = CHANNELS) -> nn.Sequential:
     """Two convolutions, then the layer in question, then an answer a position.
 
     Args:
@@ -130,8 +133,38 @@ def _draw(ink: Tensor, kinds: Tensor, n: int, generator: torch.Generator) -> She
 
 @cache
 def _handwriting(part: str) -> tuple[Tensor, Tensor]:
-    if part not in ("train", "test"):
-        raise ValueError(f"part={part!r} must be 'train' or 'test'")
+    check_choice("part", part, ("train", "test"))
     images, labels = digits()
     train, test = split(images[labels < KINDS], labels[labels < KINDS])
     return train if part == "train" else test
+
+
+def _data() -> tuple[Callable[[int, torch.Generator], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    test = held_out()
+    return sampler(), (test.images, test.labels)
+
+
+def _picture():
+    from ..viz import images
+
+    sheet = held_out()
+    ends = sheet.heights.argsort()[[3, 40, 100, 160, 220, 290]]
+    return images({f"{sheet.heights[i]:.0f} pixels": 1 - sheet.images[i, 0] for i in ends}, ncols=6,
+                  title="Which digit is it, at any size?",
+                  alt="Six handwritten digits between 0 and 3, from 8 to 22 pixels tall, in images of 24 by 24 pixels.")
+
+
+TASK = Task(
+    id="scaled_digits",
+    question=__doc__.partition("\n")[0],
+    chapters=("deform",),
+    data=_data,
+    layout="B C H W", channels=CHANNELS, size=(SIZE // STRIDE, SIZE // STRIDE),
+    build=lambda make: network(lambda channels: make()),
+    options=dict(groups=1, mask_scale=2.0),  # Δm = 2σ(·), as in the authors' release: starts at 1
+    score=accuracy,
+    score_name="share of the ink told right",
+    chance=1 / KINDS,
+    training=dict(steps=130, batch=32, lr=8e-3),
+    picture=_picture,
+)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..toys.images import image, image_names
+from ._catalog import Task
 
 SIZE = 48
 NOISE = 0.03  # of a sound camera
@@ -56,3 +57,27 @@ def _scenes(n: int, g: torch.Generator) -> Tensor:
         top, left = (int(torch.randint(length - SIZE + 1, (), generator=g)) for length in photograph.shape)
         result.append(photograph[top:top + SIZE, left:left + SIZE])
     return torch.stack(result)[:, None]
+
+
+def _data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The cameras' pictures and the scene; the windows of both parts come from the same photographs."""
+    return tuple(shots(n, seed=seed)[:2] for n, seed in ((171, 0), (57, 1)))
+
+
+def _picture():
+    from ..viz import images
+
+    x, _, _ = shots(9)
+    return images({f"camera {c}": x[8, c].clamp(0, 1) for c in range(3)}, ncols=3, title="Which camera is broken?",
+                  alt="Three pictures of the same scene, one of them under heavy noise.")
+
+
+# Only shown: the chapter on gating makes its gate by hand, and trains nothing. So there is no network.
+TASK = Task(
+    id="three_cameras",
+    question=__doc__.partition("\n")[0],
+    chapters=("gating",),
+    data=_data,
+    score_name="none",
+    picture=_picture,
+)

@@ -2,11 +2,11 @@
 
 from .data import digits, split
 from .images import image, image_names
-from .train import Comparison, History, accuracy, compare, fit, seeded
+from .train import History, Scores, accuracy, compare, fit, seeded
 
 __all__ = [
-    "Comparison",
     "History",
+    "Scores",
     "accuracy",
     "compare",
     "digits",

@@ -1,7 +1,5 @@
 """Small real data sets that come inside scikit-learn's wheel, and a seeded split."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -4,8 +4,6 @@
 the files are read from the package's folder rather than through `skimage.data`, whose loaders may try the network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A short training loop for experiments that last seconds: seeded, silent, the same in every chapter."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +35,7 @@ class History:
 
 
 @dataclass
-class Comparison:
+class Scores:
     """What `compare` returns; each dictionary has one entry a model, in the order given.
 
     Attributes:
@@ -170,7 +168,7 @@ def compare(
     seeds: Iterable[int] = (0, 1, 2),
     metric: Callable[[nn.Module, Sequence[Tensor]], float] = accuracy,
     **options,
-) -> Comparison:
+) -> Scores:
     """Train several models on the same batches, once a seed, and score them on the same test data.
 
     Args:
@@ -185,7 +183,7 @@ def compare(
         Scores, losses and the trained models of the first seed.
     """
     start = time.perf_counter()
-    result = Comparison({label: [] for label in builders}, {label: [] for label in builders}, {}, 0.0)
+    result = Scores({label: [] for label in builders}, {label: [] for label in builders}, {}, 0.0)
     runs = [(seed, label) for seed in seeds for label in builders]
     for seed, label in _progress(runs):
         with seeded(seed):

@@ -11,9 +11,9 @@
 
 import inspect
 import json
+import os
 import re
 from pathlib import Path
-from pkgutil import iter_modules
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -147,10 +147,13 @@ def link_map_to_pages(app: Sphinx, doctree: nodes.document, docname: str) -> Non
 
 
 def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put generated reference where a page says `% module-reference` or `% task-reference`."""
-    for mark, generate in (("% module-reference", module_reference), ("% task-reference", task_reference)):
-        if mark in source[0]:
-            source[0] = source[0].replace(mark, generate())
+    """Put generated reference where a page says `% module-reference`, `% task-table` or `% task-reference`."""
+    if "% module-reference" in source[0]:
+        source[0] = source[0].replace("% module-reference", module_reference())
+    if "% task-table" in source[0]:
+        source[0] = source[0].replace("% task-table", task_table(app))
+    if "% task-reference" in source[0]:
+        source[0] = source[0].replace("% task-reference", task_reference(app, docname))
 
 
 def module_reference() -> str:
@@ -171,12 +174,42 @@ def module_reference() -> str:
     return "\n".join(lines)
 
 
-def task_reference() -> str:
-    """Every task of the chapters: the files of `attn_lib.tasks`."""
-    lines = ["```{eval-rst}"]
-    for module in iter_modules(attn_lib.tasks.__path__):
-        lines += [f".. automodule:: attn_lib.tasks.{module.name}", "   :members:", ""]
-    return "\n".join([*lines, "```"])
+def task_table(app: Sphinx) -> str:
+    """Every task in a line, with links to the chapters that train on it."""
+    pages = {Path(page).name: page for page in app.env.found_docs if page.startswith("chapters/")}
+    lines = ["| Task | What is asked | Chance | Place for a module | Chapters |", "| --- | --- | --- | --- | --- |"]
+    for task in all_tasks(app):
+        chapters = ", ".join(f"{{doc}}`{name} </{pages[name]}>`" for name in task.chapters if name in pages)
+        chance = f"{task.chance:.3g} ({task.score_name})" if task.build else "only shown"
+        place = task.place.replace(" × ", "\u00a0×\u00a0")
+        lines.append(f"| [{task.id}](#task-{task.id}) | {task.question} | {chance} | {place} | {chapters} |")
+    return "\n".join(lines)
+
+
+def task_reference(app: Sphinx, docname: str) -> str:
+    """Every task with its picture, its facts and what its file offers."""
+    folder = Path(app.doctreedir) / "tasks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for task in all_tasks(app):
+        picture = task.picture()
+        picture.save(folder / f"{task.id}.png")
+        path = Path(os.path.relpath(folder / f"{task.id}.png", (Path(app.srcdir) / docname).parent))
+        lines += [f"(task-{task.id})=", f"## {task.id}", "", f"```{{image}} {path.as_posix()}", f":alt: {picture.alt}",
+                  f":width: {picture.width}px", "```", ""]
+        if task.build:
+            steps = ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in task.training.items())
+            lines += [f"Score: {task.score_name}, {'higher' if task.higher_is_better else 'lower'} is better; chance "
+                      f"{task.chance:.3g}. Place: {task.place}. Training: {steps}.", ""]
+        lines += ["```{eval-rst}", f".. automodule:: attn_lib.tasks.{task.id}", "   :members:", "```", ""]
+    return "\n".join(lines)
+
+
+def all_tasks(app: Sphinx) -> list:
+    found = [attn_lib.tasks.task(id) for id in attn_lib.tasks.list_tasks()]
+    for file in Path(inspect.getfile(attn_lib.tasks)).parent.glob("*.py"):
+        app.env.note_dependency(str(file))
+    return found
 
 
 # --- directives -------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_parts_share_no_pixel():
     for name, t in zip(contact_sheet.PHOTOGRAPHS, train.split(7 * 18), strict=True):
         photo = toys.image(name, 64)
         assert torch.equal(t[0], photo[:, :12, :12]) and torch.equal(t[-1], photo[:, 51:63, 18:30])
-    with pytest.raises(ValueError, match="part='dev' must be 'train' or 'test'"):
+    with pytest.raises(ValueError, match="part='dev' must be one of 'train', 'test'"):
         contact_sheet.sampler("dev")
 
 

@@ -1,0 +1,27 @@
+"""What several tasks are made of: sheets of cells, layers that read a cell, and the share of right answers."""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+CELL = 10  # pixels of a cell: an 8 × 8 digit with a margin of one
+
+
+def sheet(cells: Tensor) -> Tensor:
+    """Cells `(…, R, C, h, w)` in rows and columns as one picture `(…, R · h, C · w)`."""
+    return rearrange(cells, "... R C h w -> ... (R h) (C w)")
+
+
+def cell_layers(channels: int) -> nn.Sequential:
+    """Two layers that see one cell at a time: sheets `(B, 1, 10 R, 10 C)` → features `(B, channels, R, C)`."""
+    return nn.Sequential(nn.Conv2d(1, 64, CELL, stride=CELL), nn.ReLU(), nn.Conv2d(64, channels, 1))
+
+
+def share_right(answers: Tensor, truth: Tensor, where: Tensor) -> float:
+    """The share of positions that answer rightly.
+
+    Args:
+        answers: class scores `(n, K, …)`.
+        truth: `(n, …)`.
+        where: `(n, …)`, bool: the positions that count.
+    """
+    return (answers.argmax(1) == truth)[where].float().mean().item()
