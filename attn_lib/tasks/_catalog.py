@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import catalog
 from ..checks import check_choice
+from ..layout import Layout
 from ..toys import train as toys
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Task:
         question: one sentence: what is asked.
         chapters: names of the chapters that train on it (or show it), first the one that it was made for.
         data: makes `(train, test)`: what `toys.fit` takes, and held-out data that `score` takes.
-        layout: axes of the place, separated by commas where a module gets several inputs ("B C H W").
+        layout: axes of the place, see `attn_lib.layout`; of several tensors where a module gets several inputs.
         channels: number of channels that a module in the place gets.
         out_channels: number that it returns; as many as it gets when 0.
         size: sizes of the place's axes other than B and C, in their order; empty where they vary.
@@ -72,7 +73,7 @@ class Task:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layout", _spelled(self.layout))
+        object.__setattr__(self, "layout", Layout(self.layout) if self.layout else "")
         object.__setattr__(self, "out_channels", self.out_channels or self.channels)
         object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
         object.__setattr__(self, "training", MappingProxyType(dict(self.training)))
@@ -166,14 +167,14 @@ class Task:
         """The layout in which a module of the library fits, and the options of its example for it."""
         layouts: dict[str, str | None] = {}  # layout -> variant, the plain example first
         for variant in (None, *entry.variants):
-            layouts.setdefault(_spelled(entry.layout_of(variant)), variant)
+            layouts.setdefault(entry.layout_of(variant), variant)
         layout = next((layout for layout in self.takes if layout in layouts), None)
         if layout is None:
             theirs, ours = (" or ".join(one.replace(", ", " and ") for one in some) for some in (layouts, self.takes))
             raise ValueError(f"module {entry.id!r} takes {theirs}, but the place in task {self.id!r} offers {ours}")
-        sizes = dict(zip(_free(self.layout), self.size, strict=bool(self.size)))
+        sizes = dict(zip(Layout(self.layout).free, self.size, strict=bool(self.size)))
         sizes.setdefault("N", sizes["H"] * sizes["W"] if sizes.keys() == {"H", "W"} else sizes.get("L"))
-        size = tuple(sizes.get(axis) for axis in _free(layout))
+        size = tuple(sizes.get(axis) for axis in Layout(layout).free)
         known = None not in size
         options = entry.options(layouts[layout], size if known else None)
         if not known and options.keys() & {"height", "width"}:
@@ -286,12 +287,3 @@ def _tasks() -> dict[str, Task]:
         names = [file.name for file in iter_modules(package.__path__) if not file.name.startswith("_")]
         _found = {name: import_module(f"{package.__name__}.{name}").TASK for name in names}
     return _found
-
-
-def _spelled(layout: str) -> str:
-    return ", ".join(" ".join(part.split()) for part in layout.split(","))
-
-
-def _free(layout: str) -> list[str]:
-    """Axes other than B and C, each once."""
-    return list(dict.fromkeys(axis for axis in layout.replace(",", " ").split() if axis not in "BC"))

@@ -8,7 +8,7 @@ CELL = 10  # pixels of a cell: an 8 × 8 digit with a margin of one
 
 def sheet(cells: Tensor) -> Tensor:
     """Cells `(…, R, C, h, w)` in rows and columns as one picture `(…, R · h, C · w)`."""
-    return rearrange(cells, "... R C h w -> ... (R h) (C w)")
+    return rearrange(cells, "... H W y x -> ... (H y) (W x)")
 
 
 def cell_layers(channels: int) -> nn.Sequential:

@@ -84,7 +84,7 @@ def sheets(n: int, part: str = "train", *, grid: tuple[int, int] = (4, 6), seed:
     order = torch.rand(n, 2 * pairs, generator=generator).argsort(1)  # which card lies at each place
     place = order.argsort(1)  # where each card lies
     rows = torch.arange(n)[:, None]
-    images = rearrange(cards[rows, order], "n (h w) c y x -> n c (h y) (w x)", h=H)
+    images = rearrange(cards[rows, order], "B (H W) C y x -> B C (H y) (W x)", H=H)
     number = labels[chosen].repeat(1, 2)[rows, order]
     partner = place[rows, (order + pairs) % (2 * pairs)]
     return Sheets(images, number.view(n, H, W), (order >= pairs).view(n, H, W), partner.view(n, H, W))
@@ -103,7 +103,7 @@ def features(images: Tensor) -> Tensor:
     if images.shape[-2] % CARD[0] or images.shape[-1] % CARD[1]:
         raise ValueError(f"images of shape {tuple(images.shape)} must be a multiple of {CARD} pixels high and wide")
     look, read, mean, spread = _front_end()
-    cards = rearrange(images, "n c (h y) (w x) -> n h w c y x", y=CARD[0], x=CARD[1])[..., 1:-1, 1:-1]
+    cards = rearrange(images, "B C (H y) (W x) -> B H W C y x", y=CARD[0], x=CARD[1])[..., 1:-1, 1:-1]
     photo = F.normalize(_pattern(cards[..., :SIDE, :]) @ look, dim=-1) * PHOTO**0.5
     digit = (cards[..., 0, SIDE:, :].flatten(-2) - mean) @ read / spread
     return torch.cat([photo, digit], -1).permute(0, 3, 1, 2).contiguous()

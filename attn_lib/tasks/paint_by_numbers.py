@@ -76,7 +76,7 @@ def sheets(n: int, part: str = "train", *, seed: int = 0) -> Sheets:
     where = (torch.arange(pairs) + torch.rand(n, pairs, generator=generator)) * (len(cuts) / pairs)
     paper = cuts[where.long().clamp_max(len(cuts) - 1)]
     pieces = torch.stack([paper[..., :-4, :-4], paper[..., 4:, 4:]], 1)  # n, legend or picture, pairs, 3, 24, 24
-    pieces = rearrange(pieces, "n t p c (i y) (j x) -> n t p (i j) c y x", i=FIELDS, j=FIELDS).clone()
+    pieces = rearrange(pieces, "B t p C (i y) (j x) -> B t p (i j) C y x", i=FIELDS, j=FIELDS).clone()
 
     number = torch.rand(n, 2, pairs, NUMBERS, generator=generator).argsort(-1)  # each number once on every piece
     colour = torch.randint(COLOURS, (n, pairs, NUMBERS), generator=generator)  # of each number, on each paper
@@ -90,10 +90,10 @@ def sheets(n: int, part: str = "train", *, seed: int = 0) -> Sheets:
     order = torch.rand(n, 2 * pairs, generator=generator).argsort(1)  # which piece lies at each place
     sheet = torch.arange(n)[:, None]
     legend = order.argsort(1)[sheet, (order + pairs) % (2 * pairs)]
-    shape = "n (R S) (i j) c y x -> n c (R i y) (S j x)"
-    images = rearrange(pieces.flatten(1, 2)[sheet, order], shape, R=PIECES, i=FIELDS)
-    shape = "n (R S) (i j) -> n (R i) (S j)"
-    return Sheets(images, rearrange(colour.flatten(1, 2)[sheet, order], shape, R=PIECES, i=FIELDS), legend)
+    shape = "B (P Q) (i j) C y x -> B C (P i y) (Q j x)"
+    images = rearrange(pieces.flatten(1, 2)[sheet, order], shape, P=PIECES, i=FIELDS)
+    shape = "B (P Q) (i j) -> B (P i) (Q j)"
+    return Sheets(images, rearrange(colour.flatten(1, 2)[sheet, order], shape, P=PIECES, i=FIELDS), legend)
 
 
 def features(images: Tensor) -> Tensor:
@@ -108,10 +108,10 @@ def features(images: Tensor) -> Tensor:
     if images.shape[-2] % SIDE or images.shape[-1] % SIDE:
         raise ValueError(f"images of shape {tuple(images.shape)} must be a multiple of {SIDE} pixels high and wide")
     palette, axes, mean, spread = _front_end()
-    small = rearrange(F.avg_pool2d(images, 2), "n c (h y) (w x) -> n h w y x c", y=SIDE // 2, x=SIDE // 2)
+    small = rearrange(F.avg_pool2d(images, 2), "B C (H y) (W x) -> B H W y x C", y=SIDE // 2, x=SIDE // 2)
     rim = F.pad(torch.zeros(SIDE // 2 - 2, SIDE // 2 - 2, dtype=torch.bool), (1, 1, 1, 1), value=True)
     histogram = _nearness(small[:, :, :, rim], palette).mean(3)
-    plate = rearrange(images, "n c (h y) (w x) -> n h w c y x", y=SIDE, x=SIDE)[..., 2:-2, 2:-2]
+    plate = rearrange(images, "B C (H y) (W x) -> B H W C y x", y=SIDE, x=SIDE)[..., 2:-2, 2:-2]
     shape = (plate.amax(3).flatten(3) - mean) @ axes / spread
     light = plate.sum((4, 5))
     light = light / light.amax(-1, keepdim=True).clamp(min=1e-6)
@@ -183,7 +183,7 @@ def _picture():
     from ..viz import images
 
     drawn = sheets(1, "test", seed=1)
-    pieces = rearrange(drawn.images[0], "c (R y) (S x) -> (R S) c y x", R=PIECES, S=PIECES)
+    pieces = rearrange(drawn.images[0], "C (P y) (Q x) -> (P Q) C y x", P=PIECES, Q=PIECES)
     asks = is_picture(drawn.colour)[0].nonzero()[0].item()
     return images({"a sheet": drawn.images[0], "a picture": pieces[asks], "its legend": pieces[drawn.legend[0, asks]]},
                   title="Which colour has each number of the picture?",

@@ -78,7 +78,7 @@ def cut(photographs: Iterable[Tensor], size: tuple[int, int], step: int) -> Tens
         `(n, 3, *size)`
     """
     h, w = size
-    return torch.cat([rearrange(photograph.unfold(1, h, step).unfold(2, w, step), "c i j y x -> (i j) c y x")
+    return torch.cat([rearrange(photograph.unfold(1, h, step).unfold(2, w, step), "C i j y x -> (i j) C y x")
                       for photograph in photographs])
 
 

@@ -9,7 +9,7 @@ from attn_lib.tasks import cloakroom
 
 def cards(images):
     """(n, H·W, 3, 16, 8): photograph above, digit below, margins cut off."""
-    return rearrange(images, "n c (h y) (w x) -> n (h w) c y x", y=18, x=10)[..., 1:-1, 1:-1]
+    return rearrange(images, "B C (H y) (W x) -> B (H W) C y x", y=18, x=10)[..., 1:-1, 1:-1]
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (1, 2), (3, 2)])

@@ -12,7 +12,7 @@ from attn_lib.tasks import paint_by_numbers as task
 
 def fields(images):
     """Sheets as fields: n 8 8 3 12 12."""
-    return rearrange(images, "n c (h y) (w x) -> n h w c y x", y=task.SIDE, x=task.SIDE)
+    return rearrange(images, "B C (H y) (W x) -> B H W C y x", y=task.SIDE, x=task.SIDE)
 
 
 def plates(images):
@@ -21,7 +21,7 @@ def plates(images):
 
 def pieces(t):
     """Something of every field, n 8 8, by pieces: n 16 4."""
-    return rearrange(t, "n (R i) (S j) -> n (R S) (i j)", i=task.FIELDS, j=task.FIELDS)
+    return rearrange(t, "B (P i) (Q j) -> B (P Q) (i j)", i=task.FIELDS, j=task.FIELDS)
 
 
 def numbers(images):
@@ -59,7 +59,7 @@ def test_every_field_has_the_colour_that_its_legend_gives_its_number(part):
 def test_picture_and_legend_are_on_the_same_paper():
     """Up to four pixels: what one shows from its fifth row and column on, the other shows at its beginning."""
     drawn = task.sheets(10, "test")
-    blocks = rearrange(drawn.images, "n c (R y) (S x) -> n (R S) c y x", R=task.PIECES, S=task.PIECES)
+    blocks = rearrange(drawn.images, "B C (P y) (Q x) -> B (P Q) C y x", P=task.PIECES, Q=task.PIECES)
     picture, sheet = task.is_picture(drawn.colour), torch.arange(10)[:, None]
     first, second = (blocks[sheet, drawn.legend][picture], blocks[picture])
     gap = (first[..., 4:, 4:] - second[..., :-4, :-4]).abs().amax(1)
@@ -94,7 +94,7 @@ def test_features_of_a_field_know_that_field_alone():
 def test_a_piece_is_better_known_by_all_of_its_paper_than_by_that_of_a_field():
     """The mean of a region's histograms finds the other piece more often than a single field's does."""
     drawn = task.sheets(100, "test")
-    paper = rearrange(task.features(drawn.images)[:, : task.PAPER], "n c (R i) (S j) -> n (R S) (i j) c", i=2, j=2)
+    paper = rearrange(task.features(drawn.images)[:, : task.PAPER], "B C (P i) (Q j) -> B (P Q) (i j) C", i=2, j=2)
 
     def found(query, key):  # n 16 c
         alike = torch.nn.functional.normalize(query, dim=-1) @ torch.nn.functional.normalize(key, dim=-1).mT
