@@ -133,12 +133,13 @@ def report(clock: dict[str, float], folder: Path = FOLDER) -> str:
         noted = [part for part in of if part in parts]
         spent = {name: [parts[part].get(name, 0.0) for part in noted] for name in names}
         dearest = sorted(spent.items(), key=lambda item: -sum(item[1]))[:DEAREST]
-        missing = "".join(f"; {part} left no costs" for part in of if part not in noted)
-        lines += ["", f"  the dearest {title}, seconds of a worker ({' + '.join(noted)}{missing}); budget {budget}"]
+        missing = [f"{part} left no costs" for part in of if part not in noted]
+        sources = "; ".join(filter(None, [" + ".join(noted), *missing]))
+        lines += ["", f"  the dearest {title}, seconds of a worker ({sources}); budget {budget}"]
         for name, costs in dearest:
             shown = "  " + " + ".join(f"{cost:.1f}" for cost in costs) if len(costs) > 1 else ""
             lines.append(f"  {sum(costs):6.1f}  {name:12s}{shown}{over(sum(costs), budget)}")
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def over(value: float, budget: float) -> str:
