@@ -33,6 +33,9 @@ help:  ## list these commands
 # next run then starts from an empty environment.
 $(READY): requirements.txt pyproject.toml
 	@if cat requirements.txt pyproject.toml | cmp -s - $@; then touch $@; exit 0; fi; set -e; \
+	if [ -L $(VENV) ]; then \
+	  echo "$(VENV) is a link to another folder's environment, made for other requirements; it is left as it is." >&2; \
+	  exit 1; fi; \
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	  echo "The book needs Python 3.10 or newer; \"$(PYTHON)\" is $$($(PYTHON) --version 2>&1 || true)." >&2; \
 	  echo "Name another one with: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \

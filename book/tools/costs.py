@@ -6,8 +6,8 @@
         prints the tables: the seconds of each part on the clock, the dearest chapters and the dearest modules
 
 A test's cost is the time that its worker spent on it, set-up and end included: on an idle machine the seconds of one
-core. What several tests share (a browser, a course) is paid by the first of them. A part that was interrupted leaves no
-file behind.
+core. What several tests share (a browser, a course) is paid by the first of them; what runs for one chapter of each
+kind (a `specimen`) is charged to none. A part that was interrupted leaves no file behind.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A report says what its test is about."""
-    if (about := subject(item)) is not None:
+    """A report says what its test is about, unless that stands for others of its kind."""
+    about = subject(item)
+    if about is not None and "specimen" not in getattr(getattr(item, "callspec", None), "params", {}):
         item.user_properties.append((SUBJECT, about))
 
 
@@ -129,13 +130,16 @@ def report(clock: dict[str, float], folder: Path = FOLDER) -> str:
         ("chapters", chapters, ("notebooks", "chapters", "site"), CHAPTER_SECONDS),
         ("modules", ids, ("unit",), MODULE_SECONDS),
     ):
-        spent = {name: [parts.get(part, {}).get(name, 0.0) for part in of] for name in names}
+        noted = [part for part in of if part in parts]
+        spent = {name: [parts[part].get(name, 0.0) for part in noted] for name in names}
         dearest = sorted(spent.items(), key=lambda item: -sum(item[1]))[:DEAREST]
-        lines += ["", f"  the dearest {title}, seconds of a worker ({' + '.join(of)}); budget {budget}"]
+        missing = [f"{part} left no costs" for part in of if part not in noted]
+        sources = "; ".join(filter(None, [" + ".join(noted), *missing]))
+        lines += ["", f"  the dearest {title}, seconds of a worker ({sources}); budget {budget}"]
         for name, costs in dearest:
-            shown = " + ".join(f"{cost:.1f}" for cost in costs) + " = " if len(of) > 1 else ""
-            lines.append(f"  {sum(costs):6.1f}  {name}  {shown}".rstrip(" =") + over(sum(costs), budget))
-    return "\n".join(lines)
+            shown = "  " + " + ".join(f"{cost:.1f}" for cost in costs) if len(costs) > 1 else ""
+            lines.append(f"  {sum(costs):6.1f}  {name:12s}{shown}{over(sum(costs), budget)}")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def over(value: float, budget: float) -> str:

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
 from book.tools import execute, notebooks
 from book.tools.anatomy import Chapter
+from book.tools.nbval_chapters import COMPUTED, Stopwatch
 
 PIXELS = '<img alt="a dot" src="data:image/png;base64,AAAA">'
 NUMBERS = '<script type="application/json">{"weights": [1, 2, 3]}</script>'
@@ -58,6 +60,21 @@ def test_nbval_compares_what_is_stored(tmp_path):
         notebooks.write(good, tmp_path / f"{name}.ipynb")
         mapping[key] = stored
     assert nbval(tmp_path) == {"text", "html"}
+
+
+def test_a_slow_chapter_is_named_and_a_very_slow_one_fails(tmp_path):
+    """Over its budget it is only named: the machine may be slow."""
+    stopwatch = Stopwatch(limit=2.0 * notebooks.MOST_SECONDS)
+    session = SimpleNamespace(exitstatus=pytest.ExitCode.OK)
+    verdicts = []
+    for seconds in (notebooks.SECONDS, notebooks.SECONDS + 1, notebooks.MOST_SECONDS + 1, stopwatch.limit + 1):
+        stopwatch.pytest_sessionfinish(session)
+        assert session.exitstatus == pytest.ExitCode.OK
+        stopwatch.pytest_runtest_logreport(SimpleNamespace(user_properties=[(COMPUTED, seconds)], nodeid="se::Cell 1"))
+        verdicts.append(stopwatch.verdict(stopwatch.seconds["se"]).split(":")[0].strip())
+    assert verdicts == ["", "over budget", "over budget", "TOO LONG"]
+    stopwatch.pytest_sessionfinish(session)
+    assert session.exitstatus == pytest.ExitCode.TESTS_FAILED
 
 
 def beginning(path, part):
