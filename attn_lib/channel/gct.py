@@ -45,7 +45,7 @@ class GCT(nn.Module):
     γ = β = 0 at the start: the module is the identity, exactly, and can be put before any convolution, also of a
     trained network. There α has no gradient at all, and moves only once γ has. The authors spare β weight decay.
 
-    Of the release alone: mode="l1", s_c = α_c ∑ |x| and ŝ = s / (mean of |s| + ε). Its `after_relu` leaves out the
+    From the release: mode="l1", s_c = α_c ∑ |x| and ŝ = s / (mean of |s| + ε). Its `after_relu` leaves out the
     absolute value where x is not negative anyway, and its parameters are 1 × C × 1 × 1: flatten them to load them. Sums
     and squares are taken in float32 at least. The Gaussian context transformer, called GCT as well, is another module.
 

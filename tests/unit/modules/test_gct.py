@@ -1,6 +1,6 @@
 """Gated channel transformation against its paper, its limits, and the errors in circulation.
 
-No package that is kept well holds it; the authors' release is transcribed where it goes beyond the paper (`l1`).
+No package that is kept well holds it; the `l1` mode is transcribed from the authors' release.
 """
 
 import math
