@@ -1,6 +1,7 @@
 """Channel attention: which feature maps matter, the same answer at every position."""
 
 from .eca import ECAAttention
+from .gct import GCT
 from .se import SEAttention
 
-__all__ = ["ECAAttention", "SEAttention"]
+__all__ = ["GCT", "ECAAttention", "SEAttention"]

@@ -30,6 +30,28 @@ def test_eca_on_one_pixel_with_the_kernel_1_is_silu():
     torch.testing.assert_close(eca(x), F.silu(x))
 
 
+@limit("gct", "identity")
+def test_gct_with_gamma_and_beta_0_is_the_identity():
+    gct, x = drawn("gct", channels=6), randn(2, 6, 5, 7)
+    gct.gamma.fill_(0.0)
+    gct.beta.fill_(0.0)
+    assert torch.equal(gct(x), x)
+
+
+@limit("gct", "linear layer")
+def test_gct_with_gamma_0_is_a_linear_layer_with_a_diagonal_matrix():
+    gct, x = drawn("gct", channels=6), randn(2, 6, 5, 7)
+    gct.gamma.fill_(0.0)
+    W = torch.diag(1 + torch.tanh(gct.beta))
+    torch.testing.assert_close(gct(x), F.conv2d(x, W[:, :, None, None]))
+
+
+@limit("gct", "constant gate")
+def test_gct_of_a_single_channel_has_the_same_gate_for_every_image():
+    gct, x = drawn("gct", channels=1, epsilon=1e-30), randn(2, 1, 5, 7)
+    torch.testing.assert_close(gct(x), x * (1 + torch.tanh(gct.gamma * gct.alpha.sign() + gct.beta)))
+
+
 @limit("se", "identity")
 def test_se_with_a_large_gate_bias_is_the_identity():
     se, x = drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)

@@ -1,0 +1,100 @@
+"""Gated Channel Transformation: a gate for every channel, from how large it is beside the others."""
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from ..catalog import Paper, register
+from ..checks import check_choice, check_feature_map, check_int
+from ..tap import tap
+
+
+@register(
+    "gct",
+    family="channel",
+    name="Gated Channel Transformation",
+    summary="It weighs each channel against all others with three numbers a channel and no matrix, and starts as the "
+            "identity.",
+    papers=[Paper(
+        key="yang2020gct", venue="CVPR", year=2020, arxiv="1909.11519",
+        title="Gated Channel Transformation for Visual Recognition",
+        code="https://github.com/z-x-yang/GCT",
+    )],
+    layout="B C H W",
+    example=dict(channels=64),
+    variants={"l1": dict(channels=12, mode="l1")},
+    identity_at_init=True,
+    commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+    builds_on=("se",),
+    reduces_to={
+        "identity": "γ = β = 0, where it starts",
+        "linear layer": "γ = 0: the diagonal matrix of 1 + tanh β",
+        "constant gate": "a single channel, ε → 0: ŝ is the sign of α",
+    },
+)
+class GCT(nn.Module):
+    """Gated channel transformation: y = g · x with g = 1 + tanh(γ ŝ + β), ŝ = √C s / ‖s‖, s_c = α_c ‖x_c‖.
+
+    ‖x_c‖² = ∑ x² + ε over H and W, a sum and no mean, and ‖s‖²/C = mean of s² + ε over the channels: with ε inside both
+    roots, as in the authors' release. α, γ and β are three numbers for each channel. So ŝ has the mean square 1
+    whatever the image, and hardly notices its brightness; the gates lie in (0, 2). Where α_c γ_c > 0 the gate of c
+    falls as other channels grow, they compete; where α_c γ_c < 0 it rises, they cooperate.
+
+    γ = β = 0 at the start: the module is the identity, exactly, and can be put before any convolution, also of a
+    trained network. There α has no gradient at all, and moves only once γ has. The authors spare β weight decay.
+
+    From the release: mode="l1", s_c = α_c ∑ |x| and ŝ = s / (mean of |s| + ε). Its `after_relu` leaves out the
+    absolute value where x is not negative anyway, and its parameters are 1 × C × 1 × 1: flatten them to load them. Sums
+    and squares are taken in float32 at least. The Gaussian context transformer, called GCT as well, is another module.
+
+    Args:
+        channels: C, at least 1.
+        epsilon: ε > 0; 1e-5 is the release's value.
+        mode: "l2" or "l1".
+
+    Shape:
+        x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
+
+    Raises:
+        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+
+    Paper:
+        Yang, Zhu, Wu and Yang, Gated Channel Transformation for Visual Recognition, CVPR 2020, arXiv 1909.11519.
+    """
+
+    def __init__(self, channels: int, *, epsilon: float = 1e-5, mode: str = "l2"):
+        super().__init__()
+        self.channels = check_int("channels", channels)
+        if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 < epsilon < math.inf:
+            raise ValueError(f"epsilon={epsilon!r} must be a positive number: without it an empty map gives 0/0")
+        self.epsilon = float(epsilon)
+        check_choice("mode", mode, ("l2", "l1"))
+        self.mode = mode
+        self.alpha = nn.Parameter(torch.ones(channels))
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_feature_map(x, self.channels)
+        s = tap("s", self.alpha * self._norm(x), "B C")                                # global context embedding
+        s_hat = tap("s_hat", s / self._scale(s), "B C")                                # channel normalisation
+        g = tap("g", 1 + torch.tanh(self.gamma * s_hat + self.beta), "B C")            # gating adaptation
+        return tap("y", x * g.to(x.dtype)[:, :, None, None], "B C H W")
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """Of every channel (B, C), in float32 at least: the map is neither copied nor kept in it."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if self.mode == "l1":
+            return x.abs().sum((2, 3), dtype=dtype)
+        return (torch.linalg.vector_norm(x, dim=(2, 3), dtype=dtype).square() + self.epsilon).sqrt()
+
+    def _scale(self, s: Tensor) -> Tensor:
+        """What is usual among the channels of an image (B, 1)."""
+        if self.mode == "l1":
+            return s.abs().mean(1, keepdim=True) + self.epsilon
+        return (s.square().mean(1, keepdim=True) + self.epsilon).sqrt()
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, epsilon={self.epsilon:g}, mode={self.mode!r}"
