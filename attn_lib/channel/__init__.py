@@ -1,7 +1,7 @@
 """Channel attention: which feature maps matter, the same answer at every position."""
 
 from .eca import ECAAttention
-from .gct import GCT
+from .gct import GCTAttention
 from .se import SEAttention
 
-__all__ = ["GCT", "ECAAttention", "SEAttention"]
+__all__ = ["ECAAttention", "GCTAttention", "SEAttention"]

@@ -34,7 +34,7 @@ from ..tap import tap
         "constant gate": "a single channel, ε → 0: ŝ is the sign of α",
     },
 )
-class GCT(nn.Module):
+class GCTAttention(nn.Module):
     """Gated channel transformation: y = g · x with g = 1 + tanh(γ ŝ + β), ŝ = √C s / ‖s‖, s_c = α_c ‖x_c‖.
 
     ‖x_c‖² = ∑ x² + ε over H and W, a sum and no mean, and ‖s‖²/C = mean of s² + ε over the channels: with ε inside both

@@ -12,7 +12,7 @@ from torch import nn
 
 import attn_lib
 from attn_lib import measure
-from attn_lib.channel import GCT
+from attn_lib.channel import GCTAttention
 from tests.unit.draw import D, permutation, randn, randomised
 
 CASES = [(12, 5, 7), (6, 1, 1), (1, 4, 3), (32, 1, 9), (3, 2, 1)]  # C, H, W
@@ -21,7 +21,7 @@ DIM = 1 / 300  # so dark that ε counts: Σx² of 35 pixels is 4e-4
 
 
 def make(C=12, *, scale=1.0, seed=0, **options):
-    return randomised(GCT(C, **options), scale=scale, seed=seed).requires_grad_(False)
+    return randomised(GCTAttention(C, **options), scale=scale, seed=seed).requires_grad_(False)
 
 
 def run(module, x):
@@ -71,7 +71,7 @@ def test_equals_the_paper(C, H, W, mode, brightness):
     torch.testing.assert_close(gct(x), EXPECTED[mode](x, gct), rtol=1e-12, atol=0)
 
 
-class Wrong(GCT):
+class Wrong(GCTAttention):
     """The mistakes that circulate in copies, one at a time."""
 
     mistake = None
@@ -143,19 +143,19 @@ def test_taps_are_the_equations():
 
 def test_three_parameters_a_channel_that_start_at_the_papers_values():
     """Copies hold them as plain tensors, which no optimiser sees."""
-    gct = GCT(64)
+    gct = GCTAttention(64)
     start = {name: p.unique().tolist() for name, p in gct.named_parameters()}
     assert start == {"alpha": [1.0], "gamma": [0.0], "beta": [0.0]}
     assert all(p.shape == (64,) for p in gct.parameters()) and set(gct.state_dict()) == set(start)
 
 
 def test_defaults_are_the_releases():
-    assert GCT(64).epsilon == 1e-5 and GCT(64).mode == "l2"
+    assert GCTAttention(64).epsilon == 1e-5 and GCTAttention(64).mode == "l2"
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_alpha_waits_for_gamma(mode):
-    gct, x = GCT(12, mode=mode).to(D), randn(2, 12, 5, 7)
+    gct, x = GCTAttention(12, mode=mode).to(D), randn(2, 12, 5, 7)
     gct(x).square().sum().backward()
     assert not gct.alpha.grad.any() and gct.gamma.grad.all() and gct.beta.grad.all()
     with torch.no_grad():
@@ -176,7 +176,7 @@ def test_alpha_waits_for_gamma(mode):
 ])
 def test_arguments_out_of_range(channels, options, message):
     with pytest.raises(ValueError, match=message):
-        GCT(channels, **options)
+        GCTAttention(channels, **options)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -306,7 +306,7 @@ def test_channel_permutations_pass_through_only_with_the_parameters():
 @pytest.mark.parametrize(("C", "times"), [(64, 3), (256, 11), (2048, 85)])
 def test_has_fewer_parameters_than_squeeze_and_excitation(C, times):
     se = attn_lib.create("se", channels=C, bias=False)
-    gct, fcs = (sum(p.numel() for p in m.parameters()) for m in (GCT(C), se))
+    gct, fcs = (sum(p.numel() for p in m.parameters()) for m in (GCTAttention(C), se))
     assert gct == 3 * C and round(fcs / gct) == times  # 2C²/r to 3C, r = 16
 
 
@@ -314,7 +314,7 @@ def test_has_fewer_parameters_than_squeeze_and_excitation(C, times):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_saves_no_more_than_a_few_numbers_a_channel(mode, dtype):
     C, sides = 32, [(16, 16), (16, 32), (32, 32), (32, 64)]
-    gct = GCT(C, mode=mode).to(dtype)
+    gct = GCTAttention(C, mode=mode).to(dtype)
     saved = [measure.saved_bytes(gct, torch.randn(2, C, *side, dtype=dtype)) for side in sides]
     assert max(saved) == min(saved) <= 4 * 2 * C * 10  # x is an input and not counted; the rest knows no resolution
 
