@@ -483,7 +483,7 @@ def test_image_smaller_than_the_kernel():
     ("x", torch.zeros(4, 6, 7), "x has shape (4, 6, 7); it must have 4 axes"),
     ("weight", torch.zeros(4, 3, 3, 3), "channels of x=4 must be divisible by channels of weight=3"),
     ("weight", torch.zeros(5, 2, 3, 3), "output channels=5 must be divisible by groups=2"),
-    ("offset", torch.zeros(2, 18, 6, 6), "offset has shape (2, 18, 6, 6); axis W′ must be 7"),
+    ("offset", torch.zeros(2, 18, 6, 6), "offset has shape (2, 18, 6, 6); axis Wo must be 7"),
     ("offset", torch.zeros(2, 9, 6, 7), "channels of offset=9 must be divisible by 2·kH·kW=18"),
     ("offset", torch.zeros(2, 54, 6, 7), "channels of x=4 must be divisible by offset groups=3"),
     ("mask", torch.zeros(2, 18, 6, 7), "mask has shape (2, 18, 6, 7); axis G·K must be 9"),
