@@ -1,5 +1,6 @@
 """The library installed alone: the wheel holds what it needs, and a module works with only torch and einops."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -116,3 +117,17 @@ def test_a_fault_of_the_library_itself_is_not_taken_for_a_missing_extra(monkeypa
     monkeypatch.setitem(sys.modules, "attn_lib.viz.card", None)
     with pytest.raises(ImportError):
         attn_lib.card  # noqa: B018
+
+
+def test_no_forward_calls_what_the_oldest_torch_cannot_compile():
+    """Found with torch 2.4 on Python 3.10: the newest torch compiles these, the oldest supported one breaks the graph."""
+    breaking = {"pairwise", "batched", "is_autocast_available"}
+    package, found = ROOT / "attn_lib", []
+    families = [file for family in attn_lib.catalog.FAMILIES for file in (package / family).glob("*.py")]
+    for file in [*families, *package.glob("ops*/*.py"), *(package / f"{name}.py" for name in ("ops", "checks", "tap"))]:
+        if file.exists():
+            for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(function, ast.FunctionDef):
+                    names = (getattr(n, "attr", getattr(n, "id", "")) for n in ast.walk(function))
+                    found += [f"{file.name}: {function.name} uses {name}" for name in names if name in breaking]
+    assert families and not found
