@@ -4,7 +4,9 @@ Each message names the argument, what it was, and what it must be. Under `torch.
 checks are ordinary guards on shapes: they cost nothing at run time.
 """
 
+import math
 from collections.abc import Collection
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +17,13 @@ def check_int(name: str, value: Any, at_least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name}={value!r} must be an integer of at least {at_least}")
     return value
+
+
+def check_positive(name: str, value: Any, why: str = "") -> float:
+    """`value` as a finite float above 0; `why` says what would happen otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be a positive number" + (f": {why}" if why else ""))
+    return float(value)
 
 
 def check_odd(name: str, value: Any) -> int:

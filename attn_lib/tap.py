@@ -35,14 +35,14 @@ def tap(name: str, tensor: Tensor, dims: str = "") -> Tensor:
         dims: the axes in symbols, separated by spaces ("B C H W"); arithmetic such as "H+W-1" is allowed.
             Tests hold that one letter means one size throughout a forward pass.
     """
-    if (recorder := _recorder()) is not None:
+    if _ACTIVE and (recorder := _recorder()) is not None:
         recorder._record(name, tensor, dims)
     return tensor
 
 
 def recording() -> bool:
     """Whether `tap` records what it is given here and now."""
-    return _recorder() is not None
+    return bool(_ACTIVE) and _recorder() is not None
 
 
 def tracing() -> bool:
@@ -51,12 +51,12 @@ def tracing() -> bool:
     Not inside activation checkpointing, which computes the same a second time when nobody records any more, and
     wants to find the same tensors.
     """
-    return recording() and not _checkpointed()
+    return bool(_ACTIVE) and _recorder() is not None and not _checkpointed()
 
 
 def _recorder() -> "trace | None":
     """The innermost trace that records here and now."""
-    if not _ACTIVE or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return None
     here = _here()
     return next((t for t in _ACTIVE[::-1] if t._where == here), None)  # a copy: other threads write into the list

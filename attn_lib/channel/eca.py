@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..catalog import Counterpart, Paper, register
-from ..checks import check_at_most, check_feature_map, check_int, check_odd
+from ..checks import check_at_most, check_feature_map, check_int, check_odd, check_positive
 from ..tap import tap
 
 
@@ -19,9 +19,7 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
     Raises:
         ValueError: if channels < 1 or γ ≤ 0.
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma={gamma!r} must be greater than 0")
-    t = (math.log2(check_int("channels", channels)) + b) / gamma
+    t = (math.log2(check_int("channels", channels)) + b) / check_positive("gamma", gamma)
     return max(1, 2 * math.floor(t / 2) + 1)
 
 

@@ -1,13 +1,10 @@
 """Gated Channel Transformation: a gate for every channel, from how large it is beside the others."""
 
-import math
-from numbers import Real
-
 import torch
 from torch import Tensor, nn
 
 from ..catalog import Paper, register
-from ..checks import check_choice, check_feature_map, check_int
+from ..checks import check_choice, check_feature_map, check_int, check_positive
 from ..tap import tap
 
 
@@ -30,7 +27,7 @@ from ..tap import tap
     builds_on=("se",),
     reduces_to={
         "identity": "γ = β = 0, where it starts",
-        "linear layer": "γ = 0: the diagonal matrix of 1 + tanh β",
+        "channel scaling": "γ = 0: every channel times 1 + tanh β",
         "constant gate": "a single channel, ε → 0: ŝ is the sign of α",
     },
 )
@@ -67,9 +64,7 @@ class GCTAttention(nn.Module):
     def __init__(self, channels: int, *, epsilon: float = 1e-5, mode: str = "l2"):
         super().__init__()
         self.channels = check_int("channels", channels)
-        if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0 < epsilon < math.inf:
-            raise ValueError(f"epsilon={epsilon!r} must be a positive number: without it an empty map gives 0/0")
-        self.epsilon = float(epsilon)
+        self.epsilon = check_positive("epsilon", epsilon, "without it an empty map gives 0/0")
         check_choice("mode", mode, ("l2", "l1"))
         self.mode = mode
         self.alpha = nn.Parameter(torch.ones(channels))

@@ -1,13 +1,10 @@
 """SimAM: a gate for every neuron, from how far it stands out of its own channel. No parameters."""
 
-import math
-from numbers import Real
-
 import torch
 from torch import Tensor, nn
 
 from ..catalog import Paper, register
-from ..checks import check_feature_map, check_int
+from ..checks import check_feature_map, check_int, check_positive
 from ..tap import tap
 
 
@@ -65,9 +62,7 @@ class SimAM(nn.Module):
     def __init__(self, channels: int, *, lam: float = 1e-4, unbiased: bool = True):
         super().__init__()
         self.channels = check_int("channels", channels)
-        if isinstance(lam, bool) or not isinstance(lam, Real) or not 0 < lam < math.inf:
-            raise ValueError(f"lam={lam!r} must be a positive number: without it a constant channel gives 0/0")
-        self.lam = float(lam)
+        self.lam = check_positive("lam", lam, "without it a constant channel gives 0/0")
         self.unbiased = unbiased
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..catalog import Paper, register
-from ..checks import check_divisible, check_feature_map, check_int, check_tensor
+from ..checks import check_divisible, check_feature_map, check_int, check_positive, check_tensor
 from ..ops import bilinear_sample
 from ..tap import tap
 
@@ -144,10 +144,8 @@ class DeformConv2d(nn.Module):
         check_divisible("channels", channels, "groups", groups)
         check_divisible("out_channels", self.out_channels, "groups", groups)
         check_divisible("channels", channels, "offset_groups", offset_groups)
-        if not mask_scale > 0:
-            raise ValueError(f"mask_scale={mask_scale} must be above 0")
         self.modulation = modulation
-        self.mask_scale = mask_scale
+        self.mask_scale = check_positive("mask_scale", mask_scale)
 
         self.geometry = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
         conv = nn.Conv2d(channels, self.out_channels, self.kernel_size, groups=groups, bias=bias)

@@ -14,7 +14,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
 
     By `F.scaled_dot_product_attention`: no attention matrix exists where torch has a fused kernel for the device
     and the shapes; on a CPU it has none for a bias that learns. Inside a trace the matrix is made, and recorded
-    under `name`.
+    under `name`; in half precision it is made in float32, as the kernels do within.
 
     Args:
         q: queries (…, N, d).
@@ -28,19 +28,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
         (…, N, dv)
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k_T = k.transpose(-2, -1)
     if tracing():
-        return tap(name, _weights(q, k, scale, bias), dims).to(v.dtype) @ v
+        return tap(name, _weights(in_float32(torch.matmul, q, k_T) * scale, bias), dims).to(v.dtype) @ v
     if recording():  # under checkpointing: the matrix is shown, but y does not come from it
         with torch.no_grad():
-            tap(name, _weights(q, k, scale, bias), dims)
+            tap(name, _weights(in_float32(torch.matmul, q, k_T) * scale, bias), dims)
     if q.device.type == "cpu" and bias is not None and bias.requires_grad and torch.is_grad_enabled():
-        return _weights(q, k, scale, bias).to(v.dtype) @ v  # faster than torch's own fallback
+        return _weights(in_float32(torch.matmul, q * scale, k_T), bias).to(v.dtype) @ v  # torch's fallback is slower
     return _fused(q, k, v, scale, bias)
 
 
-def _weights(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """softmax(scale · q kᵀ + bias)"""
-    logits = in_float32(torch.matmul, q * scale, k.transpose(-2, -1))
+def _weights(logits: Tensor, bias: Tensor | None) -> Tensor:
     return (logits if bias is None else logits + bias).softmax(-1)
 
 

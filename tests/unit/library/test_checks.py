@@ -11,6 +11,12 @@ from attn_lib import checks
     (lambda: checks.check_int("r", 2.0), "r=2.0 must be an integer"),
     (lambda: checks.check_int("r", True), "r=True must be an integer"),
     (lambda: checks.check_odd("k", 4), "k=4 must be odd"),
+    (lambda: checks.check_positive("eps", 0, "else 0/0"), "eps=0 must be a positive number: else 0/0"),
+    (lambda: checks.check_positive("eps", -1e-5), "eps=-1e-05 must be a positive number$"),
+    (lambda: checks.check_positive("eps", float("inf")), "eps=inf must be a positive number"),
+    (lambda: checks.check_positive("eps", float("nan")), "eps=nan must be a positive number"),
+    (lambda: checks.check_positive("eps", "1e-5"), "eps='1e-5' must be a positive number"),
+    (lambda: checks.check_positive("eps", True), "eps=True must be a positive number"),
     (lambda: checks.check_divisible("channels", 30, "groups", 8), "channels=30 must be divisible by groups=8"),
     (lambda: checks.check_at_most("reduction", 9, "channels", 8), "reduction=9 must be at most channels=8"),
     (lambda: checks.check_choice("mode", "a", ("b", "c")), "mode='a' must be one of 'b', 'c'"),
@@ -31,6 +37,7 @@ def test_passes():
     assert checks.check_feature_map(x, 3) is x
     assert checks.check_int("r", 0, at_least=0) == 0
     assert checks.check_odd("k", 3) == 3
+    assert checks.check_positive("eps", 1) == 1.0
     assert checks.check_divisible("channels", 32, "groups", 8) == 4
     checks.check_at_most("r", 8, "channels", 8)
     checks.check_choice("mode", "b", ("b", "c"))

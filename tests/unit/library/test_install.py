@@ -1,5 +1,6 @@
 """The library installed alone: the wheel holds what it needs, and a module works with only torch and einops."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -116,3 +117,20 @@ def test_a_fault_of_the_library_itself_is_not_taken_for_a_missing_extra(monkeypa
     monkeypatch.setitem(sys.modules, "attn_lib.viz.card", None)
     with pytest.raises(ImportError):
         attn_lib.card  # noqa: B018
+
+
+def test_no_forward_calls_what_the_oldest_torch_cannot_compile():
+    """Found with torch 2.4 on Python 3.10: the newest torch compiles these, the oldest breaks the graph."""
+    package, found = ROOT / "attn_lib", []
+    families = [file for family in attn_lib.catalog.FAMILIES for file in (package / family).glob("*.py")]
+    below = [*package.glob("ops*/*.py"), *(package / f"{name}.py" for name in ("ops", "checks", "tap"))]
+    for file in [*families, *filter(Path.exists, below)]:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            imported = [alias.name for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
+            if isinstance(node, ast.ImportFrom) and node.module == "itertools":
+                found += [f"{file.name}: {name}" for name in {"pairwise", "batched"} & set(imported)]
+            if isinstance(node, ast.FunctionDef):
+                found += [f"{file.name}: {n.attr}" for n in ast.walk(node) if isinstance(n, ast.Attribute)
+                          and (n.attr == "is_autocast_available" or ast.unparse(n) == "itertools.pairwise")]
+    assert families and not found

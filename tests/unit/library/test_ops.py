@@ -1,5 +1,7 @@
 """Shared operations against their definitions."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -186,3 +188,43 @@ def test_bilinear_sample_refuses_positions_that_do_not_fit():
     for rows, cols in ((torch.zeros(2, 6), torch.zeros(2, 5)), (torch.zeros(1, 6), torch.zeros(1, 6))):
         with pytest.raises(ValueError, match="must have the same shape"):
             ops.bilinear_sample(x, rows, cols)
+
+
+# ---- half precision --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_float32_multiplies_large_features_also_under_autocast(dtype):
+    q, k = (300 * torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (0, 1))
+    exact = q.double() @ k.double().mT
+    assert exact.abs().max() > 65_504
+    plain = ops.in_float32(torch.matmul, q, k.mT)
+    einsum = ops.in_float32(torch.einsum, "bnd,bmd->bnm", q, k)
+    with torch.autocast("cpu", dtype):
+        assert (q.float() @ k.float().mT).dtype == dtype
+        cast = ops.in_float32(torch.matmul, q.float(), k.float().mT)
+        assert torch.is_autocast_enabled("cpu")
+    for product in (plain, einsum, cast):
+        assert product.dtype == torch.float32
+        torch.testing.assert_close(product.double(), exact, rtol=1e-4, atol=1)
+
+
+def test_in_float32_leaves_float32_and_float64_alone_and_takes_any_device():
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(2, 3, dtype=dtype)
+        assert ops.in_float32(lambda a, b: a if b is None else b, x, None) is x
+    assert ops.in_float32(torch.matmul, torch.ones(2, 3, device="meta"), torch.ones(3, device="meta")).shape == (2,)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["fused", "traced"])
+@pytest.mark.parametrize("learned", [False, True], ids=["no bias", "bias that learns"])
+def test_attention_of_large_features_in_half_precision(traced, learned):
+    """The logits reach a million: far beyond float16, and an overflow is a NaN."""
+    draws = torch.Generator().manual_seed(0)
+    q, k, v = (300 * torch.randn(2, 4, 6, 16, generator=draws).half() for _ in range(3))
+    bias = torch.randn(6, 6, generator=draws).half().requires_grad_() if learned else None
+    expected = ops.attend(q.double(), k.double(), v.double(), bias=None if bias is None else bias.double())
+    with trace() if traced else contextlib.nullcontext():
+        y = ops.attend(q, k, v, bias=bias)
+    assert y.dtype == torch.float16 and y.isfinite().all()
+    torch.testing.assert_close(y.double(), expected, rtol=1e-2, atol=1)

@@ -77,6 +77,21 @@ class Overflows(SEAttention):
         return tap("y", x * (e / e.sum(1, keepdim=True))[:, :, None, None], "B C H W")
 
 
+class SquaresInHalf(SEAttention):
+    """Takes squares in the input's own precision."""
+
+    def forward(self, x):
+        s = torch.sigmoid(self.W2(self.W1(x.square().mean((2, 3)).sqrt()).relu()))
+        return tap("y", x * s[:, :, None, None], "B C H W")
+
+
+class CutOffInHalf(SEAttention):
+    """Keeps half precision finite by cutting large features off."""
+
+    def forward(self, x):
+        return tap("y", super().forward(x.clamp(-500, 500) if x.dtype == torch.float16 else x), "B C H W")
+
+
 class NoChecks(SEAttention):
     """Leaves a wrong input to the depths of torch."""
 
@@ -119,6 +134,8 @@ def entered(request, monkeypatch):
     (PythonBranch, contract.test_compiles_whole, [None]),
     (PythonBranch, contract.test_exports, [None]),
     (Overflows, contract.test_half_precision_and_autocast, [None, torch.float16, "cpu"]),
+    (SquaresInHalf, contract.test_large_inputs_in_half_precision, [None, False, torch.float16, "cpu"]),
+    (CutOffInHalf, contract.test_large_inputs_in_half_precision, [None, False, torch.float16, "cpu"]),
     (NoChecks, contract.test_bad_input_is_named, []),
     (NoChecks, contract.test_taps_name_the_output_and_every_axis, [None]),
     (WrongAxes, contract.test_taps_name_the_output_and_every_axis, [None]),
@@ -139,5 +156,6 @@ def test_the_same_checks_pass_a_sound_module(entered):
     contract.test_every_parameter_and_input_receives_a_gradient("broken", None, "cpu")
     contract.test_gradients_are_those_of_finite_differences("broken", None)
     contract.test_half_precision_and_autocast("broken", None, torch.float16, "cpu")
+    contract.test_large_inputs_in_half_precision("broken", None, False, torch.float16, "cpu")
     contract.test_bad_input_is_named("broken")
     contract.test_taps_name_the_output_and_every_axis("broken", None)

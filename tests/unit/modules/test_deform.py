@@ -459,8 +459,8 @@ def test_exports_with_any_batch_size():
     (dict(padding=-1), "padding=-1 must be"),
     (dict(padding="same"), "padding='same' must be"),
     (dict(dilation=0), "dilation=0 must be"),
-    (dict(mask_scale=0.0), "mask_scale=0.0 must be above 0"),
-    (dict(mask_scale=float("nan")), "mask_scale=nan must be above 0"),
+    (dict(mask_scale=0.0), "mask_scale=0.0 must be a positive number"),
+    (dict(mask_scale=float("nan")), "mask_scale=nan must be a positive number"),
     (dict(out_channels=0), "out_channels=0 must be"),
 ])
 def test_bad_option_is_named(options, message):

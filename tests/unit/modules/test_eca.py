@@ -145,9 +145,9 @@ def test_parameters_in_resnet_50_are_those_of_the_paper():
     (8, dict(kernel_size=3.0), "kernel_size=3.0 must be an integer"),
     (8, dict(kernel_size=17), "kernel_size=17 must be at most 2·channels - 1=15"),
     (2, dict(gamma=0.25), "kernel_size=9 must be at most 2·channels - 1=3"),
-    (8, dict(gamma=0), "gamma=0 must be greater than 0"),
-    (8, dict(gamma=-2), "gamma=-2 must be greater than 0"),
-    (8, dict(gamma=float("nan")), "gamma=nan must be greater than 0"),
+    (8, dict(gamma=0), "gamma=0 must be a positive number"),
+    (8, dict(gamma=-2), "gamma=-2 must be a positive number"),
+    (8, dict(gamma=float("nan")), "gamma=nan must be a positive number"),
 ])
 def test_arguments_out_of_range(channels, options, message):
     with pytest.raises(ValueError, match=message):
