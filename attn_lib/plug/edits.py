@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from ..tap import tracing
+from ..tap import recording
 from .probe import device_and_dtype, memory_format
 
 
@@ -70,7 +70,7 @@ class _CallChild:
         y = getattr(site, self.name)(output).contiguous(memory_format=memory_format(output))
         # The network may go on to write into y (an in-place ReLU, `out += identity`), which must not reach a
         # tensor that the backward pass needs or that a trace shows.
-        return y.clone() if self.copies or tracing() else y
+        return y.clone() if self.copies or recording() else y
 
 
 def inserted_after(site: nn.Module) -> list[nn.Module]:

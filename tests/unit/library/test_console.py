@@ -50,7 +50,7 @@ for mine in (x + 1, x[0]):
     except AssertionError as error:
         print(error)
 history = toys.fit(net, (x, torch.zeros(2, 7, 7, dtype=torch.long)), steps=3, batch=2)
-print(history, repr(history), toys.Comparison({"W₂ → ∞": [0.5]}, {}, {}, 1.0))
+print(history, repr(history), toys.Scores({"W₂ → ∞": [0.5]}, {}, {}, 1.0))
 print(attn_lib.card("se"), attn_lib.card("simam"))
 print(viz.bars(torch.ones(3), title="What does σ → 1 keep?", alt="σ"), viz.family_map(title="σ → ?", alt="σ"))
 for tool in (progress, _counter):
