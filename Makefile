@@ -69,8 +69,8 @@ assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER
 	$(BIN)/python -m book.tools.assignment $(CHAPTER)
 
 .PHONY: bench
-bench: $(READY)  ## measure every module on this machine, or ID=se
-	$(BIN)/python -m attn_lib.measure $(if $(ID),--ids $(ID))
+bench: $(READY)  ## measure every module on this machine, or ID=se; on one thread of a CPU, as chapters run
+	OMP_NUM_THREADS=1 $(BIN)/python -m attn_lib.measure $(if $(ID),--ids $(ID))
 
 .PHONY: address
 address: $(READY)  ## write the public address of _config.yml into everything derived from it
