@@ -44,7 +44,7 @@ class Layout(str):
 
     @cached_property
     def free(self) -> Axes:
-        """The axes whose size the caller chooses, each once: all but B, C and numbers."""
+        """The axes whose size the caller chooses, each once; B, C and numbers are not among them."""
         axes = dict.fromkeys(axis for axes in self.tensors for axis in axes)
         return tuple(axis for axis in axes if axis not in ("B", "C") and not axis.isdigit())
 

@@ -1,15 +1,14 @@
 """Tensor operations that several modules share.
 
-    attend             softmax attention, without the attention matrix where nothing asks for it
-    relative_logits    q · r for every offset along an axis
-    relative_bias      a learned number for every offset of two pixels
-    pad_to_multiple, windows, unwindows
-                       a feature map as windows, and back
-    neighbourhoods     the k × k neighbours of every pixel
-    mean_and_max, strip_means
-                       pooling along axes
-    bilinear_sample    a feature map at positions between its pixels
-    in_float32         a product of features that half precision cannot hold
+    attend           softmax attention, without the attention matrix where nothing asks for it
+    relative_logits  q · r for every offset along an axis
+    relative_bias    a learned number for every offset of two pixels
+    pad_to_multiple  a feature map that windows fill
+    windows          a feature map as windows; `unwindows` is the way back
+    neighbourhoods   the k × k neighbours of every pixel
+    mean_and_max     pooling along any axes; `strip_means` along rows and along columns
+    bilinear_sample  a feature map at positions between its pixels
+    in_float32       a product of features that half precision cannot hold
 """
 
 from .attention import attend

@@ -6,6 +6,7 @@ Drawn from the catalog alone. On a page each module is a link to its chapter; a 
 from __future__ import annotations
 
 import html
+import os
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +34,7 @@ class FamilyMap:
     Attributes:
         figure: the picture.
         places: id -> (left, top, width, height) as shares of the picture.
-        root: where the chapters' folder lies, seen from the page.
+        root: where the chapters' folder lies, seen from the page and from the folder in which it is drawn.
     """
 
     figure: Figure
@@ -53,16 +54,19 @@ class FamilyMap:
             f'<figure class="attn-map" style="margin:0;max-width:{self.figure.width}px"><style>{_STYLE}</style>'
             f'<div style="position:relative"><img src="{uri(self.figure.png)}" '
             f'alt="{html.escape(self.figure.alt)}" style="display:block;width:100%">{links}</div>'
-            "<figcaption>Point at a module to read what it does; a click opens its chapter.</figcaption></figure>"
+            "<figcaption>Point at a module to read what it does; a click opens its chapter, if it has one."
+            "</figcaption></figure>"
         )
 
     def _link(self, entry: catalog.Entry, place: tuple[float, float, float, float]) -> str:
         box = ";".join(f"{side}:{100 * share:.2f}%" for side, share in zip(("left", "top", "width", "height"), place,
                                                                           strict=True))
-        target = f"{self.root}/{entry.family}/{entry.id}.ipynb"
+        chapter = f"{self.root}/{entry.family}/{entry.id}.ipynb"
+        # A module may have no chapter yet, and a copy of a page no other chapters beside it: no link leads nowhere.
+        way = f'href="{chapter}"' if os.path.exists(chapter) else 'tabindex="0"'
         # The sentence is no child of the positioned box: it stands at the foot of the figure, wherever the box is.
         name = html.escape(f"{entry.name}, {entry.paper.year}")
-        return (f'<a href="{target}" aria-label="{name}"><i style="{box}"></i>'
+        return (f'<a {way} aria-label="{name}"><i style="{box}"></i>'
                 f"<span>{_sentence(entry)}</span></a>")
 
 

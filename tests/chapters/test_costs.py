@@ -43,11 +43,11 @@ def test_an_id_chooses_the_tests_of_its_module():
     everything = collected("tests/unit/modules")
     own = {
         test for test in everything
-        if "/test_se.py::" in test or "/test_limits.py::test_se_" in test
+        if "/test_se.py::" in test or "/limits/test_channel.py::test_se_" in test
         or ("/test_se.py" not in test and "se" in re.split(r"[-\[\]]", test.partition("::")[2]))
     }
     files = {test.split("::")[0].rpartition("/")[2] for test in own}
-    assert files >= {"test_se.py", "test_limits.py", "test_contract.py"}
+    assert files >= {"test_se.py", "test_channel.py", "test_contract.py"}
     assert collected("--id", "se", "tests/unit/modules") == own
 
 

@@ -1,23 +1,32 @@
 """The map of all modules."""
 
+from pathlib import Path
+
 import attn_lib
 from attn_lib import viz
 from attn_lib.viz import style
 from tests.unit.library.viz.drawn import SAY, near, pixels
 
+ROOT = Path(attn_lib.__file__).parents[1]
 
-def test_family_map_links_every_module_where_it_is_drawn():
-    family_map = viz.family_map(**SAY, root="../..")
+
+def test_family_map_links_every_chapter_where_it_is_drawn(monkeypatch):
+    monkeypatch.chdir(ROOT / "chapters" / "foundations")
+    family_map = viz.family_map(**SAY, root="..")
     assert set(family_map.places) == set(attn_lib.list_modules())
     picture = pixels(family_map.figure)
     html = family_map._repr_html_()
     for id, (left, top, width, height) in family_map.places.items():
         entry = attn_lib.entry(id)
-        assert f'<a href="../../{entry.family}/{id}.ipynb" aria-label="{entry.name}, {entry.paper.year}"' in html
+        chapter = Path("..", entry.family, f"{id}.ipynb")
+        way = f'href="{chapter}"' if chapter.exists() else 'tabindex="0"'
+        assert f'<a {way} aria-label="{entry.name}, {entry.paper.year}"' in html
         rows, cols = (slice(round(n * at), round(n * (at + size)))
                       for n, at, size in zip(picture.shape, (top, left), (height, width), strict=False))
         assert near(picture[rows, cols], style.FAMILY_COLOURS[entry.family]).sum() > 50, f"{id} has its box elsewhere"
     tops = {id: place[1] for id, place in family_map.places.items()}
     assert tops["deform"] < tops["se"] < tops["ccnet"], "years run downwards"
+    monkeypatch.chdir(ROOT)
+    assert "href" not in family_map._repr_html_(), "no chapters beside the page: no dead links"
     data, metadata = family_map._repr_mimebundle_()
     assert {"text/html", "image/png", "text/plain"} == set(data) and metadata["image/png"]["alt"] == SAY["alt"]
