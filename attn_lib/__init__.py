@@ -1,8 +1,8 @@
 """Visual attention and the plug-in modules around it, each proven against its paper.
 
 >>> import attn_lib
->>> attn_lib.list_modules("channel")
-['eca', 'se']
+>>> attn_lib.list_modules("fusion")
+['gated']
 >>> se = attn_lib.create("se", channels=64)
 
 Importing the package needs torch and einops only: `measure`, `plug`, `tasks`, `toys`, `viz`, `card` load on first use.

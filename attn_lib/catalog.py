@@ -296,6 +296,18 @@ def entry_of(cls: type) -> Entry | None:
     return next((e for e in _ENTRIES.copy().values() if e.cls is cls), None)
 
 
+def layouts_of(module: nn.Module) -> tuple[Layout, Layout] | None:
+    """Axes of the inputs and of the output of a module of the table; None for another's.
+
+    A module that takes several layouts says in its attribute `layout` which one it was made for.
+    """
+    e = entry_of(type(module))
+    if e is None:
+        return None
+    own = getattr(module, "layout", None)
+    return (e.layout.each(own), e.output.each(own)) if isinstance(own, str) else (e.layout, e.output)
+
+
 def create(id: str, **options: Any) -> nn.Module:
     """A new module: `create("se", channels=64)` is `SEAttention(64)`.
 

@@ -59,22 +59,44 @@ def with_grad(inputs: tuple) -> tuple:
 
 
 @contextmanager
+def same_modes(model: nn.Module) -> Iterator[None]:
+    """Afterwards each sub-module is in the mode (train or eval) it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within; afterwards each sub-module is in the mode it was in."""
+    with same_modes(model):
+        model.eval()
+        yield
+
+
+@contextmanager
 def unchanged(*fns: Callable) -> Iterator[None]:
     """Put buffers (running statistics, counters), training mode and the random state back afterwards."""
     modules = {module for fn in fns if isinstance(fn, nn.Module) for module in fn.modules()}
-    kept = [(module, module.training, dict(module._buffers.items())) for module in modules]
-    values = {b: b.detach().clone() for *_, buffers in kept for b in buffers.values() if b is not None}
+    kept = [(module, module.training, dict(module._buffers.items()), set(module._non_persistent_buffers_set))
+            for module in modules]
+    values = {b: b.detach().clone() for *_, buffers, _ in kept for b in buffers.values() if b is not None}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         try:
             yield
         finally:
-            for module, training, buffers in kept:
+            for module, training, buffers, transient in kept:
                 module.training = training
                 for name in set(module._buffers.keys()) - buffers.keys():
                     delattr(module, name)
                 for name, buffer in buffers.items():
-                    if module._buffers.get(name) is not buffer:  # the call put another tensor in its place
+                    if name not in module._buffers.keys():  # the call deleted it
+                        module.register_buffer(name, buffer, persistent=name not in transient)
+                    elif module._buffers[name] is not buffer:  # the call put another tensor in its place
                         setattr(module, name, buffer)
             for buffer, value in values.items():
                 buffer.data.copy_(value)  # .data: a graph that holds the buffer sees no change, as there is none

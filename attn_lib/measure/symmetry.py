@@ -233,11 +233,9 @@ def _layouts(module: Callable, inputs: tuple, layout: str | None,
     if not shapes:
         raise ValueError("inputs must hold at least one floating-point tensor")
     if layout is None:
-        own = catalog.entry_of(type(module))
-        if own is not None:
-            layout, output = own.layout, output or own.output
-            if isinstance(getattr(module, "layout", None), str):  # a module that takes several says which
-                layout, output = layout.each(module.layout), module.layout
+        known = catalog.layouts_of(module)
+        if known is not None:
+            layout, output = known[0], output or known[1]
         elif not all(len(shape) in _BY_RANK for shape in shapes):
             raise ValueError(f"layout=None cannot name the axes of {shapes}; give them, such as 'B C'")
         else:

@@ -6,8 +6,7 @@ back.
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..measure import compare_timings, flops
-from ..measure.call import kept_for_backward, state, tensors, unchanged
+from ..measure.call import evaluating, kept_for_backward, state, tensors, unchanged
 
 
 @dataclass
@@ -56,18 +55,6 @@ def watch(model: nn.Module, inputs: tuple, modules: Iterable[nn.Module],
         for handle in handles:
             handle.remove()
     return output, flows
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within; afterwards each sub-module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class Probe:

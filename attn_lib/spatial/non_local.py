@@ -122,7 +122,7 @@ class NonLocalAttention(nn.Module):
         else:  # no weights that sum to 1: y may be as large as a product of three features
             y = in_float32(pairwise, _tokens(theta), _tokens(phi), _tokens(g))
         y = tap("y", y.transpose(1, 2).reshape(-1, g.shape[1], *x.shape[2:]), "B Cr H W")
-        Wz_y = self.Wz(y) if y.dtype == g.dtype else self._widened(y)
+        Wz_y = self.Wz(y) if y.dtype == g.dtype else self._widened(y).to(g.dtype)
         return tap("z", self.norm(Wz_y) + x, "B C H W")                         # eq. 6
 
     def embedded_gaussian(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class NonLocalAttention(nn.Module):
 
     def _widened(self, y: Tensor) -> Tensor:
         """W_z y of a y in float32 where the rest is in half precision."""
-        return in_float32(F.conv2d, y, self.Wz.weight, self.Wz.bias).to(self.Wz.weight.dtype)
+        return in_float32(F.conv2d, y, self.Wz.weight, self.Wz.bias)
 
     def extra_repr(self) -> str:
         options = f"pairwise={self.pairwise!r}, reduction={self.reduction}, subsample={self.subsample}"

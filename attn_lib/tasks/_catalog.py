@@ -99,9 +99,9 @@ class Task:
         """A fresh network with a module in its place; weights are drawn from torch's global generator.
 
         Args:
-            module: the id of a module of the library, made with the options of its example, the place's number of
-                channels and size, and this task's `options`; a class, or a function from the number of channels to a
-                module, where other options are wanted; None for nothing there.
+            module: the id of a module of the library, or its class, made with the options of its example, the place's
+                number of channels and size, and this task's `options`; a function from the number of channels to a
+                module, where other options are wanted, or another class; None for nothing there.
 
         Raises:
             ValueError: if the task has no network, or the module does not fit; says what the place offers.
@@ -110,7 +110,12 @@ class Task:
         return self.build(make)
 
     def fits(self, module: Module) -> bool:
-        """Whether the task has a network with a place for `module`, by its layout and size."""
+        """Whether the task has a network with a place for `module`, by its layout and size.
+
+        Raises:
+            ValueError: if `module` is nothing that `network` takes.
+        """
+        _entry_of(module)
         try:
             self._maker(module)
         except ValueError:
@@ -123,16 +128,8 @@ class Task:
             raise ValueError(f"task {self.id!r} has no network: its chapter shows the data and trains nothing on them")
         if module is None:
             return self.nothing
-        if isinstance(module, nn.Module):
-            raise ValueError(f"module={type(module).__name__}(…) is made already, and every network needs a fresh one: "
-                             "give its id, its class, or a function from the number of channels to a module")
-        if isinstance(module, str):
-            return self._from(catalog.entry(module))
-        if isinstance(module, type) and (entry := catalog.entry_of(module)):
+        if entry := _entry_of(module):
             return self._from(entry)
-        if not callable(module):
-            raise ValueError(f"module={module!r} must be the id of a module, a class, a function from the number of "
-                             "channels to a module, or None")
 
         def make() -> nn.Module:
             made = module(self.channels)
@@ -190,13 +187,12 @@ def list_tasks(module: str | None = None, *, fits: Module = None) -> list[str]:
         fits: only those into whose network this module can be put; see `Task.network`.
 
     Raises:
-        ValueError: if there is no module, and no chapter, of that name.
+        ValueError: if there is no module, and no chapter, of that name, or `fits` is nothing that `Task.network` takes.
     """
     table = _tasks()
+    _entry_of(fits)
     if module is not None and not any(module in task.chapters for task in table.values()):
         catalog.entry(module)  # a module of which no task is; raises where there is no such module
-    if isinstance(fits, str):
-        catalog.entry(fits)
     return [id for id, task in sorted(table.items())
             if (module is None or module in task.chapters) and (fits is None or task.fits(fits))]
 
@@ -253,6 +249,19 @@ def compare(
     train, test = task.data() if data is None else data
     options = {**task.training, **training}
     return toys.compare(builders, train, test, seeds=seeds, metric=metric or task.score, **options)
+
+
+def _entry_of(module: Module) -> catalog.Entry | None:
+    """The row of the catalogue for a module of the library; None for other classes, functions and None."""
+    if isinstance(module, str):
+        return catalog.entry(module)
+    if isinstance(module, nn.Module):
+        raise ValueError(f"module={type(module).__name__}(…) is made already, and every network needs a fresh one: "
+                         "give its id, its class, or a function from the number of channels to a module")
+    if module is not None and not callable(module):
+        raise ValueError(f"module={module!r} must be the id of a module, a class, a function from the number of "
+                         "channels to a module, or None")
+    return catalog.entry_of(module) if isinstance(module, type) else None
 
 
 class _OnTokens(nn.Module):

@@ -7,12 +7,12 @@ CELL = 10  # pixels of a cell: an 8 × 8 digit with a margin of one
 
 
 def sheet(cells: Tensor) -> Tensor:
-    """Cells `(…, R, C, h, w)` in rows and columns as one picture `(…, R · h, C · w)`."""
+    """Cells `(…, H, W, y, x)` in rows and columns as one picture `(…, H · y, W · x)`."""
     return rearrange(cells, "... H W y x -> ... (H y) (W x)")
 
 
 def cell_layers(channels: int) -> nn.Sequential:
-    """Two layers that see one cell at a time: sheets `(B, 1, 10 R, 10 C)` → features `(B, channels, R, C)`."""
+    """Two layers that see one cell at a time: sheets `(B, 1, 10 H, 10 W)` → features `(B, channels, H, W)`."""
     return nn.Sequential(nn.Conv2d(1, 64, CELL, stride=CELL), nn.ReLU(), nn.Conv2d(64, channels, 1))
 
 

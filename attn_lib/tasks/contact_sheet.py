@@ -73,22 +73,22 @@ def compose(tiles: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Put a sheet together.
 
     Args:
-        tiles: `(..., R, C, 3, t, t)` in [0, 1], t a multiple of 12.
-        rows: `(..., R)`, bool: the marked rows; one in the task, but any number can be drawn.
-        columns: `(..., C)`, bool: the marked columns.
+        tiles: `(..., H, W, 3, t, t)` in [0, 1], t a multiple of 12.
+        rows: `(..., H)`, bool: the marked rows; one in the task, but any number can be drawn.
+        columns: `(..., W)`, bool: the marked columns.
 
     Returns:
-        `(..., 3, R · t + e, C · t + e)` with edges of e = t / 3 pixels on the left and above.
+        `(..., 3, H · t + e, W · t + e)` with edges of e = t / 3 pixels on the left and above.
 
     Raises:
         ValueError: if crops are not square with a side that is a multiple of 12.
     """
-    *batch, R, C, _, t, width = tiles.shape
+    *batch, H, W, _, t, width = tiles.shape
     if t % TILE or t == 0 or t != width:
         raise ValueError(f"tiles has shape {tuple(tiles.shape)}; the last two must be equal multiples of {TILE}")
     e = t // TILE * EDGE
-    sheet = tiles.new_zeros(*batch, 3, R * t + e, C * t + e)
-    sheet[..., e:, e:] = tiles.movedim((-5, -4, -3), (-4, -2, -5)).reshape(*batch, 3, R * t, C * t)
+    sheet = tiles.new_zeros(*batch, 3, H * t + e, W * t + e)
+    sheet[..., e:, e:] = tiles.movedim((-5, -4, -3), (-4, -2, -5)).reshape(*batch, 3, H * t, W * t)
     green = tiles.new_tensor(GREEN)[:, None, None]
     sheet[..., e:, :e] = green * rows.repeat_interleave(t, -1)[..., None, :, None]
     sheet[..., :e, e:] = green * columns.repeat_interleave(t, -1)[..., None, None, :]

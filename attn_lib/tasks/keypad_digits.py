@@ -66,13 +66,13 @@ def shown(n: int = 256, seed: int = 0) -> Tensor:
 
 
 def pointed_at(kinds: Tensor) -> Tensor:
-    """What each cell points at, for digits less one `(batch, R, C)`; `SILENT` where that is off the sheet."""
-    _, R, C = kinds.shape
+    """What each cell points at, for digits less one `(batch, H, W)`; `SILENT` where that is off the sheet."""
+    _, H, W = kinds.shape
     off_sheet = F.pad(kinds, (STEP, STEP, STEP, STEP), value=SILENT)
     target = torch.empty_like(kinds)
     for kind in range(KINDS):
         down, right = direction(kind)
-        there = off_sheet[:, STEP + down : STEP + down + R, STEP + right : STEP + right + C]
+        there = off_sheet[:, STEP + down : STEP + down + H, STEP + right : STEP + right + W]
         target = torch.where(kinds == kind, there, target)
     return target
 
@@ -84,7 +84,7 @@ def direction(kind: int) -> tuple[int, int]:
 
 
 def reader() -> nn.Module:
-    """A frozen network that has learned to read digits: sheets `(B, 1, 10 R, 10 C)` → features `(B, 32, R, C)`.
+    """A frozen network that has learned to read digits: sheets `(B, 1, 10 H, 10 W)` → features `(B, 32, H, W)`.
 
     Each feature has mean 0 and deviation 1 over the digits that it has learned from.
     """

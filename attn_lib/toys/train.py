@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..console import printable
+from ..measure.call import evaluating, same_modes
 
 # Data is a tuple of tensors (inputs …, target), or a function that draws one: (batch size, generator) -> tuple.
 Data = Sequence[Tensor] | Callable[[int, torch.Generator], Sequence[Tensor]]
@@ -78,8 +79,9 @@ def fit(
     """Train `model` in place; the learning rate falls to zero along half a cosine.
 
     The same seed, number of threads and machine give the same weights. Batches (and dropout) follow `seed`; the
-    initial weights are the caller's, see `seeded`. The global random state is left as it was, and the model in the
-    mode (train or eval) in which it came. Nothing is printed; a progress bar shows while somebody is watching.
+    initial weights are the caller's, see `seeded`. The global random state is left as it was, and every part of the
+    model in the mode (train or eval) in which it came, also where a step fails. Nothing is printed; a progress bar
+    shows while somebody is watching.
 
     Args:
         model: called as `model(*inputs)`.
@@ -113,9 +115,9 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     draw = data if callable(data) else _batches(data)
     device = next(model.parameters()).device
-    history, start, was_training = History(), time.perf_counter(), model.training
-    model.train()
-    with seeded(seed):
+    history, start = History(), time.perf_counter()
+    with same_modes(model), seeded(seed):
+        model.train()
         for _ in _progress(range(steps)):
             *inputs, target = (t.to(device) for t in draw(batch, generator))
             value = loss(model(*inputs), target)
@@ -124,7 +126,6 @@ def fit(
             optim.step()
             schedule.step()
             history.loss.append(value.item())
-    model.train(was_training)
     history.seconds = time.perf_counter() - start
     return history
 
@@ -132,11 +133,8 @@ def fit(
 @torch.no_grad()
 def answers(model: nn.Module, *inputs: Tensor) -> Tensor:
     """`model(*inputs)` in eval mode and without gradients; the model's mode is put back."""
-    was_training = model.training
-    try:
-        return model.eval()(*inputs)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        return model(*inputs)
 
 
 @torch.no_grad()
@@ -149,14 +147,12 @@ def accuracy(model: nn.Module, data: Sequence[Tensor], *, batch: int = 512) -> f
         batch: rows at a time; changes the memory needed, not the result.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     right = total = 0
-    for rows in zip(*(t.split(batch) for t in data), strict=True):
-        *inputs, labels = (t.to(device) for t in rows)
-        hits = model(*inputs).argmax(1) == labels
-        right, total = right + hits.sum().item(), total + hits.numel()
-    model.train(was_training)
+    with evaluating(model):
+        for rows in zip(*(t.split(batch) for t in data), strict=True):
+            *inputs, labels = (t.to(device) for t in rows)
+            hits = model(*inputs).argmax(1) == labels
+            right, total = right + hits.sum().item(), total + hits.numel()
     return right / total
 
 

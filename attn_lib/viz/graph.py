@@ -208,8 +208,8 @@ def _inputs(module: nn.Module, values: Sequence[Any]) -> Iterator[tuple[str, str
     names: list[str] = []
     for p in inspect.signature(module.forward).parameters.values():
         names += [f"{p.name}{i}" for i in range(1, len(values) + 1)] if p.kind is p.VAR_POSITIONAL else [p.name]
-    entry = catalog.entry_of(type(module))
-    layouts = [" ".join(axes) for axes in entry.layout.tensors] if entry else []
+    known = catalog.layouts_of(module)
+    layouts = [" ".join(axes) for axes in known[0].tensors] if known else []
     layouts += [""] * (len(values) - len(layouts))
     for name, dims, x in zip(names, layouts, values, strict=False):
         if isinstance(x, Tensor):

@@ -24,9 +24,9 @@ from attn_lib.measure import call, progress, suite
 from attn_lib.measure.__main__ import beside_counterparts, main
 from attn_lib.measure.counterparts import import_package
 from attn_lib.measure.records import SCHEMA, flatten, load_text, merge, write
+from tests.unit.cases import each_case
 
 REPO = Path(__file__).resolve().parents[3]
-VARIANTS = [(id, variant) for id in attn_lib.list_modules() for variant in (None, *attn_lib.entry(id).variants)]
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -121,7 +121,7 @@ class TestCost:
     @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("error", [False, True])
     def test_leaves_no_trace_of_what_a_module_does_to_itself(self, training, error):
-        """Counters, buffers put in others' place or made on the way, the mode; after an error, too."""
+        """Counters, buffers put in others' place, made on the way or deleted, the mode; after an error, too."""
 
         class Busy(nn.Module):
             def __init__(self):
@@ -129,11 +129,13 @@ class TestCost:
                 self.norm = nn.BatchNorm1d(5)
                 self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
                 self.register_buffer("cache", None)
+                self.register_buffer("once", torch.ones(1), persistent=False)
 
             def forward(self, x):
                 self.calls = self.calls + 1
                 self.cache = x.detach()
                 self.register_buffer("late", torch.ones(1))
+                del self.once
                 y = self.norm(x)
                 self.norm.eval()
                 torch.rand(1)
@@ -156,7 +158,7 @@ class TestCost:
             assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
             assert held[0] is module.calls and held[1] is module.norm.running_mean
             assert module.training == module.norm.training == training
-        assert module.cache is None and not hasattr(module, "late")
+        assert module.cache is None and not hasattr(module, "late") and "once" in dict(module.named_buffers())
         assert torch.equal(module.norm.weight.grad, torch.ones(5)) and module.norm.bias.grad is None
         assert torch.equal(torch.get_rng_state(), random)
         hooks = torch.nn.modules.module
@@ -189,7 +191,7 @@ class TestWithoutNumbers:
     def counts(module, inputs):
         return measure.cost(module, inputs), measure.flops(module, inputs, backward=True)
 
-    @pytest.mark.parametrize(("id", "variant"), VARIANTS, ids=[f"{i}-{v}" if v else i for i, v in VARIANTS])
+    @each_case
     def test_every_module_counts_the_same(self, id, variant):
         entry = attn_lib.entry(id)
         module, inputs = attn_lib.example(id, variant)

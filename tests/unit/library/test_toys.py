@@ -1,5 +1,6 @@
 """Packaged pictures and data, and the training loop: real, offline, seeded."""
 
+import contextlib
 import io
 import socket
 import sys
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attn_lib import toys
+from attn_lib.toys.train import answers
 
 # ---- photographs -----------------------------------------------------------------------------------------------------
 
@@ -158,6 +160,20 @@ def test_learning_rate_falls_to_zero():
     toys.fit(model, (torch.ones(4, 1), torch.full((4, 1), 1e6)), steps=20, batch=4, lr=1.0, loss=F.mse_loss)
     steps = torch.tensor(path).diff()
     assert steps[0] == pytest.approx(1, abs=0.02) and steps[-1] < 0.1 and (steps.diff() < 1e-3).all()
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_every_part_of_a_model_keeps_its_mode(error):
+    """A frozen batch norm within a model that trains; also where a step fails."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    model[2].eval()
+    images, labels = toys.digits()
+    data = (images[:, :, :4] if error else images, labels)
+    for run in (lambda: toys.fit(model, data, steps=1), lambda: toys.accuracy(model, data),
+                lambda: answers(model, data[0])):
+        with pytest.raises(RuntimeError) if error else contextlib.nullcontext():
+            run()
+        assert [m.training for m in model] == [True, True, False] and model.training
 
 
 @pytest.mark.parametrize(("options", "message"), [

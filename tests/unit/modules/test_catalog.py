@@ -12,6 +12,7 @@ import torch
 
 import attn_lib
 from attn_lib import catalog
+from tests.unit.cases import each_module
 
 ROOT = Path(attn_lib.__file__).parent
 
@@ -24,7 +25,14 @@ def test_every_module_file_registers_a_class():
             assert f"attn_lib.{family}.{file.stem}" in registered, file
 
 
-@pytest.mark.parametrize("id", attn_lib.list_modules())
+def test_every_family_has_a_file_that_proves_its_limits():
+    """A file that is missing, or that forgets its last line, would prove nothing and fail nowhere."""
+    for family in catalog.FAMILIES:
+        proofs = Path(__file__).parent / "limits" / f"test_{family}.py"
+        assert f'every_limit_is_proven("{family}")' in proofs.read_text(encoding="utf-8"), proofs
+
+
+@each_module
 def test_entry_stands_where_it_says(id):
     e = attn_lib.entry(id)
     assert e.cls.__module__ == f"attn_lib.{e.family}.{e.id}"
@@ -34,7 +42,7 @@ def test_entry_stands_where_it_says(id):
     assert set(e.reduces_to) <= {*attn_lib.list_modules(), *catalog.OPERATIONS}
 
 
-@pytest.mark.parametrize("id", attn_lib.list_modules())
+@each_module
 def test_family_exports_the_class(id):
     e = attn_lib.entry(id)
     family = import_module(f"attn_lib.{e.family}")
@@ -42,7 +50,7 @@ def test_family_exports_the_class(id):
     assert name in family.__all__ and getattr(family, name, None) is e.cls, f"import {name} in {family.__file__}"
 
 
-@pytest.mark.parametrize("id", attn_lib.list_modules())
+@each_module
 def test_papers_are_in_the_bibliography(id):
     bibliography = (ROOT.parent / "book" / "references.bib").read_text(encoding="utf-8")
     keys = re.findall(r"^@\w+\{\s*([^,\s]+)", bibliography, re.MULTILINE)

@@ -12,11 +12,9 @@ import torch
 
 import attn_lib
 from attn_lib import measure
+from tests.unit.cases import each_case, each_module
 
-CASES = [(id, variant) for id in attn_lib.list_modules() for variant in (None, *attn_lib.entry(id).variants)]
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-each_case = pytest.mark.parametrize(("id", "variant"), CASES, ids=[f"{i}-{v}" if v else i for i, v in CASES])
-each_module = pytest.mark.parametrize("id", attn_lib.list_modules())
 on_each_device = pytest.mark.parametrize("device", DEVICES)
 
 
@@ -36,7 +34,6 @@ def outputs(result):
 def assert_same(actual, expected, **tolerance):
     for a, e in zip(outputs(actual), outputs(expected), strict=True):
         torch.testing.assert_close(a, e, **tolerance)
-
 
 
 @on_each_device

@@ -1,8 +1,5 @@
 """The contract refuses broken modules: each mistake below is a common one, and one contract test must catch it."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -10,10 +7,7 @@ from torch import nn
 from attn_lib import catalog
 from attn_lib.channel.se import SEAttention
 from attn_lib.tap import tap
-
-SPEC = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("test_contract.py"))
-contract = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(contract)
+from tests.unit.modules import test_contract as contract
 
 
 class InPlace(SEAttention):

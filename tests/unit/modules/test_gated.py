@@ -10,7 +10,7 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.fusion import GatedFusion
-from tests.unit.draw import D, randn, randomised
+from tests.unit.draw import D, permutation, randn, randomised
 
 SERIES = "B T N C"
 CASES = [(6, 5, 7), (1, 3, 2), (4, 1, 9), (8, 1, 1)]  # C, H, W
@@ -170,7 +170,7 @@ def test_parameters_are_those_of_equation_12():
     assert count(output_mlp=True) == count() + 2 * 64 * 64 + 64 + 2 * 64
 
 
-# ---- limits (more of them in test_limits.py) -------------------------------------------------------------------------
+# ---- limits (more of them in limits/) --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D, torch.bfloat16])
@@ -238,7 +238,7 @@ def test_series_commutes_with_permutations_of_steps_and_places():
     found = measure.symmetries(fuse, (S, U), layout=f"{SERIES}, {SERIES}")
     assert found["spatial_permutation"] < 1e-12 and found["translation"] < 1e-12
     assert all(found[name] > 1e-2 for name in BROKEN)
-    steps = torch.randperm(5, generator=torch.Generator().manual_seed(0))
+    steps = permutation(5)
     torch.testing.assert_close(fuse(S[:, steps], U[:, steps]), fuse(S, U)[:, steps], rtol=0, atol=1e-13)
 
 

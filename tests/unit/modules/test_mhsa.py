@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.self_attention import MHSA2d
-from tests.unit.draw import randn, randomised
+from tests.unit.draw import permutation, randn, randomised
 from tests.unit.reference import reference
 
 SIZES = [(3, 4), (4, 3), (3, 3), (1, 5), (5, 1), (1, 1)]
@@ -72,7 +72,7 @@ def test_fresh_positions_have_the_variance_that_keeps_their_logits_at_one():
         assert table.std().item() == pytest.approx(128**-0.5, rel=0.05)
 
 
-# ---- limits (the two of the catalog stand in test_limits.py) ---------------------------------------------------------
+# ---- limits (the two of the catalogue stand in limits/) --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("position", ["relative", "absolute"])
@@ -99,7 +99,7 @@ def test_relative_positions_alone_give_every_query_the_same_pattern_around_itsel
 
 def test_without_positions_it_commutes_with_every_permutation_and_with_them_with_none():
     x = randn(2, 6, 4, 5)
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    order = permutation(20)
 
     def shuffled(t):
         return t.flatten(2)[..., order].view_as(t)

@@ -10,12 +10,11 @@ import pytest
 import attn_lib
 from attn_lib import ops
 from book.tools.anatomy import axes
+from tests.unit.cases import each_case, each_module
 
 ROOT = Path(__file__).parents[3]
-CASES = [(id, variant) for id in attn_lib.list_modules() for variant in (None, *attn_lib.entry(id).variants)]
 FILES = {id: Path(inspect.getfile(attn_lib.entry(id).cls)) for id in attn_lib.list_modules()}
 FILES |= {f"ops/{file.stem}": file for file in sorted(Path(ops.__file__).parent.glob("*.py"))}
-each_case = pytest.mark.parametrize(("id", "variant"), CASES, ids=[f"{i}-{v}" if v else i for i, v in CASES])
 each_file = pytest.mark.parametrize("id", FILES)  # ops, too, has files
 
 OPTION = re.compile(r"[a-z][a-z0-9_]*")
@@ -96,7 +95,7 @@ def test_sizes_that_may_differ_have_no_primes(id):
     assert re.findall(r"\b[HWN][\u2032'].*", "\n".join(docs)) == [], "Ho and Wo are the output's height and width"
 
 
-@pytest.mark.parametrize("id", attn_lib.list_modules())
+@each_module
 def test_options_are_plain_words(id):
     options = inspect.signature(attn_lib.entry(id).cls).parameters
     assert [name for name in options if not OPTION.fullmatch(name)] == []

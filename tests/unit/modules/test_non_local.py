@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import attn_lib
 from attn_lib import measure
 from attn_lib.spatial import NonLocalAttention
-from tests.unit.draw import D, randn, randomised
+from tests.unit.draw import D, permutation, randn, randomised
 from tests.unit.reference import reference, wave
 
 PAIRWISE = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
@@ -285,7 +285,7 @@ def shuffle(x, order):
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_positions_may_change_places(pairwise):
     block, x = make(pairwise), randn(2, 6, 5, 4)
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    order = permutation(20)
     assert_close(block(shuffle(x, order)), shuffle(block(x), order), rtol=0, atol=1e-12)
     wider = rearrange(x, "B C H W -> B C W H").reshape(2, 6, 2, 10)  # another shape, in another order
     assert_close(block(wider), rearrange(block(x), "B C H W -> B C W H").reshape(2, 6, 2, 10), rtol=0, atol=1e-12)
@@ -294,7 +294,7 @@ def test_positions_may_change_places(pairwise):
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_with_sub_sampling_only_whole_windows_may(pairwise):
     block, x = make(pairwise, subsample=2), randn(2, 6, 4, 6)
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    order = permutation(24)
     assert (block(shuffle(x, order)) - shuffle(block(x), order)).abs().max() > 1e-3
     rolled = block(x.roll(2, 3))
     assert_close(rolled, block(x).roll(2, 3), rtol=0, atol=1e-12)

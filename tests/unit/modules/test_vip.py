@@ -12,7 +12,7 @@ from torch import nn
 import attn_lib
 from attn_lib import measure
 from attn_lib.mlp import WeightedPermuteMLP
-from tests.unit.draw import D, randn, randomised
+from tests.unit.draw import D, permutation, randn, randomised
 
 CASES = [(6, 4, 5, 2), (6, 5, 2, 3), (4, 1, 1, 2), (8, 3, 1, 1), (5, 1, 6, 5), (9, 3, 3, None)]  # C, H, W, S
 
@@ -323,7 +323,7 @@ def test_rows_and_columns_change_places_with_their_matrices():
 def test_permuting_rows_and_columns_along_with_the_weights_changes_nothing():
     """Why shuffled images are as good as any other: each shuffle only renames weights."""
     vip, x = make(), randn(2, 6, 4, 5)
-    rows, cols = (torch.randperm(n, generator=torch.Generator().manual_seed(3)) for n in (4, 5))
+    rows, cols = (permutation(n, seed=3) for n in (4, 5))
     renamed = make()
     renamed.load_state_dict(vip.state_dict())
     for layer, order in ((renamed.Wh, rows), (renamed.Ww, cols)):

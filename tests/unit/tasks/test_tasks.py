@@ -105,6 +105,8 @@ def test_list_tasks_by_chapter_and_by_what_fits():
         tasks.list_tasks("sen")
     with pytest.raises(ValueError, match="id='sen'"):
         tasks.list_tasks(fits="sen")
+    with pytest.raises(ValueError, match=r"module=ReLU\(…\) is made already"):
+        tasks.list_tasks(fits=nn.ReLU())
     with pytest.raises(ValueError, match="id='lamplit' must be one of 'birth_rates'"):
         tasks.task("lamplit")
 

@@ -46,6 +46,15 @@ def test_an_edge_means_that_changing_its_source_changes_its_target(name):
         assert (gradient is not None) == (source in above[target]), (source, target)
 
 
+def test_inputs_have_the_axes_of_the_layout_that_the_module_was_made_for():
+    several = [(id, v) for id in attn_lib.list_modules() for v, o in attn_lib.entry(id).variants.items() if "layout" in o]
+    assert several
+    for id, variant in several:
+        nodes = dependence(*attn_lib.example(id, variant)).nodes.values()
+        dims = [node.dims for node in nodes if node.kind == "input"]
+        assert ", ".join(dims) == attn_lib.entry(id).layout_of(variant)
+
+
 def test_captions_name_operations_and_parameters():
     nodes = graph_of("gate").nodes
     assert {n: nodes[n].caption for n in nodes} == {
