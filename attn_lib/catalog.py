@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib import import_module, util
+from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Any
@@ -358,8 +358,6 @@ def _discover() -> None:
     try:
         package = __name__.rpartition(".")[0]
         for family in FAMILIES:
-            if util.find_spec(f"{package}.{family}") is None:
-                continue
             folder = import_module(f"{package}.{family}")
             for file in iter_modules(folder.__path__):
                 import_module(f"{package}.{family}.{file.name}")

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -131,9 +131,9 @@ def fit(
 
 
 @torch.no_grad()
-def answers(model: nn.Module, *inputs: Tensor) -> Tensor:
-    """`model(*inputs)` in eval mode and without gradients; the model's mode is put back."""
-    with evaluating(model):
+def answers(model: nn.Module | Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`model(*inputs)` without gradients, that of a module in eval mode; its mode is put back."""
+    with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         return model(*inputs)
 
 

@@ -173,6 +173,11 @@ def plotting_code(chapter):
     chapter.cells[2].source = "import matplotlib.pyplot as plt"
 
 
+@damage(code.code_is_short_and_plain, "the name μ is not ASCII")
+def greek_in_code(chapter):
+    first(chapter, has_picture).source += "\nμ = 1"
+
+
 @damage(axes.axes_are_symbols, 'has b, c for B, C')
 def small_letters_for_sizes(chapter):
     chapter.cells[0].source += '\n\nIn einops: `"b c -> c b"`.'

@@ -14,6 +14,7 @@ import numpy as np
 from .. import style
 from ..arrays import called, of_panel, panels, to_array, to_image
 from ..figures import Figure, check_texts, uri
+from ..words import symbol
 from .live import controls, index_slider, setting_slider, share_slider
 from .page import Explorer, img, jpeg, markup, png
 from .panels import Heat, Map, Panel, Points, pack
@@ -146,7 +147,7 @@ def explore_frames(draw: Callable[..., Figure], *, title: str, alt: str, **setti
         raise ValueError(f"the settings make {len(combinations)} frames: an explorer holds at most {MAX_FRAMES}")
     frames = [_frame(draw, setting) for setting in combinations]
     data = {
-        "sliders": [{"name": name, "values": [_text(v) for v in values]} for name, values in choices.items()],
+        "sliders": [{"name": symbol(name), "values": [_text(v) for v in values]} for name, values in choices.items()],
         "frames": [""] + [uri(f.png) for f in frames[1:]],  # the first is in the page already
         "alts": [f.alt for f in frames],
         "texts": [_words(setting) for setting in combinations],
@@ -259,4 +260,4 @@ def _text(value: Any) -> str:
 
 
 def _words(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {_text(value)}" for name, value in setting.items())
+    return ", ".join(f"{symbol(name)} = {_text(value)}" for name, value in setting.items())

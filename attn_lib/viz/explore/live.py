@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..words import symbol
+
 
 def kernel_with_widgets() -> bool:
     """Whether this runs in a Jupyter kernel in which ipywidgets is installed."""
@@ -71,7 +73,7 @@ def setting_slider(name: str, values: list, text: Callable[[Any], str]) -> Any:
     """A slider over `values`, and between them where they are at least three evenly spaced numbers."""
     import ipywidgets as w
 
-    options: dict[str, Any] = {"description": name, "continuous_update": False}
+    options: dict[str, Any] = {"description": symbol(name), "continuous_update": False}
     whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if len(values) > 2 and (whole or all(isinstance(v, float) for v in values)):
         steps = np.diff(np.array(values, dtype=float))

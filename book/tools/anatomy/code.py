@@ -28,6 +28,9 @@ def code_is_short_and_plain(chapter: Chapter) -> list[str]:
         except SyntaxError as error:
             found.append(f"cell {number} is not Python: {error}")
             continue
+        names = {getattr(node, field, None) for node in ast.walk(tree) for field in ("id", "arg", "attr", "name")}
+        found += [f"cell {number}: the name {name} is not ASCII; Greek is for formulas, code spells it out (mu, dp)"
+                  for name in sorted(filter(None, names)) if not name.isascii()]
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -13,6 +13,7 @@ from attn_lib.tap import tap
 from attn_lib.viz.flow import _plan, _routes
 from attn_lib.viz.graph import dependence
 from attn_lib.viz.words import symbol
+from tests.unit.cases import CASES
 from tests.unit.library.viz.drawn import SAY
 from tests.unit.library.viz.tapping import FLOWS, Odds, graph_of
 
@@ -47,7 +48,7 @@ def test_an_edge_means_that_changing_its_source_changes_its_target(name):
 
 
 def test_inputs_have_the_axes_of_the_layout_that_the_module_was_made_for():
-    several = [(id, v) for id in attn_lib.list_modules() for v, o in attn_lib.entry(id).variants.items() if "layout" in o]
+    several = [(id, v) for id, v in CASES if "layout" in attn_lib.entry(id).options(v)]
     assert several
     for id, variant in several:
         nodes = dependence(*attn_lib.example(id, variant)).nodes.values()
