@@ -7,7 +7,6 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import check_choice
 from .layout import Layout
 
 FAMILIES = {
@@ -157,15 +157,15 @@ class Entry:
     counterpart: Counterpart | None = None
 
     def __post_init__(self) -> None:
-        _member("family", self.family, FAMILIES)
+        check_choice("family", self.family, FAMILIES)
         if not self.papers:
             raise ValueError(f"papers={self.papers!r} must hold at least one Paper")
         for symmetry in self.commutes_with:
-            _member("commutes_with", symmetry, SYMMETRIES)
+            check_choice("commutes_with", symmetry, SYMMETRIES)
         for rule in self.forbids:
-            _member("forbids", rule, CONTRACT)
+            check_choice("forbids", rule, CONTRACT)
         for variant in self.variant_outputs:
-            _member("variant_outputs", variant, self.variants)
+            check_choice("variant_outputs", variant, self.variants)
         layout = Layout(self.layout)
         for name, value in {
             "papers": tuple(self.papers),
@@ -211,7 +211,7 @@ class Entry:
     def _own(self, variant: str | None) -> Mapping[str, Any]:
         if variant is None:
             return self.example
-        _member("variant", variant, self.variants)
+        check_choice("variant", variant, self.variants)
         return self.variants[variant]
 
     def sizes(self, size: tuple[int, ...] | None = None, variant: str | None = None) -> dict[str, int]:
@@ -275,7 +275,7 @@ def list_modules(family: str | None = None) -> list[str]:
     """
     _discover()
     if family is not None:
-        _member("family", family, FAMILIES)
+        check_choice("family", family, FAMILIES)
     return sorted(id for id, e in _ENTRIES.copy().items() if family in (None, e.family))
 
 
@@ -286,7 +286,7 @@ def entry(id: str) -> Entry:
         ValueError: if there is no module of that id; names the nearest.
     """
     _discover()
-    _member("id", id, _ENTRIES)
+    check_choice("id", id, _ENTRIES)
     return _ENTRIES[id]
 
 
@@ -364,10 +364,3 @@ def _discover() -> None:
     finally:
         _here.importing = False
     _complete = True
-
-
-def _member(what: str, value: str, choices) -> None:
-    if value not in choices:
-        near = get_close_matches(str(value), list(choices), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{what}={value!r} must be one of {', '.join(choices) or '(none)'}{hint}")

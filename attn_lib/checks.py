@@ -6,6 +6,7 @@ checks are ordinary guards on shapes: they cost nothing at run time.
 
 import math
 from collections.abc import Collection
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -47,9 +48,11 @@ def check_at_most(name: str, value: float, limit_name: str, limit: float) -> Non
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """`value` must be one of `choices`."""
+    """`value` must be one of `choices`; the message names the nearest."""
     if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+        near = get_close_matches(str(value), [choice for choice in choices if isinstance(choice, str)], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices)) or '(none)'}{hint}")
 
 
 def check_tensor(x: Any, dims: str, sizes: dict[str, int] | None = None, name: str = "x") -> Tensor:

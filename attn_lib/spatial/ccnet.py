@@ -69,7 +69,7 @@ class CrissCrossAttention(nn.Module):
         self.Wq = nn.Conv2d(channels, channels // reduction, 1)
         self.Wk = nn.Conv2d(channels, channels // reduction, 1)
         self.Wv = nn.Conv2d(channels, channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(()))
+        self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
@@ -93,7 +93,8 @@ class CrissCrossAttention(nn.Module):
 
         column, row = A.to(V.dtype).split([H, W], -1)
         context = torch.einsum("BHWi,BCiW->BCHW", column, V) + torch.einsum("BHWi,BCHi->BCHW", row, V)
-        return tap(f"H{prime}'", x + self.gamma * context, "B C H W")  # aggregation, eq. 2
+        gamma = self.gamma.to(context.dtype)  # under autocast
+        return tap(f"H{prime}'", x + gamma * context, "B C H W")  # aggregation, eq. 2
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, reduction={self.reduction}, recurrence={self.recurrence}"

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..catalog import Counterpart, Paper, register
 from ..checks import check_at_most, check_choice, check_feature_map, check_int
@@ -146,8 +147,11 @@ class NonLocalAttention(nn.Module):
         return tap("A", f / phi.shape[1], "B N Nk") @ g
 
     def _widened(self, y: Tensor) -> Tensor:
-        """W_z y of a y in float32 where the rest is in half precision."""
-        return in_float32(F.conv2d, y, self.Wz.weight, self.Wz.bias)
+        """W_z y of a y in float32 where the rest is in half precision; a call of W_z, with the hooks that it has."""
+        if torch.compiler.is_compiling():  # the oldest torch cannot compile what follows
+            return in_float32(F.conv2d, y, self.Wz.weight, self.Wz.bias)
+        wide = {name: p.float() for name, p in self.Wz.named_parameters()}
+        return in_float32(lambda y: functional_call(self.Wz, wide, y), y)
 
     def extra_repr(self) -> str:
         options = f"pairwise={self.pairwise!r}, reduction={self.reduction}, subsample={self.subsample}"

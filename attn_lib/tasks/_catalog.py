@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import catalog
 from ..checks import check_choice
 from ..layout import Layout
-from ..toys import train as toys
+from ..toys import train
 
 if TYPE_CHECKING:
     from ..viz import Figure
@@ -57,7 +57,7 @@ class Task:
     id: str
     question: str
     chapters: tuple[str, ...]
-    data: Callable[[], tuple[toys.Data, Sequence[Tensor]]]
+    data: Callable[[], tuple[train.Data, Sequence[Tensor]]]
     picture: Callable[[], "Figure"]
     layout: str = ""
     channels: int = 0
@@ -66,7 +66,7 @@ class Task:
     build: Callable[[Callable[[], nn.Module]], nn.Module] | None = None
     nothing: Callable[[], nn.Module] = nn.Identity
     options: Mapping[str, Any] = field(default_factory=dict)
-    score: Callable[[nn.Module, Sequence[Tensor]], float] = toys.accuracy
+    score: Callable[[nn.Module, Sequence[Tensor]], float] = train.accuracy
     score_name: str = "accuracy"
     higher_is_better: bool = True
     chance: float = float("nan")
@@ -215,10 +215,10 @@ def compare(
     modules: Iterable[Module] | Mapping[str, Module],
     *,
     seeds: Iterable[int] = (0, 1, 2),
-    data: tuple[toys.Data, Sequence[Tensor]] | None = None,
+    data: tuple[train.Data, Sequence[Tensor]] | None = None,
     metric: Callable[[nn.Module, Sequence[Tensor]], Any] | None = None,
     **training: Any,
-) -> toys.Scores:
+) -> train.Scores:
     """Train a task's network with each of several modules in its place, on the same batches, and score them.
 
     ```python
@@ -246,9 +246,9 @@ def compare(
     for module in named.values():
         task._maker(module)  # refuses what does not fit before anything is trained
     builders = {label: lambda module=module: task.network(module) for label, module in named.items()}
-    train, test = task.data() if data is None else data
+    parts = task.data() if data is None else data
     options = {**task.training, **training}
-    return toys.compare(builders, train, test, seeds=seeds, metric=metric or task.score, **options)
+    return train.compare(builders, *parts, seeds=seeds, metric=metric or task.score, **options)
 
 
 def _entry_of(module: Module) -> catalog.Entry | None:

@@ -38,9 +38,13 @@ def subject(item: pytest.Item) -> str | None:
     """The id of the module or chapter that a test is about.
 
     A test is about one if it is parametrised with its `id`, with its `chapter` (or `specimen`, or page: a path), if it
-    is marked `module(id)`, or if it stands in test_<id>.py or in the chapter itself.
+    is marked `module(id)`, or if it stands in test_<id>.py or in the chapter itself. A test of a task is about the
+    chapter that the task was made for.
     """
     given = getattr(getattr(item, "callspec", None), "params", {})
+    own = item.path.stem.removeprefix("test_")
+    if item.path.parent.name == "tasks":
+        return chapter_of(given.get("id", own))
     if "id" in given:
         return given["id"]
     for name in ("chapter", "specimen", "path"):
@@ -51,8 +55,7 @@ def subject(item: pytest.Item) -> str | None:
         return mark.args[0]
     if item.path.suffix == ".ipynb":
         return item.path.stem
-    name = item.path.stem.removeprefix("test_")
-    return name if name in modules() else None
+    return own if own in modules() else None
 
 
 def modules() -> list[str]:
@@ -60,6 +63,13 @@ def modules() -> list[str]:
     import attn_lib
 
     return attn_lib.list_modules()
+
+
+def chapter_of(task: object) -> str | None:
+    """The chapter that a task was made for; None for what is no task."""
+    from attn_lib import tasks
+
+    return tasks.task(task).chapters[0] if task in tasks.list_tasks() else None
 
 
 def unknown(id: str) -> str | None:

@@ -116,7 +116,7 @@ def test_import_needs_only_torch_and_einops():
     (lambda: attn_lib.list_modules("chanel"), "family='chanel' must be one of .*did you mean 'channel'"),
     (lambda: attn_lib.create("se"), r"missing a required argument: 'channels'; SEAttention takes \(channels"),
     (lambda: attn_lib.create("se", channels=8, ratio=2), "unexpected keyword argument 'ratio'; .*reduction"),
-    (lambda: attn_lib.example("se", "wide"), "variant='wide' must be one of no bias, narrow"),
+    (lambda: attn_lib.example("se", "wide"), "variant='wide' must be one of 'no bias', 'narrow'"),
     (lambda: attn_lib.example("se", size=(3,)), r"size=\(3,\) must hold 2 numbers \(H, W\)"),
 ])
 def test_errors_name_the_argument(call, message):

@@ -71,10 +71,10 @@ def test_equals_the_paper(C, r, k, H, W, bias):
 class Wrong(CBAM):
     """The errors in circulation, one at a time."""
 
-    error = ""
+    mistake = ""
 
     def forward(self, x):
-        error, mlp = self.error, self.channel.mlp
+        mistake, mlp = self.mistake, self.channel.mlp
         c_avg, c_max = x.mean((2, 3)), x.amax((2, 3))
         M_c = {
             "mean twice": lambda: torch.sigmoid(mlp(c_avg) + mlp(c_avg)),
@@ -84,38 +84,38 @@ class Wrong(CBAM):
             "weights not shared": lambda: torch.sigmoid(mlp(c_avg) + F.relu(c_max @ self.W0.T) @ self.W1.T),
             "no hidden layer": lambda: torch.sigmoid(c_avg @ (self.channel.W1.weight @ self.channel.W0.weight).T),
             "no maximum": lambda: torch.sigmoid(mlp(c_avg)),
-        }.get(error, lambda: torch.sigmoid(mlp(c_avg) + mlp(c_max)))()[:, :, None, None]
+        }.get(mistake, lambda: torch.sigmoid(mlp(c_avg) + mlp(c_max)))()[:, :, None, None]
         x1 = M_c * x
-        seen = x if error == "spatial gate sees x" else x1
+        seen = x if mistake == "spatial gate sees x" else x1
         s = [seen.mean(1, keepdim=True), seen.amax(1, keepdim=True)]
-        if error == "descriptors exchanged":
+        if mistake == "descriptors exchanged":
             s.reverse()
         f = self.spatial.f
-        M_s = F.conv2d(torch.cat(s, 1), f.weight, None if error == "conv bias dropped" else f.bias, padding="same")
-        if error == "two rows added":
+        M_s = F.conv2d(torch.cat(s, 1), f.weight, None if mistake == "conv bias dropped" else f.bias, padding="same")
+        if mistake == "two rows added":
             M_s = F.conv2d(s[0] + s[1], f.weight.mean(1, keepdim=True), f.bias, padding="same")
-        M_s = M_s if error == "no sigmoid over space" else torch.sigmoid(M_s)
+        M_s = M_s if mistake == "no sigmoid over space" else torch.sigmoid(M_s)
         return {
             "residual added": lambda: x + M_s * x1,
             "in parallel": lambda: M_c * x + M_s * x,
             "spatial gate alone": lambda: M_s * x,
-        }.get(error, lambda: M_s * x1)()
+        }.get(mistake, lambda: M_s * x1)()
 
 
-ERRORS = ["mean twice", "mlp of the sum", "mlp of half the sum", "a sigmoid for each", "weights not shared",
-          "no hidden layer", "no maximum", "spatial gate sees x", "descriptors exchanged", "conv bias dropped",
-          "two rows added", "no sigmoid over space", "residual added", "in parallel", "spatial gate alone"]
+MISTAKES = ["mean twice", "mlp of the sum", "mlp of half the sum", "a sigmoid for each", "weights not shared",
+            "no hidden layer", "no maximum", "spatial gate sees x", "descriptors exchanged", "conv bias dropped",
+            "two rows added", "no sigmoid over space", "residual added", "in parallel", "spatial gate alone"]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_the_comparison_with_the_paper_notices(error):
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_comparison_with_the_paper_notices(mistake):
     cbam, x = make(), randn(2, 12, 5, 9)
     wrong = Wrong(12, reduction=4).to(D)
     wrong.load_state_dict(cbam.state_dict())
     wrong.W0, wrong.W1 = randn(3, 12, seed=7), randn(12, 3, seed=8)  # of an MLP for the maximum alone
-    assert wrong.error == ""
+    assert wrong.mistake == ""
     torch.testing.assert_close(wrong(x), from_the_paper(x, cbam), rtol=0, atol=1e-12)
-    wrong.error = error
+    wrong.mistake = mistake
     assert (wrong(x) - from_the_paper(x, cbam)).abs().max() > 1e-2
 
 

@@ -267,7 +267,6 @@ def test_logits_are_not_scaled():
 
 
 def test_gamma_of_the_release_can_be_loaded():
-    # The release stores it with shape (1,).
     module = CrissCrossAttention(8)
     state = module.state_dict() | {"gamma": torch.tensor([0.25])}
     module.load_state_dict(state)

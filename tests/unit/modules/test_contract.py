@@ -190,6 +190,7 @@ def test_exports(id, variant):
 def test_every_parameter_and_input_receives_a_gradient(id, variant, device):
     module, inputs = make(id, variant, device=device, dtype=torch.float64)
     reached = dict.fromkeys([name for name, _ in module.named_parameters()], False)
+    assert all(p.ndim for p in module.parameters()), "a parameter without axes cannot be sharded: make it a vector of 1"
     draws = torch.Generator().manual_seed(0)
     for _ in range(8):  # several draws: one ReLU may be closed, not every time
         for p in module.parameters():

@@ -60,49 +60,49 @@ def test_equals_the_paper(C, r, H, W):
 class Wrong(CoordinateAttention):
     """The errors in circulation, one at a time. On a square map none of them stops."""
 
-    def __init__(self, error, *args, **kwargs):
+    def __init__(self, mistake, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.error = error
+        self.mistake = mistake
 
     def forward(self, x):
         H, W = x.shape[2:]
         zh, zw = x.mean(3), x.mean(2)
-        if self.error == "pools exchanged":
+        if self.mistake == "pools exchanged":
             zh, zw = zw, zh
-        if self.error == "maximum for mean":
+        if self.mistake == "maximum for mean":
             zh, zw = x.amax(3), x.amax(2)
         u = self.F1(torch.cat([zh, zw], 2))
-        u = u if self.error == "no normalisation" else self.norm(u)
+        u = u if self.mistake == "no normalisation" else self.norm(u)
         others = {"ReLU": F.relu, "ReLU6": F.relu6, "swish": F.silu, "h-sigmoid": F.hardsigmoid}
-        delta = others.get(self.error, F.hardswish)
-        fh, fw = delta(u).split([W, H] if self.error == "split exchanged" else [H, W], 2)
-        if self.error == "one F for both":
+        delta = others.get(self.mistake, F.hardswish)
+        fh, fw = delta(u).split([W, H] if self.mistake == "split exchanged" else [H, W], 2)
+        if self.mistake == "one F for both":
             gh, gw = self.Fh(fh).sigmoid(), self.Fh(fw).sigmoid()
-        elif self.error == "biases dropped":
+        elif self.mistake == "biases dropped":
             gh, gw = F.conv1d(fh, self.Fh.weight).sigmoid(), F.conv1d(fw, self.Fw.weight).sigmoid()
         else:
             gh, gw = self.Fh(fh).sigmoid(), self.Fw(fw).sigmoid()
         gh = gh[:, :, :, None]
-        gw = gw[:, :, :, None] if self.error == "not turned back" else gw[:, :, None, :]
-        return {"sum of gates": x * (gh + gw), "residual added": x + x * gh * gw}.get(self.error, x * gh * gw)
+        gw = gw[:, :, :, None] if self.mistake == "not turned back" else gw[:, :, None, :]
+        return {"sum of gates": x * (gh + gw), "residual added": x + x * gh * gw}.get(self.mistake, x * gh * gw)
 
 
-ERRORS = ["pools exchanged", "maximum for mean", "no normalisation", "ReLU", "ReLU6", "swish", "h-sigmoid",
-          "one F for both", "biases dropped", "not turned back", "sum of gates", "residual added"]
+MISTAKES = ["pools exchanged", "maximum for mean", "no normalisation", "ReLU", "ReLU6", "swish", "h-sigmoid",
+            "one F for both", "biases dropped", "not turned back", "sum of gates", "residual added"]
 
 
-@pytest.mark.parametrize("error", [*ERRORS, None])
-def test_the_comparison_with_the_paper_notices(error):
+@pytest.mark.parametrize("mistake", [*MISTAKES, None])
+def test_the_comparison_with_the_paper_notices(mistake):
     coord, x = make(), randn(3, 12, 6, 6)  # square: the size at which nothing else would notice
-    wrong = Wrong(error, 12, reduction=4, min_hidden=2).to(D).eval()
+    wrong = Wrong(mistake, 12, reduction=4, min_hidden=2).to(D).eval()
     wrong.load_state_dict(coord.state_dict())
     off = (wrong(x) - from_the_paper(x, coord)).abs().max()
-    assert off < 1e-13 if error is None else off > 1e-2
+    assert off < 1e-13 if mistake is None else off > 1e-2
 
 
-@pytest.mark.parametrize("error", ["split exchanged", "not turned back"])  # exchanged pools run even so
-def test_a_map_that_is_not_square_exposes_exchanged_axes(error):
-    wrong = Wrong(error, 12, reduction=4).eval()
+@pytest.mark.parametrize("mistake", ["split exchanged", "not turned back"])  # exchanged pools run even so
+def test_a_map_that_is_not_square_exposes_exchanged_axes(mistake):
+    wrong = Wrong(mistake, 12, reduction=4).eval()
     wrong(torch.randn(2, 12, 6, 6))
     with pytest.raises(RuntimeError, match="must match the size"):
         wrong(torch.randn(2, 12, 5, 7))

@@ -54,37 +54,37 @@ def test_equals_the_paper(C, k, H, W):
 class Wrong(ECAAttention):
     """The errors in circulation, one at a time."""
 
-    error: str | None = None
+    mistake: str | None = None
 
     def forward(self, x):
         w, reach = self.conv.weight, self.kernel_size // 2
-        z = x.amax((2, 3)) if self.error == "maximum for mean" else x.mean((2, 3))
-        pad = {"circular padding": "circular", "edge channels repeated": "replicate"}.get(self.error, "constant")
+        z = x.amax((2, 3)) if self.mistake == "maximum for mean" else x.mean((2, 3))
+        pad = {"circular padding": "circular", "edge channels repeated": "replicate"}.get(self.mistake, "constant")
         a = F.conv1d(F.pad(z[:, None], (reach, reach), mode=pad), w)[:, 0]
-        if self.error == "convolved along the wrong axis":  # (B, C, 1): only the middle weight ever meets a number
+        if self.mistake == "convolved along the wrong axis":  # (B, C, 1): only the middle weight ever meets a number
             a = F.conv1d(z[:, :, None], w.expand(self.channels, 1, -1), padding=reach, groups=self.channels)[:, :, 0]
-        if self.error == "convolved over the batch":
+        if self.mistake == "convolved over the batch":
             a = F.conv1d(z.T[:, None], w, padding=reach)[:, 0].T
-        a = F.conv1d(z[:, None], w.flip(2), padding=reach)[:, 0] if self.error == "kernel reversed" else a
-        a = a + 0.5 if self.error == "bias" else a
+        a = F.conv1d(z[:, None], w.flip(2), padding=reach)[:, 0] if self.mistake == "kernel reversed" else a
+        a = a + 0.5 if self.mistake == "bias" else a
         gate = {"no sigmoid": lambda a: a, "softmax gate": lambda a: a.softmax(1), "tanh gate": torch.tanh}
-        s = gate.get(self.error, torch.sigmoid)(a)[:, :, None, None]
-        return x + s * x if self.error == "residual added" else x + s if self.error == "added" else x * s
+        s = gate.get(self.mistake, torch.sigmoid)(a)[:, :, None, None]
+        return x + s * x if self.mistake == "residual added" else x + s if self.mistake == "added" else x * s
 
 
-ERRORS = ["maximum for mean", "circular padding", "edge channels repeated", "convolved along the wrong axis",
+MISTAKES = ["maximum for mean", "circular padding", "edge channels repeated", "convolved along the wrong axis",
           "convolved over the batch", "kernel reversed", "bias", "no sigmoid", "softmax gate", "tanh gate",
           "residual added", "added"]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_the_comparison_with_the_paper_notices(error):
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_comparison_with_the_paper_notices(mistake):
     eca, x = make(), randn(3, 12, 5, 7)
     wrong = Wrong(12, kernel_size=5).to(D)
     wrong.load_state_dict(eca.state_dict())
-    wrong.error = error
+    wrong.mistake = mistake
     assert (wrong(x) - from_the_paper(x, eca)).abs().max() > 1e-2
-    wrong.error = None
+    wrong.mistake = None
     torch.testing.assert_close(wrong(x), from_the_paper(x, eca), rtol=0, atol=1e-13)  # and nothing else differs
 
 

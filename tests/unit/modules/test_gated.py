@@ -76,12 +76,12 @@ def test_taps_are_the_equations():
 class Wrong(GatedFusion):
     """The errors in circulation, one at a time, on a series."""
 
-    def __init__(self, error, C):
+    def __init__(self, mistake, C):
         super().__init__(C, layout=SERIES)
-        self.error = error
+        self.mistake = mistake
 
     def forward(self, S, U):
-        e, W1, W2, b = self.error, self.Wz1.weight, self.Wz2.weight, self.Wz2.bias
+        e, W1, W2, b = self.mistake, self.Wz1.weight, self.Wz2.weight, self.Wz2.bias
         W1, W2 = {"one matrix for both": (W1, W1), "matrices exchanged": (W2, W1), "transposed": (W1.T, W2.T)}.get(
             e, (W1, W2))
         a = S @ W1.T + U @ W2.T + (0 if e == "bias dropped" else b)
@@ -102,18 +102,18 @@ class Wrong(GatedFusion):
         return z * S + (1 - z) * U + (U if e == "residual added" else 0)
 
 
-ERRORS = ["one matrix for both", "matrices exchanged", "transposed", "bias dropped", "one gate a position",
-          "one gate a channel", "batch norm before the gate", "softmax over the channels", "tanh gate", "relu gate",
-          "z and 1 − z exchanged", "gates that do not sum to one", "two gated sums", "residual added"]
+MISTAKES = ["one matrix for both", "matrices exchanged", "transposed", "bias dropped", "one gate a position",
+            "one gate a channel", "batch norm before the gate", "softmax over the channels", "tanh gate", "relu gate",
+            "z and 1 − z exchanged", "gates that do not sum to one", "two gated sums", "residual added"]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_the_comparison_with_the_paper_notices(error):
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_comparison_with_the_paper_notices(mistake):
     right, (S, U) = make(layout=SERIES), pair(2, 4, 3, 6)
-    wrong = Wrong(error, 6).to(D)
+    wrong = Wrong(mistake, 6).to(D)
     wrong.load_state_dict(right.state_dict())
     assert (wrong(S, U) - from_the_paper(S, U, right)).abs().max() > 1e-2
-    wrong.error = None
+    wrong.mistake = None
     torch.testing.assert_close(wrong(S, U), from_the_paper(S, U, right), rtol=0, atol=1e-13)  # nothing else differs
 
 

@@ -106,50 +106,50 @@ def test_scale_multiplies_the_logits(pairwise, scale):
 class Wrong(NonLocalAttention):
     """The errors in circulation, one at a time, on a map whose keys may be sub-sampled."""
 
-    error = None
+    mistake = None
 
     def forward(self, x):
         theta, phi, g = (self.Wtheta(x), self.pool_after(self.Wphi(x)), self.pool_after(self.Wg(x)))
-        if self.error == "theta and phi exchanged":
+        if self.mistake == "theta and phi exchanged":
             theta, phi = self.Wphi(x), self.pool_after(self.Wtheta(x))
         N, M, d = x[0, 0].numel(), g[0, 0].numel(), g.shape[1]
         theta, phi, g = (m.flatten(2).transpose(1, 2) for m in (theta, phi, g))
-        if self.error == "keys reshaped, not transposed":
+        if self.mistake == "keys reshaped, not transposed":
             phi = phi.transpose(1, 2).reshape(-1, M, d)
-        if self.error == "values reshaped, not transposed":
+        if self.mistake == "values reshaped, not transposed":
             g = g.transpose(1, 2).reshape(-1, M, d)
         f = theta @ phi.transpose(1, 2)
-        f = f * d**-0.5 if self.error == "scaled by 1/sqrt(d)" else f
+        f = f * d**-0.5 if self.mistake == "scaled by 1/sqrt(d)" else f
         if self.pairwise == "dot_product":
             A = {"softmaxed": f.softmax(-1), "divided by sqrt(d)": f * d**-0.5, "not divided": f,
                  "divided by N, not by the number of keys": f / N, "absolute values": f.abs() / M,
-                 "divided by its sum": f / f.sum(-1, keepdim=True)}.get(self.error, f / M)
+                 "divided by its sum": f / f.sum(-1, keepdim=True)}.get(self.mistake, f / M)
         else:
             A = {"softmax over the queries": f.softmax(1), "softmax over all pairs": f.flatten(1).softmax(1).view_as(f),
-                 "no softmax": f / M}.get(self.error, f.softmax(-1))
+                 "no softmax": f / M}.get(self.mistake, f.softmax(-1))
         y = (A @ g).transpose(1, 2)
-        if self.error == "positions and channels mixed up":
+        if self.mistake == "positions and channels mixed up":
             y = y.transpose(1, 2)
         y = self.Wz(y.reshape(-1, d, *x.shape[2:]))
-        return y if self.error == "no residual" else y + x
+        return y if self.mistake == "no residual" else y + x
 
 
-SOFTMAX_ERRORS = ["theta and phi exchanged", "keys reshaped, not transposed", "values reshaped, not transposed",
+SOFTMAX_MISTAKES = ["theta and phi exchanged", "keys reshaped, not transposed", "values reshaped, not transposed",
                   "scaled by 1/sqrt(d)", "softmax over the queries", "softmax over all pairs", "no softmax",
                   "positions and channels mixed up", "no residual"]
-DOT_ERRORS = ["softmaxed", "divided by sqrt(d)", "not divided", "divided by N, not by the number of keys",
+DOT_MISTAKES = ["softmaxed", "divided by sqrt(d)", "not divided", "divided by N, not by the number of keys",
               "absolute values", "divided by its sum", "theta and phi exchanged"]
 
 
-@pytest.mark.parametrize(("pairwise", "error"), [("embedded_gaussian", e) for e in SOFTMAX_ERRORS]
-                         + [("dot_product", e) for e in DOT_ERRORS])
-def test_the_comparison_with_the_paper_notices(pairwise, error):
+@pytest.mark.parametrize(("pairwise", "mistake"), [("embedded_gaussian", e) for e in SOFTMAX_MISTAKES]
+                         + [("dot_product", e) for e in DOT_MISTAKES])
+def test_the_comparison_with_the_paper_notices(pairwise, mistake):
     block, x = make(pairwise, subsample=2), randn(1, 6, 4, 6)
     wrong = Wrong(6, pairwise=pairwise, subsample=2).to(D)
     wrong.load_state_dict(block.state_dict())
     expected = from_the_paper(x[0], block)[0]
     assert_close(wrong(x)[0], expected, rtol=0, atol=1e-12)  # nothing else differs
-    wrong.error = error
+    wrong.mistake = mistake
     assert (wrong(x)[0] - expected).abs().max() > 1e-2
 
 
@@ -413,3 +413,12 @@ def test_parameters_of_the_papers_block():
     """Figure 2: 1024 channels, bottleneck 512: four matrices of 1024 × 512."""
     assert sum(p.numel() for p in NonLocalAttention(1024).parameters()) == 4 * 1024 * 512
     assert sum(p.numel() for p in NonLocalAttention(1024, pairwise="gaussian").parameters()) == 2 * 1024 * 512
+
+
+@pytest.mark.parametrize("pairwise", ["dot_product", "concatenation"])
+def test_a_wide_product_is_still_a_call_of_the_way_out(pairwise):
+    """In half precision, where y is computed in float32: what hangs on W_z, a hook or an insertion, runs."""
+    block, calls = NonLocalAttention(6, pairwise=pairwise).half(), []
+    block.Wz.register_forward_hook(lambda *_: calls.append(1))
+    block(randn(2, 6, 3, 4).half())
+    assert calls == [1]

@@ -107,34 +107,34 @@ def test_equals_the_paper(C, H, W, lam, unbiased):
 class Wrong(nn.Module):
     """The errors in circulation, one at a time."""
 
-    def __init__(self, error):
+    def __init__(self, mistake):
         super().__init__()
-        self.error = error
+        self.mistake = mistake
 
     def forward(self, x, lam=1e-4):
         axes = {"mean over channels": (1,), "mean over the batch": (0, 2, 3), "mean over rows": (3,)}
-        axes = axes.get(self.error, (2, 3))
+        axes = axes.get(self.mistake, (2, 3))
         d = (x - x.mean(axes, keepdim=True)).square()
         total = d.sum(axes, keepdim=True)
-        n = math.prod(x.shape[a] for a in axes) - (self.error != "biased")
+        n = math.prod(x.shape[a] for a in axes) - (self.mistake != "biased")
         v = total / n
-        top = {"not squared": d.sqrt(), "sum in the numerator": total.expand_as(d)}.get(self.error, d)
-        E_inv = top / ((1 if self.error == "no 4" else 4) * (v + (0.1 if self.error == "λ of ImageNet" else lam)))
-        E_inv = E_inv + (0 if self.error == "no ½" else 0.5)
-        s = 1 / E_inv if self.error == "energy not inverted" else E_inv
-        g = {"softmax": s.flatten(2).softmax(2).view_as(s), "no sigmoid": s}.get(self.error, s.sigmoid())
-        return x + x * g if self.error == "residual added" else g if self.error == "gate alone" else x * g
+        top = {"not squared": d.sqrt(), "sum in the numerator": total.expand_as(d)}.get(self.mistake, d)
+        E_inv = top / ((1 if self.mistake == "no 4" else 4) * (v + (0.1 if self.mistake == "λ of ImageNet" else lam)))
+        E_inv = E_inv + (0 if self.mistake == "no ½" else 0.5)
+        s = 1 / E_inv if self.mistake == "energy not inverted" else E_inv
+        g = {"softmax": s.flatten(2).softmax(2).view_as(s), "no sigmoid": s}.get(self.mistake, s.sigmoid())
+        return x + x * g if self.mistake == "residual added" else g if self.mistake == "gate alone" else x * g
 
 
-ERRORS = ["mean over channels", "mean over the batch", "mean over rows", "biased", "not squared",
-          "sum in the numerator", "no 4", "λ of ImageNet", "no ½", "energy not inverted", "softmax", "no sigmoid",
-          "residual added", "gate alone"]
+MISTAKES = ["mean over channels", "mean over the batch", "mean over rows", "biased", "not squared",
+            "sum in the numerator", "no 4", "λ of ImageNet", "no ½", "energy not inverted", "softmax", "no sigmoid",
+            "residual added", "gate alone"]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_the_comparison_with_the_paper_notices(error):
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_comparison_with_the_paper_notices(mistake):
     x = randn(2, 3, 5, 7)
-    assert (Wrong(error)(x) - from_the_paper(x)).abs().max() > 1e-3
+    assert (Wrong(mistake)(x) - from_the_paper(x)).abs().max() > 1e-3
     torch.testing.assert_close(Wrong(None)(x), from_the_paper(x), rtol=0, atol=1e-13)  # and nothing else differs
 
 

@@ -102,50 +102,52 @@ def test_equals_the_paper(options, size, training):
 class Wrong(SKAttention):
     """The errors in circulation, one at a time."""
 
-    def __init__(self, error, *args, **kwargs):
+    def __init__(self, mistake, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.error = error
+        self.mistake = mistake
 
     def forward(self, x):
-        error, M = self.error, len(self.dilations)
-        drop = {"no BN in the branches": (1,), "no ReLU in the branches": (2,)}.get(error, ())
+        mistake, M = self.mistake, len(self.dilations)
+        drop = {"no BN in the branches": (1,), "no ReLU in the branches": (2,)}.get(mistake, ())
         maps = []
         for branch in self.branches:
             y = x
             for i, layer in enumerate(branch):
-                if i == 0 and error == "dilation ignored":
+                if i == 0 and mistake == "dilation ignored":
                     y = F.conv2d(y, layer.weight, None, self.stride, 1, 1, self.groups)
                 elif i not in drop:
                     y = layer(y)
             maps.append(y)
         U_m = torch.stack(maps, 1)
-        U = {"mean for sum": U_m.mean(1), "first branch alone": U_m[:, 0]}.get(error, U_m.sum(1))
-        s = U.amax((2, 3)) if error == "maximum for mean" else U.mean((2, 3))
-        z = self.Wz(s) if error == "no BN of s" else self.norm(self.Wz(s))
-        logits = self.Wa(z if error == "no ReLU after BN" else F.relu(z))
-        if error == "branches and channels swapped":
+        U = {"mean for sum": U_m.mean(1), "first branch alone": U_m[:, 0]}.get(mistake, U_m.sum(1))
+        s = U.amax((2, 3)) if mistake == "maximum for mean" else U.mean((2, 3))
+        z = self.Wz(s) if mistake == "no BN of s" else self.norm(self.Wz(s))
+        logits = self.Wa(z if mistake == "no ReLU after BN" else F.relu(z))
+        if mistake == "branches and channels swapped":
             logits = logits.unflatten(1, (-1, M)).transpose(1, 2)
         else:
             logits = logits.unflatten(1, (M, -1))
-        axis = 2 if error == "softmax over channels" else 0 if error == "softmax over the batch" else 1
-        a = logits.sigmoid() if error == "sigmoid" else logits.softmax(axis)
-        a = a.mean(2, keepdim=True).expand_as(a) if error == "one weight a branch" else a
-        return torch.einsum("BMO,BMOHW->BOHW", a, U_m) + (U if error == "U added" else 0)
+        axis = 2 if mistake == "softmax over channels" else 0 if mistake == "softmax over the batch" else 1
+        a = logits.sigmoid() if mistake == "sigmoid" else logits.softmax(axis)
+        a = a.mean(2, keepdim=True).expand_as(a) if mistake == "one weight a branch" else a
+        return torch.einsum("BMO,BMOHW->BOHW", a, U_m) + (U if mistake == "U added" else 0)
 
 
-ERRORS = ["no BN in the branches", "no ReLU in the branches", "dilation ignored", "mean for sum", "first branch alone",
-          "maximum for mean", "no BN of s", "no ReLU after BN", "branches and channels swapped",
-          "softmax over channels", "softmax over the batch", "sigmoid", "one weight a branch", "U added"]
+MISTAKES = [
+    "no BN in the branches", "no ReLU in the branches", "dilation ignored", "mean for sum", "first branch alone",
+    "maximum for mean", "no BN of s", "no ReLU after BN", "branches and channels swapped", "softmax over channels",
+    "softmax over the batch", "sigmoid", "one weight a branch", "U added",
+]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_the_comparison_with_the_paper_notices(error):
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_comparison_with_the_paper_notices(mistake):
     sk, x = make(), randn(2, 6, 4, 5)
     expected = from_the_paper(x, sk)["V"]
-    wrong = Wrong(error, 6, groups=3, min_dim=4).to(D).eval()
+    wrong = Wrong(mistake, 6, groups=3, min_dim=4).to(D).eval()
     wrong.load_state_dict(sk.state_dict())
     assert (wrong(x) - expected).abs().max() > 1e-2
-    wrong.error = None
+    wrong.mistake = None
     torch.testing.assert_close(wrong(x), expected, rtol=0, atol=1e-12)  # and nothing else differs
 
 

@@ -85,65 +85,66 @@ def test_equals_the_paper(C, H, W, S, options):
 class Wrong(WeightedPermuteMLP):
     """The errors in circulation, one at a time. On a square map each returns the right shape."""
 
-    error: str | None = None
+    mistake: str | None = None
 
     def forward(self, x):
-        S, error = self.segments, self.error
-        group = "(S N)" if error == "segments the other way round" else "(N S)"
+        S, mistake = self.segments, self.mistake
+        group = "(S N)" if mistake == "segments the other way round" else "(N S)"
         columns, rows = f"B {group} H W -> B N W (H S)", f"B {group} H W -> B N H (W S)"
         back_h, back_w = f"B N W (H S) -> B {group} H W", f"B N H (W S) -> B {group} H W"
-        if error == "W branch mixes the height":
+        if mistake == "W branch mixes the height":
             rows, back_w = columns, back_h
-        if error == "H branch mixes the width":
+        if mistake == "H branch mixes the width":
             columns, back_h = rows, back_w
-        if error == "H and W not put back":
+        if mistake == "H and W not put back":
             back_h = back_h.replace("H W", "W H")
-        if error == "columns as (S H)":
+        if mistake == "columns as (S H)":
             columns, back_h = columns.replace("(H S)", "(S H)"), back_h.replace("(H S)", "(S H)")
         X_H = rearrange(self.Wh(rearrange(x, columns, S=S)), back_h, S=S)
         X_W = rearrange(self.Ww(rearrange(x, rows, S=S)), back_w, S=S)
         X_C = self.Wc(x)
         X = X_H + X_W + X_C
-        z = {"weights from x": x, "weights from X_C alone": X_C}.get(error, X).mean((2, 3))
-        if error == "mean over W and C":
+        z = {"weights from x": x, "weights from X_C alone": X_C}.get(mistake, X).mean((2, 3))
+        if mistake == "mean over W and C":
             z = X.permute(0, 2, 3, 1).flatten(2).mean(2)  # (B, H, W, C): right for (B, C, H, W)
-        if error == "mean over the batch":
+        if mistake == "mean over the batch":
             z = z.mean(0).expand_as(z)
-        act = F.relu if error == "ReLU for GELU" else F.gelu
+        act = F.relu if mistake == "ReLU for GELU" else F.gelu
         logits = self.W2(act(self.W1(z)))
-        if error == "dropout of the logits":
+        if mistake == "dropout of the logits":
             logits = F.dropout(logits, 0.1)
-        a = logits.unflatten(1, (3, -1)).mT if error == "3 × C for C × 3" else logits.unflatten(1, (-1, 3))
-        a = a.softmax(1) if error == "softmax over channels" else a.sigmoid() if error == "sigmoid" else a.softmax(2)
+        a = logits.unflatten(1, (3, -1)).mT if mistake == "3 × C for C × 3" else logits.unflatten(1, (-1, 3))
+        gates = {"softmax over channels": a.softmax(1), "sigmoid": a.sigmoid()}
+        a = gates.get(mistake, a.softmax(2))
         a_H, a_W, a_C = a[..., None, None].unbind(2)
-        X_C = X_H if error == "H branch twice" else X_C
-        y = X if error == "not weighted" else a_H * X_H + a_W * X_W + a_C * X_C
-        if error == "weights in the order C, W, H":
+        X_C = X_H if mistake == "H branch twice" else X_C
+        y = X if mistake == "not weighted" else a_H * X_H + a_W * X_W + a_C * X_C
+        if mistake == "weights in the order C, W, H":
             y = a_C * X_H + a_W * X_W + a_H * X_C
-        return y if error == "no projection" else self.Wp(y)
+        return y if mistake == "no projection" else self.Wp(y)
 
 
-ERRORS = ["H branch twice", "W branch mixes the height", "H branch mixes the width", "H and W not put back",
-          "segments the other way round", "columns as (S H)", "weights from x", "weights from X_C alone",
-          "mean over W and C", "mean over the batch", "ReLU for GELU", "3 × C for C × 3", "softmax over channels",
-          "sigmoid", "weights in the order C, W, H", "not weighted", "no projection", "dropout of the logits"]
+MISTAKES = ["H branch twice", "W branch mixes the height", "H branch mixes the width", "H and W not put back",
+            "segments the other way round", "columns as (S H)", "weights from x", "weights from X_C alone",
+            "mean over W and C", "mean over the batch", "ReLU for GELU", "3 × C for C × 3", "softmax over channels",
+            "sigmoid", "weights in the order C, W, H", "not weighted", "no projection", "dropout of the logits"]
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_the_comparison_with_the_paper_notices(error):
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_comparison_with_the_paper_notices(mistake):
     vip, x = make(6, 6, 6, 2), randn(3, 6, 6, 6)
     wrong = Wrong(6, height=6, width=6, segments=2, reduction=2).to(D)
     wrong.load_state_dict(vip.state_dict())
-    wrong.error, expected = error, from_the_paper(x, vip)
+    wrong.mistake, expected = mistake, from_the_paper(x, vip)
     assert wrong(x).shape == expected.shape and (wrong(x) - expected).abs().max() > 1e-2
-    wrong.error = None
+    wrong.mistake = None
     torch.testing.assert_close(wrong(x), expected, rtol=1e-12, atol=1e-12)  # and nothing else differs
 
 
-@pytest.mark.parametrize("error", ["W branch mixes the height", "H branch mixes the width", "H and W not put back"])
-def test_a_map_that_is_not_square_notices_without_a_reference(error):
+@pytest.mark.parametrize("mistake", ["W branch mixes the height", "H branch mixes the width", "H and W not put back"])
+def test_a_map_that_is_not_square_notices_without_a_reference(mistake):
     wrong = Wrong(6, height=4, width=5, segments=2)
-    wrong.error = error
+    wrong.mistake = mistake
     with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied|must match"):
         wrong(torch.randn(1, 6, 4, 5))
 

@@ -5,6 +5,10 @@ import torch
 from einops import rearrange
 
 from attn_lib.tasks import cloakroom
+from tests.unit.tasks.answer import always
+
+# What whoever cannot solve the task can answer; it scores at the chance level (see test_tasks.py).
+ignorant = always(3, 10)
 
 
 def cards(images):

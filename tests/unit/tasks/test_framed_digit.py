@@ -5,6 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from attn_lib.tasks import framed_digit
+from tests.unit.tasks.answer import always
+
+# What whoever cannot solve the task can answer; it scores exactly at the chance level (see test_tasks.py).
+ignorant = always(1, 2)
+EXACT = True
 
 
 def test_a_sheet_is_what_it_says():

@@ -4,6 +4,14 @@ import pytest
 import torch
 
 from attn_lib.tasks import handovers
+from tests.unit.tasks.answer import scores_for
+
+
+# What whoever cannot solve the task can answer; it scores at the chance level (see test_tasks.py).
+def ignorant(x):
+    """The log of this week, and else the first analyser."""
+    named = x[..., 1:].any(-1)
+    return scores_for(torch.where(named, x[..., 1:].argmax(-1), 0), 4)
 
 x, whose = handovers.windows(64)
 named = x[..., 1:].any(-1)

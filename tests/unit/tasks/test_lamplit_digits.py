@@ -6,6 +6,15 @@ from torch import nn
 
 from attn_lib import toys
 from attn_lib.tasks import lamplit_digits
+from tests.unit.tasks.answer import scores_for
+
+
+# What whoever cannot solve the task can answer; it scores at the chance level (see test_tasks.py).
+def ignorant(x):
+    """The red digit, whatever the light."""
+    _, ink, kinds = lamplit_digits.parts()
+    red = x[:, 0, lamplit_digits.INK, lamplit_digits.INK]
+    return scores_for(kinds[torch.cdist(red.flatten(1), ink.flatten(1)).argmin(1)], 10)
 
 
 def test_scenes_are_what_they_say():

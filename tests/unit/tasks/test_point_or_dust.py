@@ -9,6 +9,14 @@ from torch import nn
 
 from attn_lib.tasks import point_or_dust
 from attn_lib.tasks.point_or_dust import DUST, LOCAL, NONE, POINT
+from tests.unit.tasks.answer import scores_for
+
+
+# What whoever cannot solve the task can answer; it scores at the chance level (see test_tasks.py).
+def ignorant(x):
+    """A point where the dot is more than a pixel wide."""
+    wide = F.pad(x, (0, 1, 0, 1))
+    return scores_for(((x[:, 0] > 0) & (wide[:, 0, 1:, 1:] > 0)).long(), 2)
 
 
 def windows(s):

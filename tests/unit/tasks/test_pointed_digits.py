@@ -5,6 +5,15 @@ import torch
 from torch import nn
 
 from attn_lib.tasks import pointed_digits as task
+from tests.unit.tasks.answer import scores_for
+
+
+# What whoever cannot solve the task can answer; it scores at the chance level (see test_tasks.py).
+def ignorant(x):
+    """The left one, whatever is said."""
+    _, ink, kinds = task.parts()
+    screen = x[:, :, 8:16, 6:14].amax(1).flatten(1) / task.GLOW
+    return scores_for(kinds[torch.cdist(screen, ink.flatten(1)).argmin(1)], 4)
 
 
 def scenes(lit, counts, green=0, place=(1, 19), n=6, light=task.LIGHT):

@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from threading import Barrier
 
@@ -20,6 +21,7 @@ import attn_lib
 from attn_lib import tasks, toys
 from attn_lib.tasks import _catalog
 from attn_lib.toys.train import answers
+from tests.unit.tasks.answer import Says
 
 ROOT = Path(__file__).resolve().parents[3]
 ALL = tasks.list_tasks()
@@ -381,106 +383,17 @@ def test_compare_refuses_before_it_trains(monkeypatch):
 # ---- chance ----------------------------------------------------------------------------------------------------------
 
 
-class Says(nn.Module):
-    """Answers by a rule, and insists on being asked in eval mode."""
-
-    def __init__(self, rule):
-        super().__init__()
-        self.rule = rule
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        assert not self.training
-        return self.rule(*inputs)
-
-
-def scores_for(kinds: Tensor, classes: int) -> Tensor:
-    return F.one_hot(kinds, classes).movedim(-1, 1).float()
-
-
-def always(kind: int, classes: int, stride: int = 1):
-    """The same class everywhere."""
-    def rule(x):
-        shape = (len(x), *x.shape[2:]) if stride == 1 else (len(x), *(side // stride for side in x.shape[2:]))
-        return scores_for(torch.full(shape, kind), classes)
-
-    return rule
-
-
-def one_ink(x):  # lamplit digits: the red digit, whatever the light
-    task = tasks.lamplit_digits
-    _, ink, kinds = task.parts()
-    return scores_for(kinds[torch.cdist(x[:, 0, task.INK, task.INK].flatten(1), ink.flatten(1)).argmin(1)], 10)
-
-
-def left_screen(x):  # pointed digits: the left one, whatever is said
-    _, ink, kinds = tasks.pointed_digits.parts()
-    screen = x[:, :, 8:16, 6:14].amax(1).flatten(1) / tasks.pointed_digits.GLOW
-    return scores_for(kinds[torch.cdist(screen, ink.flatten(1)).argmin(1)], 4)
-
-
-def commonest_crop(x):  # contact sheet: the photograph that occurs most often
-    crops, kinds = tasks.contact_sheet.crops()
-    tiles = x[:, :, 4:, 4:].unfold(2, 12, 12).unfold(3, 12, 12).permute(0, 2, 3, 1, 4, 5).reshape(len(x), 20, -1)
-    found = kinds[torch.cdist(tiles, crops.flatten(1)).argmin(-1)]
-    return F.one_hot(found, 6).sum(1).float()
-
-
-def own_week(x):  # handovers: the log of this week, and else the first analyser
-    named = x[..., 1:].any(-1)
-    return scores_for(torch.where(named, x[..., 1:].argmax(-1), 0), 4)
-
-
-def commonest_digit(x):  # keypad digits: five for a five, and else the commonest digit
-    kinds = tasks.keypad_digits.shown(len(x))
-    commonest = F.one_hot(kinds, 9).sum((1, 2)).argmax(1)[:, None, None]
-    return scores_for(torch.where(kinds == 4, kinds, commonest), 9)
-
-
-def four_pixels(x):  # point or dust: a point where the dot is more than a pixel wide
-    wide = F.pad(x, (0, 1, 0, 1))
-    return scores_for(((x[:, 0] > 0) & (wide[:, 0, 1:, 1:] > 0)).long(), 2)
-
-
-def best_shares(short, long):  # two exposures: what fixed shares learn
-    patches = tasks.two_exposures.sampler()(2000, torch.Generator().manual_seed(0))[2]
-    a, b = tasks.two_exposures.expose(patches, torch.Generator().manual_seed(1))
-    gap = a - b
-    share = ((gap * (patches - b)).sum((0, 2, 3)) / gap.square().sum((0, 2, 3)))[:, None, None]
-    return share * short + (1 - share) * long
-
-
-IGNORANT = {
-    "birth_rates": lambda spatial, temporal: spatial,
-    "cloakroom": always(3, 10),
-    "contact_sheet": commonest_crop,
-    "crossed_wires": lambda x: scores_for(torch.full((len(x),), 3), 10),
-    "framed_digit": always(1, 2),
-    "handovers": own_week,
-    "keypad_digits": commonest_digit,
-    "lamplit_digits": one_ink,
-    "odd_digits": always(1, 2, stride=10),
-    "paint_by_numbers": always(2, 4),
-    "point_or_dust": four_pixels,
-    "pointed_digits": left_screen,
-    "scaled_digits": always(1, 4, stride=2),
-    "spectral_lines": lambda x: scores_for(torch.full((len(x),), 3), 10),
-    "two_exposures": best_shares,
-}
-
-
 @pytest.mark.parametrize("id", TRAINED)
 def test_who_cannot_solve_a_task_scores_at_its_chance(id):
     task, test = tasks.task(id), data(id)[1]
-    assert id in IGNORANT, "IGNORANT lacks the rule by which to answer without solving this task"
+    own = import_module(f"tests.unit.tasks.test_{id}")
+    assert hasattr(own, "ignorant"), f"{own.__file__} must say in ignorant(*inputs) how to answer without solving it"
     if task.score is toys.accuracy:  # it wants parameters
-        found = (answers(Says(IGNORANT[id]), *test[:-1]).argmax(1) == test[-1]).float().mean().item()
+        found = (answers(Says(own.ignorant), *test[:-1]).argmax(1) == test[-1]).float().mean().item()
     else:
-        found = task.score(Says(IGNORANT[id]), test)
+        found = task.score(Says(own.ignorant), test)
     within = 0.05 if task.score_name != "dB" else 0.1
-    assert found == pytest.approx(task.chance, abs=within * (0.1 if id in EXACT else 1))
-
-
-EXACT = {"birth_rates", "framed_digit", "keypad_digits", "odd_digits"}
+    assert found == pytest.approx(task.chance, abs=within * (0.1 if hasattr(own, "EXACT") else 1))
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

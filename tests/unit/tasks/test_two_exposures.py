@@ -6,6 +6,16 @@ import torch
 from attn_lib.tasks import two_exposures as task
 
 
+# What whoever cannot solve the task can answer; it scores at the chance level (see test_tasks.py).
+def ignorant(short, long):
+    """What fixed shares learn."""
+    patches = task.sampler()(2000, torch.Generator().manual_seed(0))[2]
+    a, b = task.expose(patches, torch.Generator().manual_seed(1))
+    gap = a - b
+    share = ((gap * (patches - b)).sum((0, 2, 3)) / gap.square().sum((0, 2, 3)))[:, None, None]
+    return share * short + (1 - share) * long
+
+
 def test_exposures_without_noise_are_the_light_until_they_saturate():
     light = torch.tensor([0.0, 0.3, 1.0, 2.5, 4.0])
     short, long = task.expose(light, noise=0)
