@@ -136,6 +136,11 @@ def unknown_citation(chapter):
     chapter.cells[0].source += "\n\n{cite}`nobody2099nothing`"
 
 
+@damage(prose.no_line_is_lost, "begins with % and is not shown")
+def percent_at_the_start_of_a_line(chapter):
+    chapter.cells[0].source += "\n\nThe error is 22.28\n% of all."
+
+
 @damage(prose.citations_and_links, "leads nowhere")
 def dead_link(chapter):
     chapter.cells[0].source += "\n\n[here](nothing.ipynb)"

@@ -11,6 +11,7 @@ from .. import notebooks
 from .chapter import CITATION, LINK, Chapter, check
 
 EQUATION = re.compile(r"\$\$(?P<body>.+?)\$\$[ \t]*(?:\((?P<label>[\w-]+)\))?", re.DOTALL)
+FENCED = re.compile(r"```.*?```", re.DOTALL)
 FILE = re.compile(r"`((?:attn_lib|book|chapters|tests)/[\w./-]+\.\w+)`")
 ARXIV = re.compile(r"https?://arxiv\.org/(?:abs|pdf)/(?P<id>\d{4}\.\d{4,5})(?:v\d+)?(?:\.pdf)?")
 ROLE = re.compile(r"\{(?P<role>eq|doc|py:\w+)\}`(?:[^`<]*<)?~?(?P<target>[^`>]+)>?`")
@@ -33,6 +34,14 @@ def references(chapter: Chapter) -> list[str]:
         if paper.code and paper.code.rstrip("/") not in text:
             found.append(f"the references do not link the authors' code, {paper.code}")
     return found
+
+
+@check
+def no_line_is_lost(chapter: Chapter) -> list[str]:
+    """A line of prose that begins with a percent sign is a comment to MyST, and missing on the page."""
+    return [f"cell {number}: the line {line.strip()[:40]!r} begins with % and is not shown; begin it with another word"
+            for number, cell in chapter.prose
+            for line in FENCED.sub("", cell.source).splitlines() if line.lstrip().startswith("%")]
 
 
 @check
