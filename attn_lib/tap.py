@@ -28,7 +28,7 @@ _ACTIVE: list["trace"] = []  # of all threads
 
 
 def tap(name: str, tensor: Tensor, dims: str = "") -> Tensor:
-    """Return `tensor`; inside a trace, record it under `name`.
+    """`tensor` itself; inside a trace, recorded under `name`.
 
     Args:
         name: the paper's symbol.

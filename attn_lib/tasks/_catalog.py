@@ -252,7 +252,7 @@ def compare(
 
 
 def _entry_of(module: Module) -> catalog.Entry | None:
-    """The row of the catalogue for a module of the library; None for other classes, functions and None."""
+    """The row of the catalog for a module of the library; None for other classes, functions and None."""
     if isinstance(module, str):
         return catalog.entry(module)
     if isinstance(module, nn.Module):

@@ -3,9 +3,9 @@
 - an image output gets the alternative text that `attn_lib.viz` stored with it;
 - collapsed cells say what is inside ("Show the solution");
 - a registered class says in which chapter it is explained, and the chapter's card links to the class;
-- `% module-reference` becomes the reference of every class in the catalogue, `% task-reference` of every task;
+- `% module-reference` becomes the reference of every class in the catalog, `% task-reference` of every task;
 - `{bibliography}` in a chapter lists the papers cited there;
-- `{chapter-list}` lists the chapters, family by family, from the catalogue;
+- `{chapter-list}` lists the chapters, family by family, from the catalog;
 - `{chapter-output}` shows an explorer of a chapter on another page.
 """
 
@@ -36,7 +36,7 @@ PROMPTS = {"solution": ("Show the solution", "Hide the solution"), "setup": ("Se
 
 
 def entries(env: BuildEnvironment) -> list[Entry]:
-    """The catalogue's entries that have a chapter in this build."""
+    """The catalog's entries that have a chapter in this build."""
     found = [attn_lib.entry(id) for id in attn_lib.list_modules()]
     return [entry for entry in found if entry.chapter in env.found_docs]
 
@@ -157,7 +157,7 @@ def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def module_reference() -> str:
-    """Every class of the catalogue, by family, each with what else its file offers."""
+    """Every class of the catalog, by family, each with what else its file offers."""
     lines: list[str] = []
     for family, caption in FAMILIES.items():
         members = [attn_lib.entry(id) for id in attn_lib.list_modules(family)]

@@ -59,7 +59,7 @@ def subject(item: pytest.Item) -> str | None:
 
 
 def modules() -> list[str]:
-    """The modules of the catalogue; where no test asks for them, torch is not loaded."""
+    """The modules of the catalog; where no test asks for them, torch is not loaded."""
     import attn_lib
 
     return attn_lib.list_modules()

@@ -1,4 +1,4 @@
-"""Every module of the catalogue, and every variant that it names, as parameters of a test."""
+"""Every module of the catalog, and every variant that it names, as parameters of a test."""
 
 import pytest
 

@@ -48,7 +48,7 @@ class Chapter:
 
     @property
     def is_foundation(self) -> bool:
-        """Whether the chapter explains no module of the catalogue but what all of them stand on."""
+        """Whether the chapter explains no module of the catalog but what all of them stand on."""
         return self.path.parent.name == "foundations"
 
     @property

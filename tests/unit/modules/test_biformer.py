@@ -85,7 +85,7 @@ def test_every_region_gets_its_best_regions_whatever_their_order():
             assert chosen.min() >= torch.sort(t["A_r"][b, r], descending=True).values[3]
 
 
-# ---- limits and symmetry (the catalogue's limits stand in limits/) ---------------------------------------------------
+# ---- limits and symmetry (the catalog's limits stand in limits/) ---------------------------------------------------
 
 
 def test_exchanging_regions_exchanges_the_output_but_for_the_local_term():

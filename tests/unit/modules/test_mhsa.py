@@ -72,7 +72,7 @@ def test_fresh_positions_have_the_variance_that_keeps_their_logits_at_one():
         assert table.std().item() == pytest.approx(128**-0.5, rel=0.05)
 
 
-# ---- limits (the two of the catalogue stand in limits/) --------------------------------------------------------------
+# ---- limits (the two of the catalog stand in limits/) --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("position", ["relative", "absolute"])

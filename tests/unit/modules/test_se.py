@@ -1,7 +1,7 @@
 """Squeeze-and-excitation against its paper, its limits and two packages, and against the errors in circulation.
 
 The model for the file of another module. What the contract shows of every module (sizes, batches, types, symmetries,
-bad arguments) is not repeated; the limits that the catalogue states are proven in `limits/`.
+bad arguments) is not repeated; the limits that the catalog states are proven in `limits/`.
 """
 
 import math

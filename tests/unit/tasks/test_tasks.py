@@ -300,7 +300,7 @@ class ForOneSize(nn.Module):
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Let the catalogue of modules hold one more, made from an entry that is there."""
+    """Let the catalog of modules hold one more, made from an entry that is there."""
     real = _catalog.catalog.entry
 
     def enter(base: str, **fields):

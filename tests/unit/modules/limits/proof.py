@@ -1,6 +1,6 @@
 """What every module becomes when a knob is turned to its end. Each identity is exact.
 
-The catalogue states these limits (`Entry.reduces_to`), and the family map of the book draws them. Here each is proven,
+The catalog states these limits (`Entry.reduces_to`), and the family map of the book draws them. Here each is proven,
 a file for each family, in a few lines that read like a page of the book: a module is drawn with random weights in
 float64, one knob is turned, and the known operation stands beside it, written in the plainest way.
 """
