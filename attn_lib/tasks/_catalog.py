@@ -11,6 +11,7 @@ from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import catalog
@@ -110,16 +111,17 @@ class Task:
         return self.build(make)
 
     def fits(self, module: Module) -> bool:
-        """Whether the task has a network with a place for `module`, by its layout and size.
+        """Whether the task has a network with a place for `module`: by its layout and size, and by making one.
 
         Raises:
             ValueError: if `module` is nothing that `network` takes.
         """
         _entry_of(module)
-        try:
-            self._maker(module)
-        except ValueError:
-            return False
+        with torch.random.fork_rng(devices=[]):
+            try:
+                self._maker(module)()  # options of its own, such as groups, may not divide the place's channels
+            except ValueError:
+                return False
         return True
 
     def _maker(self, module: Module) -> Callable[[], nn.Module]:

@@ -331,6 +331,16 @@ def test_a_module_for_one_size_gets_the_size_of_the_place(pretend):
         tasks.task("two_exposures").network("made")
 
 
+def test_a_module_whose_options_do_not_suit_the_place_does_not_fit(pretend):
+    """By layout it would: but a hundred is no reduction of sixteen channels."""
+    pretend("cbam", example={"channels": 128, "reduction": 100})
+    before = torch.get_rng_state()
+    assert tasks.task("lamplit_digits").fits("cbam") and not tasks.task("contact_sheet").fits("made")
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match="reduction=100 must be at most channels=32"):
+        tasks.task("contact_sheet").network("made")
+
+
 def test_a_place_that_widens_takes_modules_that_can_and_others_behind_a_convolution():
     task = tasks.task("point_or_dust")
     x = torch.rand(2, 1, 24, 32)
