@@ -41,6 +41,19 @@ SYMMETRIES = {
     "scaling": "multiplying the input by a > 0 multiplies the output by a",
 }
 
+ACTIONS = {
+    "gate": "multiplies the input by numbers that depend on it: y = g(x) · x",
+    "mix": "sums over positions, channels, branches or inputs with weights that depend on the input, or are learned",
+    "move": "reads the input at other places",
+}
+
+SOURCES = {
+    "paper": "the paper itself, where it is silent, inconsistent or mistaken",
+    "release": "the authors' released code",
+    "package": "a well-kept package",
+    "copies": "code in circulation",
+}
+
 CONTRACT = {
     "odd_sizes": "odd and non-square sizes",
     "batch_one": "a batch of one, in training mode",
@@ -95,6 +108,26 @@ class Paper:
 
 
 @dataclass(frozen=True)
+class Erratum:
+    """One place where others differ from what stands here.
+
+    Attributes:
+        source: who differs, one of `SOURCES`.
+        there: what it does or says there, a sentence.
+        here: what this library does, a sentence; the name of an option, where it offers both.
+        test: the test that shows it, a function in `tests/unit/modules/test_<id>.py` or in the module's limits.
+    """
+
+    source: str
+    there: str
+    here: str
+    test: str
+
+    def __post_init__(self) -> None:
+        check_choice("source", self.source, SOURCES)
+
+
+@dataclass(frozen=True)
 class Counterpart:
     """The same operator in a well-kept package: tests compare it with ours, measurements time the two in turns.
 
@@ -121,6 +154,8 @@ class Entry:
         family: one of `FAMILIES`.
         name: the mechanism's name in running text ("Squeeze-and-Excitation").
         summary: one sentence: what it does that the previous idea could not.
+        aliases: other names under which a reader looks for it, the usual short one first ("SE", "SENet").
+        action: what it does to its input above all, one of `ACTIONS`.
         papers: the papers it comes from, the one that names it first.
         layout: axes of the inputs, see `attn_lib.layout`. A set of options that holds `layout`, of a module that takes
             several, has its own; see `layout_of`.
@@ -136,6 +171,8 @@ class Entry:
         reduces_to: what it becomes at a limit (the id of a module, or a name from `OPERATIONS`) -> the limit. Each is
             proven in `tests/unit/modules/limits/`.
         counterpart: the same operator in a well-kept package, if there is one.
+        errata: where paper, release, packages and code in circulation differ from this library, one each. The
+            docstring ends with them, and the book's page of errata is made of them.
     """
 
     id: str
@@ -143,6 +180,8 @@ class Entry:
     family: str
     name: str
     summary: str
+    aliases: tuple[str, ...]
+    action: str
     papers: tuple[Paper, ...]
     layout: Layout
     example: Mapping[str, Any]
@@ -155,9 +194,13 @@ class Entry:
     builds_on: tuple[str, ...] = ()
     reduces_to: Mapping[str, str] = field(default_factory=dict)
     counterpart: Counterpart | None = None
+    errata: tuple[Erratum, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("family", self.family, FAMILIES)
+        check_choice("action", self.action, ACTIONS)
+        if isinstance(self.aliases, str) or not self.aliases:
+            raise ValueError(f"aliases={self.aliases!r} must hold at least one name, the usual short one first")
         if not self.papers:
             raise ValueError(f"papers={self.papers!r} must hold at least one Paper")
         for symmetry in self.commutes_with:
@@ -168,7 +211,9 @@ class Entry:
             check_choice("variant_outputs", variant, self.variants)
         layout = Layout(self.layout)
         for name, value in {
+            "aliases": tuple(self.aliases),
             "papers": tuple(self.papers),
+            "errata": tuple(self.errata),
             "layout": layout,
             "output": Layout(self.output) if self.output else layout.first,
             "example": MappingProxyType(dict(self.example)),
@@ -258,9 +303,17 @@ def register(id: str, **fields: Any) -> Callable[[type[nn.Module]], type[nn.Modu
         if known is not None and _origin(known.cls) != _origin(cls):
             raise ValueError(f"id={id!r} is taken by {'.'.join(_origin(known.cls))}; ids must be unique")
         _ENTRIES[id] = Entry(id=id, cls=cls, **fields)
+        if cls.__doc__:  # not under python -OO
+            cls.__doc__ = _with_errata(cls.__doc__, _ENTRIES[id].errata)
         return cls
 
     return enter
+
+
+def _with_errata(doc: str, errata: tuple[Erratum, ...]) -> str:
+    """A docstring that ends with where others differ."""
+    rows = [f"    - {SOURCES[e.source][0].upper()}{SOURCES[e.source][1:]}: {e.there} Here: {e.here}" for e in errata]
+    return "\n".join([inspect.cleandoc(doc), *(["", "Differences:", *rows] if rows else [])])
 
 
 def _origin(cls: type) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from ..tap import tap
     family="branch",
     name="Selective kernel",
     summary="It looks at the whole image before each channel chooses between a narrow and a wide kernel.",
+    aliases=("SK", "SKNet", "Selective Kernel"),
+    action="mix",
     papers=[Paper(
         key="li2019selective", venue="CVPR", year=2019, arxiv="1903.06586",
         title="Selective Kernel Networks",

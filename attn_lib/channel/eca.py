@@ -28,6 +28,8 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
     family="channel",
     name="Efficient Channel Attention",
     summary="It gates each channel by its own mean and its neighbours', with k weights in all and no bottleneck.",
+    aliases=("ECA", "ECA-Net"),
+    action="gate",
     papers=[Paper(
         key="wang2020eca", venue="CVPR", year=2020, arxiv="1910.03151",
         title="ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks",

@@ -14,6 +14,8 @@ from ..tap import tap
     name="Gated Channel Transformation",
     summary="It weighs each channel against all others with three numbers a channel and no matrix, and starts as the "
             "identity.",
+    aliases=("GCT",),
+    action="gate",
     papers=[Paper(
         key="yang2020gct", venue="CVPR", year=2020, arxiv="1909.11519",
         title="Gated Channel Transformation for Visual Recognition",

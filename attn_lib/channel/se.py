@@ -14,6 +14,8 @@ from ..tap import tap
     family="channel",
     name="Squeeze-and-Excitation",
     summary="It looks at the whole image before it decides how much each channel may say.",
+    aliases=("SE", "SENet", "squeeze and excite"),
+    action="gate",
     papers=[Paper(
         key="hu2018squeeze", venue="CVPR", year=2018, arxiv="1709.01507",
         title="Squeeze-and-Excitation Networks",

@@ -94,6 +94,8 @@ class SpatialAttention(nn.Module):
     family="channel_spatial",
     name="CBAM",
     summary="It gates positions as well as channels, and its channel gate sees the maximum beside the mean.",
+    aliases=("CBAM", "channel and spatial attention"),
+    action="gate",
     papers=[Paper(
         key="woo2018cbam", venue="ECCV", year=2018, arxiv="1807.06521",
         title="CBAM: Convolutional Block Attention Module",

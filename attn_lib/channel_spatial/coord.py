@@ -15,6 +15,8 @@ from ..tap import tap
     family="channel_spatial",
     name="Coordinate attention",
     summary="It says where as well as which channel, by one factor for each row and one for each column.",
+    aliases=("CA", "CoordAtt", "CoordAttention"),
+    action="gate",
     papers=[Paper(
         key="hou2021coordinate", venue="CVPR", year=2021, arxiv="2103.02907",
         title="Coordinate Attention for Efficient Mobile Network Design",

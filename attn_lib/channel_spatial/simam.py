@@ -14,6 +14,8 @@ from ..tap import tap
     name="SimAM",
     summary="It gives every position of every channel a gate of its own without a single weight: the further a value "
             "lies from the mean of its channel, the more of it passes.",
+    aliases=("SimAM", "parameter-free attention"),
+    action="gate",
     papers=[Paper(
         key="yang2021simam", venue="ICML", year=2021,
         title="SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",

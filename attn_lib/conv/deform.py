@@ -71,6 +71,8 @@ def deform_conv2d(
     family="conv",
     name="Deformable convolution",
     summary="It lets every position choose where the taps of its kernel look, and how much each tap counts.",
+    aliases=("DCN", "DCNv2", "DeformConv"),
+    action="move",
     papers=[Paper(
         key="dai2017deformable", venue="ICCV", year=2017, arxiv="1703.06211",
         title="Deformable Convolutional Networks",

@@ -14,6 +14,8 @@ from ..tap import tap
     family="mlp",
     name="Weighted Permute-MLP",
     summary="It lets a position learn from its whole row and column by weights that know every position by number.",
+    aliases=("ViP", "Vision Permutator", "Permute-MLP"),
+    action="mix",
     papers=[Paper(
         key="hou2022vision", venue="TPAMI", year=2022, arxiv="2106.12368",
         title="Vision Permutator: A Permutable MLP-Like Architecture for Visual Recognition",

@@ -7,26 +7,34 @@
     windows          a feature map as windows; `unwindows` is the way back
     neighbourhoods   the k × k neighbours of every pixel
     mean_and_max     pooling along any axes; `strip_means` along rows and along columns
-    bilinear_sample  a feature map at positions between its pixels
+    bilinear_sample  a feature map at positions between its pixels; `resize` at another size
+    conv2d_per_image a convolution with a kernel for each image
+    channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
     in_float32       a product of features that half precision cannot hold
 """
 
 from .attention import attend
+from .channels import channel_shuffle, covariance
+from .kernels import conv2d_per_image
 from .pooling import mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
 from .precision import in_float32
-from .sampling import bilinear_sample
+from .sampling import bilinear_sample, resize
 from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
 
 __all__ = [
     "attend",
     "bilinear_sample",
+    "channel_shuffle",
+    "conv2d_per_image",
+    "covariance",
     "in_float32",
     "mean_and_max",
     "neighbourhoods",
     "pad_to_multiple",
     "relative_bias",
     "relative_logits",
+    "resize",
     "strip_means",
     "unwindows",
     "windows",

@@ -1,4 +1,4 @@
-"""Feature maps between their pixels."""
+"""Feature maps between their pixels, and at other sizes."""
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,16 @@ def bilinear_sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     y = F.grid_sample(F.pad(x.to(dtype), (0, wide - W, 0, tall - H)), grid.flatten(1, -2)[:, None],
                       mode="bilinear", padding_mode="zeros", align_corners=False)
     return y.reshape(B, C, *rows.shape[1:]).to(x.dtype)
+
+
+def resize(x: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:
+    """A feature map (B, C, H, W) at another size, by the one convention of this library.
+
+    Pixels are squares and positions are those of their centres (`align_corners=False`), so that the borders of the
+    image stay where they are. "bilinear" reads four pixels at any scale, also where it shrinks the map; "nearest"
+    repeats or drops pixels: row i reads row ⌊i · H / height⌋.
+    """
+    return F.interpolate(x, (height, width), mode=mode, align_corners=None if mode == "nearest" else False)
 
 
 def _power_of_two(n: int) -> int:

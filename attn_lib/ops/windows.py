@@ -20,19 +20,26 @@ def pad_to_multiple(x: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
     return F.pad(x, (0, right, 0, down)), F.pad(real, (0, right, 0, down))
 
 
-def windows(x: Tensor, i: int, j: int) -> Tensor:
+def windows(x: Tensor, i: int, j: int, *, interleaved: bool = False) -> Tensor:
     """A feature map cut into windows of i × j pixels: (B, C, H, W) → (B, H/i · W/j, i·j, C), all row by row.
+
+    The pixels of a window are neighbours, or, interleaved, as far apart as they can be: H/i rows and W/j columns, so
+    that every window spans the map.
 
     Raises:
         ValueError: if i does not divide H, or j does not divide W; see `pad_to_multiple`.
     """
     check_divisible("H", x.shape[2], "i", i)
     check_divisible("W", x.shape[3], "j", j)
+    if interleaved:
+        return rearrange(x, "B C (i P) (j Q) -> B (P Q) (i j) C", i=i, j=j)
     return rearrange(x, "B C (P i) (Q j) -> B (P Q) (i j) C", i=i, j=j)
 
 
-def unwindows(x: Tensor, i: int, j: int, H: int, W: int) -> Tensor:
+def unwindows(x: Tensor, i: int, j: int, H: int, W: int, *, interleaved: bool = False) -> Tensor:
     """The feature map (B, C, H, W) of its windows (B, H/i · W/j, i·j, C): undoes `windows`."""
+    if interleaved:
+        return rearrange(x, "B (P Q) (i j) C -> B C (i P) (j Q)", P=H // i, Q=W // j, i=i, j=j)
     return rearrange(x, "B (P Q) (i j) C -> B C (P i) (Q j)", P=H // i, Q=W // j, i=i, j=j)
 
 

@@ -17,6 +17,8 @@ SCALES = ("head", "dim")
     family="self_attention",
     name="Bi-level routing attention",
     summary="It asks first which regions matter to a region, and looks at single pixels only there.",
+    aliases=("BRA", "BiFormer"),
+    action="mix",
     papers=[Paper(
         key="zhu2023biformer", venue="CVPR", year=2023, arxiv="2303.08810",
         title="BiFormer: Vision Transformer with Bi-Level Routing Attention",

@@ -17,6 +17,8 @@ POSITIONS = ("relative", "absolute", None)
     family="self_attention",
     name="Multi-head self-attention",
     summary="It lets every position ask all others, by what they hold and by where they lie.",
+    aliases=("MHSA", "BoTNet", "bottleneck transformer"),
+    action="mix",
     papers=[Paper(
         key="srinivas2021bottleneck", venue="CVPR", year=2021, arxiv="2101.11605",
         title="Bottleneck Transformers for Visual Recognition",

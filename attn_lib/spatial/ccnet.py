@@ -14,6 +14,8 @@ from ..tap import tap
     family="spatial",
     name="Criss-cross attention",
     summary="It lets every pixel learn from every other at the price of its row and its column.",
+    aliases=("CCA", "CCNet", "criss-cross"),
+    action="mix",
     papers=[Paper(
         key="huang2019ccnet", venue="ICCV", year=2019, arxiv="1811.11721",
         title="CCNet: Criss-Cross Attention for Semantic Segmentation",

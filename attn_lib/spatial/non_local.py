@@ -18,6 +18,8 @@ PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
     family="spatial",
     name="Non-local block",
     summary="It lets every position compare itself with all others and collect from those that matter to it.",
+    aliases=("NL", "non-local", "NLNet"),
+    action="mix",
     papers=[Paper(
         key="wang2018nonlocal", venue="CVPR", year=2018, arxiv="1711.07971",
         title="Non-local Neural Networks",

@@ -104,6 +104,15 @@ def test_windows_hold_their_pixels_row_by_row_and_go_back():
         ops.windows(x, 2, 4)
 
 
+def test_interleaved_windows_span_the_map_and_go_back():
+    x = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6).float()
+    w = ops.windows(x, 2, 3, interleaved=True)
+    assert w.shape == (2, 4, 6, 3)
+    for n, (row, col) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        assert torch.equal(w[:, n].mT.reshape(2, 3, 2, 3), x[:, :, row::2, col::2])
+    assert torch.equal(ops.unwindows(w, 2, 3, 4, 6, interleaved=True), x)
+
+
 @pytest.mark.parametrize(("H", "W"), [(5, 7), (6, 8), (1, 1)])
 def test_padding_to_a_multiple_says_what_is_real(H, W):
     x = torch.randn(2, 3, H, W)
@@ -188,6 +197,46 @@ def test_bilinear_sample_refuses_positions_that_do_not_fit():
     for rows, cols in ((torch.zeros(2, 6), torch.zeros(2, 5)), (torch.zeros(1, 6), torch.zeros(1, 6))):
         with pytest.raises(ValueError, match="must have the same shape"):
             ops.bilinear_sample(x, rows, cols)
+
+
+@pytest.mark.parametrize(("size", "to"), [((4, 6), (7, 3)), ((5, 5), (10, 15)), ((1, 3), (4, 2))], ids=str)
+def test_resize_takes_pixels_for_squares(size, to):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    y = ops.resize(x, *to)
+    places = [((torch.arange(n).double() + 0.5) * m / n - 0.5).clamp(0, m - 1) for n, m in zip(to, size, strict=True)]
+    rows, cols = (p.expand(2, *to) for p in torch.meshgrid(*places, indexing="ij"))
+    torch.testing.assert_close(y, ops.bilinear_sample(x, rows, cols))
+    nearest = ops.resize(x, *to, mode="nearest")
+    i, j = ([k * m // n for k in range(n)] for n, m in zip(to, size, strict=True))
+    assert torch.equal(nearest, x[:, :, i][..., j])
+    assert torch.equal(ops.resize(x, *size), x)
+
+
+# ---- kernels and channels --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, dict(stride=2), dict(padding=(1, 0)), dict(dilation=2), dict(groups=2)],
+                         ids=str)
+def test_conv2d_per_image_is_a_convolution_of_every_image(options):
+    x = torch.randn(3, 4, 7, 8, dtype=torch.float64)
+    weight = torch.randn(3, 6, 4 // options.get("groups", 1), 3, 2, dtype=torch.float64)
+    for bias in (None, torch.randn(3, 6, dtype=torch.float64)):
+        each = [torch.nn.functional.conv2d(x[b:b + 1], weight[b], None if bias is None else bias[b], **options)
+                for b in range(3)]
+        torch.testing.assert_close(ops.conv2d_per_image(x, weight, bias, **options), torch.cat(each))
+
+
+def test_channel_shuffle_deals_out_the_groups():
+    x = torch.arange(6.0).view(1, 6, 1, 1)
+    assert ops.channel_shuffle(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert ops.channel_shuffle(x, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+
+
+def test_covariance_is_that_of_the_definition():
+    x = torch.randn(2, 3, 7, dtype=torch.float64) + 100
+    torch.testing.assert_close(ops.covariance(x), torch.stack([torch.cov(image, correction=0) for image in x]))
+    large = (300 * torch.randn(2, 3, 500) + 1000).half()
+    torch.testing.assert_close(ops.covariance(large), ops.covariance(large.float()), rtol=1e-5, atol=0)
 
 
 # ---- half precision --------------------------------------------------------------------------------------------------

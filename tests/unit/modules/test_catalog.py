@@ -43,6 +43,27 @@ def test_entry_stands_where_it_says(id):
     assert set(e.reduces_to) <= {*attn_lib.list_modules(), *catalog.OPERATIONS}
 
 
+def test_an_alias_names_one_module():
+    """So that a search for it ends at one row; ids are names too."""
+    names = [alias.lower() for id in attn_lib.list_modules() for alias in attn_lib.entry(id).aliases]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+    ids = {id: attn_lib.entry(id) for id in attn_lib.list_modules()}
+    assert [(id, a) for id, e in ids.items() for a in e.aliases if a.lower() in ids and a.lower() != id] == []
+
+
+@each_module
+def test_errata_are_shown_by_tests_and_stand_in_the_docstring(id):
+    e = attn_lib.entry(id)
+    tests = Path(__file__).parent
+    sources = [tests / f"test_{id}.py", tests / "limits" / f"test_{e.family}.py"]
+    defined = {node.name for file in sources for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+               if isinstance(node, ast.FunctionDef)}
+    for erratum in e.errata:
+        assert erratum.test in defined, f"test={erratum.test!r} is no test in {' or '.join(map(str, sources))}"
+        assert erratum.there.endswith(".") and erratum.here.endswith("."), "sentences"
+        assert erratum.there in e.cls.__doc__ and erratum.here in e.cls.__doc__
+
+
 @each_module
 def test_family_exports_the_class(id):
     e = attn_lib.entry(id)
@@ -125,7 +146,7 @@ def test_errors_name_the_argument(call, message):
 
 
 PAPER = catalog.Paper("key", "title", "venue", 2000)
-FIELDS = dict(name="n", summary="s", papers=[PAPER], layout="B C H W", example={})
+FIELDS = dict(name="n", summary="s", aliases=["N"], action="gate", papers=[PAPER], layout="B C H W", example={})
 
 
 def test_registration_refuses_what_it_does_not_know():
@@ -135,6 +156,9 @@ def test_registration_refuses_what_it_does_not_know():
     for change, message in [
         (dict(family="chanel"), "family='chanel' must be one of .*did you mean 'channel'"),
         (dict(commutes_with={"rotation"}), "commutes_with='rotation'"),
+        (dict(aliases=[]), "aliases=.* must hold at least one name"),
+        (dict(aliases="SE"), "aliases='SE' must hold"),
+        (dict(action="gaet"), "action='gaet' must be one of .*did you mean 'gate'"),
         (dict(papers=[]), "papers=.* must hold at least one Paper"),
         (dict(layout="B C h w"), "'h' is no axis"),
         (dict(output="B, "), "layout='B, ' must name the axes"),
@@ -142,6 +166,11 @@ def test_registration_refuses_what_it_does_not_know():
     ]:
         with pytest.raises(ValueError, match=message):
             catalog.Entry(**FIELDS | new | change)
+
+
+def test_an_erratum_names_its_source():
+    with pytest.raises(ValueError, match=r"source='relese' must be one of .*did you mean 'release'"):
+        catalog.Erratum("relese", "a.", "b.", "test_c")
 
 
 @pytest.fixture
@@ -277,11 +306,10 @@ def test_shapes_follow_the_layout():
 
 
 def test_variants_may_have_axes_of_their_own():
-    either = catalog.Entry(
-        id="c", cls=torch.nn.Module, family="fusion", name="n", summary="s", papers=[PAPER],
+    either = catalog.Entry(id="c", cls=torch.nn.Module, family="fusion", **FIELDS | dict(
         layout="B C H W, B C H W", example=dict(channels=4),
         variants={"series": dict(channels=4, layout="B T N C"), "with logits": dict(channels=4, logits=True)},
-        variant_outputs={"with logits": "B C H W, B K"})
+        variant_outputs={"with logits": "B C H W, B K"}))
     assert (either.layout_of(), either.output_of()) == ("B C H W, B C H W", "B C H W")
     assert (either.layout_of("series"), either.output_of("series")) == ("B T N C, B T N C", "B T N C")
     assert (either.layout_of("with logits"), either.output_of("with logits")) == (either.layout, "B C H W, B K")

@@ -112,7 +112,7 @@ class Positional(SEAttention):
 def entered(request, monkeypatch):
     """The broken class, in the catalog for one test."""
     monkeypatch.setattr(catalog, "_ENTRIES", dict(catalog._ENTRIES))
-    catalog.register("broken", family="channel", name="n", summary="s",
+    catalog.register("broken", family="channel", name="n", summary="s", aliases=["N"], action="gate",
                      papers=[catalog.Paper("p", "t", "v", 2000)],
                      layout="B C H W", example=dict(channels=8, reduction=2),
                      commutes_with=catalog.entry("se").commutes_with)(request.param)
