@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="where to write; by default into the package, named after the device and torch")
     parser.add_argument("--quick", action="store_true",
                         help="the smallest size only, eager, in float32, little repeated")
+    parser.add_argument("--budget", type=float, metavar="SECONDS",
+                        help="begin no case after so many seconds: the most telling ones come first, and a second run "
+                             "at the same commit goes on where this one ended")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cuda or cpu")
     parser.add_argument("--commit", metavar="HASH", help="to stamp a copy that lies in no repository with")
@@ -39,22 +43,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--device {options.device}: there is no such device here")
 
     out = options.out or RECORDED / file_name(stamp(device))
+    if options.budget is not None and not options.budget > 0:
+        parser.error(f"--budget {options.budget:g}: it must be a positive number of seconds")
     # Read first: a file that cannot be merged should not cost an hour of measuring.
     old = load_text(out.read_text(encoding="utf-8")) if out.exists() else None
+    partial, planned = options.budget is not None, suite.cases(ids, device.type, quick=options.quick)
+    if partial:
+        done = measured_at(old, stamp(device, options.commit))
+        planned = suite.most_telling_first([case for case in planned if case not in done])
     keep_freed_memory()
     try:
-        rows = suite.run(ids, device, save=lambda run: write(merge(old, run), out), quick=options.quick,
+        rows = suite.run(planned, device, save=lambda run: write(merge(old, run, partial=partial), out),
+                         seconds=0.05 if options.quick else 0.3, budget=options.budget or math.inf,
                          commit=options.commit)
     except KeyboardInterrupt:
         print(printable(f"\ninterrupted: modules measured to the end are in {out}"), file=sys.stderr)
         return 130
     print(summary(rows))
-    print(printable(beside_counterparts(ids, device)))
+    left = len(planned) - len(rows) // 2
+    if left:
+        print(f"{left} of {len(planned)} cases are left: the same command goes on with them")
+    elif not partial:
+        print(printable(beside_counterparts(ids, device)))
     print(printable(f"{len(rows)} rows in {out}"))
     unsteady = sum(row["iqr"] > row["median"] / 4 for row in rows if not row["error"])
     if unsteady:
         print(f"{unsteady} of them spread by more than a quarter of their median: was the machine busy?")
     return int(any(row["error"] for row in rows))
+
+
+def measured_at(old: dict | None, now: dict) -> set[suite.Case]:
+    """Cases that a file holds without an error from this device, this torch and this very state of the library."""
+    same = ("device", "torch", "commit")
+    runs = [run for run in old["runs"] if all(run["stamp"].get(key) == now[key] for key in same)] if old else []
+    known = [row for run in runs if now["commit"] and not (run["stamp"].get("dirty") or now["dirty"])
+             for row in run["rows"]]
+    failed = {suite.case_of(row) for row in known if row["error"] and row["shapes"]}
+    return {suite.case_of(row) for row in known if row["shapes"]} - failed
 
 
 def keep_freed_memory() -> None:

@@ -3,7 +3,8 @@
     {"schema": 1, "runs": [{"stamp": {…}, "ceilings": {…}, "rows": [{…}, …]}, …]}
 
 A file holds the runs that measured different modules at different times; measuring a module again replaces
-its rows. `records()` returns flat rows, each carrying its run's stamp:
+its rows. A run under a budget replaces only the rows that it came to. `records()` returns flat rows, each carrying its
+run's stamp:
 
     id               module
     shapes           shapes of the inputs
@@ -80,12 +81,16 @@ def load_text(text: str) -> dict:
     return data
 
 
-def merge(old: dict | None, run: dict) -> dict:
-    """`old` with the modules that `run` measured replaced."""
-    measured = {row["id"] for row in run["rows"]}
+def merge(old: dict | None, run: dict, *, partial: bool = False) -> dict:
+    """`old` with the modules that `run` measured replaced; of a partial run, only the very rows that it measured."""
+
+    def what(row: Row) -> object:
+        return tuple(map(str, map(row.get, ("id", "size", "dtype", "mode", "backward")))) if partial else row["id"]
+
+    measured = set(map(what, run["rows"]))
     runs = []
     for before in old["runs"] if old else []:
-        rows = [row for row in before["rows"] if row["id"] not in measured]
+        rows = [row for row in before["rows"] if what(row) not in measured]
         if rows:
             runs.append({**before, "rows": rows})
     return {"schema": SCHEMA, "runs": [*runs, run]}

@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +49,18 @@ def cases(ids: Iterable[str], kind: str, *, quick: bool = False) -> list[Case]:
     ]
 
 
+def most_telling_first(planned: list[Case]) -> list[Case]:
+    """The cases in rounds: every module at one size, eager, in each number type; then compiled; then other sizes.
+
+    However early a run ends, what it has compares as many modules as there was time for.
+    """
+
+    def rank(case: Case) -> tuple[bool, bool, bool]:
+        return (case.size not in compiled_sizes(case.id), case.compiled, case.dtype != torch.float32)
+
+    return sorted(planned, key=rank)
+
+
 def compiled_sizes(id: str) -> list[tuple[int, ...]]:
     """The sizes at which a module is also measured compiled."""
     return sizes(catalog.entry(id).layout, [COMPILED_SIDE])
@@ -68,26 +82,36 @@ def measure(case: Case, device: torch.device, limits: Ceilings, seconds: float =
     return [_row(case, device, limits, backward, seconds) for backward in (False, True)]
 
 
-def run(ids: list[str], device: torch.device, *, save: Callable[[dict[str, Any]], None], quick: bool = False,
-        commit: str | None = None) -> list[Row]:
-    """Measure modules, with a progress bar; returns all rows.
+def run(planned: list[Case], device: torch.device, *, save: Callable[[dict[str, Any]], None], seconds: float = 0.3,
+        budget: float = math.inf, commit: str | None = None) -> list[Row]:
+    """Measure cases in their order, with a progress bar; returns all rows.
 
     Args:
-        save: called after each module with the run so far, as `records` stores it: what is measured is not lost
-            with the machine.
-        quick, commit: as for `cases` and `stamp`.
+        planned: see `cases` and `most_telling_first`.
+        save: called with the run so far, as `records` stores it, after the last of consecutive cases of a module: what
+            is measured is not lost with the machine.
+        seconds: how long to measure each row.
+        budget: seconds after which no further case is begun.
+        commit: as for `stamp`.
     """
+    end = time.monotonic() + budget
     when = stamp(device, commit)
     limits = ceilings(str(device))
     flop_rate = {dtype: _figures(rate) for dtype, rate in limits.flop_rate.items()}
     rates = {"bandwidth": _figures(limits.bandwidth), "flop_rate": flop_rate}
     rows: list[Row] = []
-    bar = progress(cases(ids, device.type, quick=quick), "measuring")
-    for _, own in itertools.groupby(bar, key=lambda case: case.id):
+    in_time = itertools.takewhile(lambda _: time.monotonic() < end, progress(planned, "measuring"))
+    for _, own in itertools.groupby(in_time, key=lambda case: case.id):
         for case in own:
-            rows += measure(case, device, limits, seconds=0.05 if quick else 0.3)
+            rows += measure(case, device, limits, seconds)
         save({"stamp": when, "ceilings": rates, "rows": rows})
     return rows
+
+
+def case_of(row: Row) -> Case:
+    """The case that a row was measured in."""
+    return Case(row["id"], tuple(row["size"]), row["shapes"][0][0], getattr(torch, row["dtype"]),
+                row["mode"] == "compiled")
 
 
 def _row(case: Case, device: torch.device, limits: Ceilings, backward: bool, seconds: float) -> Row:

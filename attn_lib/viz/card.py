@@ -15,15 +15,9 @@ from ..measure import cost, records, saved_bytes
 from ..measure.suite import sizes
 from . import style
 from .timing import latest
-from .words import at_limits
+from .words import SYMMETRIES_SAID, at_limits
 
 SIDE = 56  # of the feature map that FLOPs, memory and times are given for
-
-_SAID = {
-    "channel_permutation": "permuting channels", "spatial_permutation": "permuting positions",
-    "row_column_permutation": "permuting rows and columns", "translation": "shifting", "flip_h": "flipping up-down",
-    "flip_w": "flipping left-right", "transpose": "transposing", "scaling": "scaling",
-}
 
 
 @dataclass(frozen=True)
@@ -33,6 +27,14 @@ class Row:
     label: str
     text: str
     markup: str = ""
+
+    def html(self) -> str:
+        """The line as a row of the card's table."""
+        # Inline styles for viewers without the book's style sheet; they set no colour that a dark page could swallow.
+        line = "border-top:1px solid rgba(128,128,128,.35)"
+        cell = "padding:.3em .6em;text-align:left;vertical-align:top;overflow-wrap:anywhere;background:none"
+        return (f'<tr style="{line};background:none"><th scope="row" style="{cell};font-weight:600;white-space:nowrap">'
+                f'{html.escape(self.label)}</th><td style="{cell}">{self.markup or html.escape(self.text)}</td></tr>')
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,10 @@ class Card:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}
 
     def _repr_html_(self) -> str:
-        # Inline styles for viewers without the book's style sheet; they set no colour that a dark page could swallow.
-        line = "border-top:1px solid rgba(128,128,128,.35)"
-        cell = "padding:.3em .6em;text-align:left;vertical-align:top;overflow-wrap:anywhere;background:none"
-        rows = "".join(
-            f'<tr style="{line};background:none"><th scope="row" style="{cell};font-weight:600;white-space:nowrap">'
-            f'{html.escape(row.label)}</th><td style="{cell}">{row.markup or html.escape(row.text)}</td></tr>'
-            for row in self.rows
-        )
+        rows = "".join(row.html() for row in self.rows)
         return (
-            f'<div class="attn-card" style="border-left:5px solid {self.colour};padding-left:.6em;overflow-x:auto">'
+            f'<div class="attn-card" data-module="{self.id}" '
+            f'style="border-left:5px solid {self.colour};padding-left:.6em;overflow-x:auto">'
             f'<table class="attn-card-table" style="border-collapse:collapse;margin:0;color:inherit;font-size:.95em">'
             f'<caption style="caption-side:top;text-align:left;font-weight:700;padding:.3em .6em">'
             f"{html.escape(self.name)}</caption><tbody>{rows}</tbody></table></div>"
@@ -78,6 +74,9 @@ class Card:
 
 def card(id: str) -> Card:
     """The card of a module.
+
+    It holds what the module is and what can be counted: the same wherever it is asked for, until the module changes.
+    How long it takes is `recorded_time`; on the book's site it stands among the card's rows.
 
     Args:
         id: as in `attn_lib.list_modules()`.
@@ -91,7 +90,6 @@ def card(id: str) -> Card:
         Row("Family", catalog.FAMILIES[entry.family]),
         Row("Input → output", f"{_axes(entry.layout)} → {_axes(entry.output)}"),
         *_costs(entry),
-        Row("Recorded time", _time(entry)),
         Row("Commutes with", _symmetries(entry)),
         Row("Fresh module", "returns its input unchanged" if entry.identity_at_init else "changes its input"),
     ]
@@ -147,6 +145,11 @@ def _evaluating(entry: catalog.Entry, size: tuple[int, ...]) -> tuple[nn.Module,
     return module.eval(), inputs
 
 
+def recorded_time(id: str) -> Row:
+    """The card's line on the recorded time of a module: a GPU's where there is one."""
+    return Row("Recorded time", _time(catalog.entry(id)))
+
+
 def _time(entry: catalog.Entry) -> str:
     (size,) = sizes(entry.layout, [SIDE])
     rows = [
@@ -166,7 +169,7 @@ def _time(entry: catalog.Entry) -> str:
 
 def _symmetries(entry: catalog.Entry) -> str:
     held = [name for name in catalog.SYMMETRIES if name in entry.commutes_with]
-    return ", ".join(_SAID.get(name, name.replace("_", " ")) for name in held) or "none of the symmetries tested"
+    return ", ".join(SYMMETRIES_SAID[name] for name in held) or "none of the symmetries tested"
 
 
 def _count(n: int) -> str:

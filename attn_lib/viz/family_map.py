@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,18 +71,24 @@ class FamilyMap:
                 f"<span>{_sentence(entry)}</span></a>")
 
 
-def family_map(*, title: str, alt: str, root: str = "..") -> FamilyMap:
-    """Every module of the catalog: its family's column, its year's row, and how it is related to the others.
+def family_map(ids: Iterable[str] | None = None, *, title: str, alt: str, root: str = "..") -> FamilyMap:
+    """Modules of the catalog: each in its family's column and its year's row, and how it is related to the others.
 
     An arrow leads from a module to one that builds on it. A dashed line joins a module to another that it turns into
     at a limit (`Entry.reduces_to`); where both hold, the arrow is thick.
 
     Args:
+        ids: which modules; all of them when None. Some thirty can be told apart.
         title: the question the map answers.
         alt: alternative text.
         root: the chapters' folder, seen from the page that shows the map.
+
+    Raises:
+        ValueError: no such module, or none at all.
     """
-    entries = [catalog.entry(id) for id in catalog.list_modules()]
+    entries = [catalog.entry(id) for id in sorted(set(catalog.list_modules() if ids is None else ids))]
+    if not entries:
+        raise ValueError(f"ids={ids!r} must hold at least one module")
     families = [family for family in catalog.FAMILIES if any(e.family == family for e in entries)]
     years = sorted({e.paper.year for e in entries})
     cells = {(y, f): [e for e in entries if (e.paper.year, e.family) == (y, f)] for y in years for f in families}
@@ -110,7 +117,7 @@ def family_map(*, title: str, alt: str, root: str = "..") -> FamilyMap:
             top += heights[y]
             bottoms[y] = top
         below = {e.id: bottoms[e.paper.year] for e in entries}
-        links = [(other, e.id, True) for e in entries for other in e.builds_on]
+        links = [(other, e.id, True) for e in entries for other in e.builds_on if other in boxes]
         links += [(other, e.id, False) for e in entries for other in e.reduces_to
                   if other in boxes and other not in e.builds_on]
         for k, (older, newer, arrow) in enumerate(sorted(links)):

@@ -25,6 +25,12 @@ _SPOKEN = {
     "UpsampleBilinear2D": "upsample", "UpsampleNearest2D": "upsample", "Var": "variance", "Where": "mask",
 }
 
+SYMMETRIES_SAID = {
+    "channel_permutation": "permuting channels", "spatial_permutation": "permuting positions",
+    "row_column_permutation": "permuting rows and columns", "translation": "shifting", "flip_h": "flipping up-down",
+    "flip_w": "flipping left-right", "transpose": "transposing", "scaling": "scaling",
+}
+
 _BY_CONSTANT = {"Add": "shift", "Sub": "shift", "Mul": "scale", "Div": "scale"}
 _REDUCTIONS = ("Amax", "Amin", "Mean", "Std", "Sum", "Var")
 

@@ -2,8 +2,8 @@
 
 - an image output gets the alternative text that `attn_lib.viz` stored with it;
 - collapsed cells say what is inside ("Show the solution");
-- a registered class says in which chapter it is explained, and the chapter's card links to the class;
-- `% module-reference` becomes the reference of every class in the catalog, `% task-reference` of every task;
+- a registered class says in which chapter it is explained; a card links to the class and says what time is recorded;
+- `% module-reference <family>` becomes the reference of a family's classes, `% task-reference` that of every task;
 - `{bibliography}` in a chapter lists the papers cited there;
 - `{chapter-list}` lists the chapters, family by family, from the catalog;
 - `{chapter-output}` shows an explorer of a chapter on another page.
@@ -28,6 +28,7 @@ from sphinxcontrib.bibtex.directives import BibliographyDirective
 
 import attn_lib
 from attn_lib.catalog import FAMILIES, Entry
+from attn_lib.viz.card import recorded_time
 from attn_lib.viz.style import FAMILY_COLOURS
 
 logger = logging.getLogger(__name__)
@@ -126,8 +127,11 @@ def link_class_to_chapter(app: Sphinx, what: str, name: str, obj: object, option
             lines += ["", f":Explained in: :doc:`{entry.name} </{entry.chapter}>`", ""]
 
 
-def link_card_to_class(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Turn the class named on a chapter's card into a link to its reference."""
+def complete_card(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Give a card its line on the recorded time, and let the class it names be a link to its reference.
+
+    The time is not stored in the chapter: it changes whenever a module is measured again, and the chapter does not.
+    """
     classes = app.env.get_domain("py").objects
     for card in doctree.findall(lambda node: isinstance(node, nodes.raw) and "attn-card" in node.astext()):
         def link(match: re.Match[str]) -> str:
@@ -136,7 +140,13 @@ def link_card_to_class(app: Sphinx, doctree: nodes.document, docname: str) -> No
             page = app.builder.get_relative_uri(docname, classes[match[1]].docname)
             return f'<a href="{page}#{classes[match[1]].node_id}">{match[0]}</a>'
 
-        card.children = [nodes.Text(re.sub(r"<code>(attn_lib\.[\w.]+)</code>", link, card.astext()))]
+        def with_time(match: re.Match[str]) -> str:
+            return f"{match[0]}{recorded_time(match[1]).html()}"
+
+        markup = re.sub(r"<code>(attn_lib\.[\w.]+)</code>", link, card.astext())
+        up_to_there = r'<div class="attn-card" data-module="(\w+)".*?(?=<tr[^>]*><th[^>]*>Commutes with)'
+        markup = re.sub(up_to_there, with_time, markup, flags=re.DOTALL)
+        card.children = [nodes.Text(markup)]
 
 
 def link_map_to_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -147,31 +157,51 @@ def link_map_to_pages(app: Sphinx, doctree: nodes.document, docname: str) -> Non
 
 
 def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put generated reference where a page says `% module-reference`, `% task-table` or `% task-reference`."""
-    if "% module-reference" in source[0]:
-        source[0] = source[0].replace("% module-reference", module_reference())
+    """Put generated reference where a page says `% module-reference <family>`, `% task-table` or `% task-reference`."""
+    if family := re.search(r"^% module-reference (\w+)$", source[0], re.MULTILINE):
+        source[0] = source[0].replace(family[0], module_reference(app, docname, family[1]))
     if "% task-table" in source[0]:
         source[0] = source[0].replace("% task-table", task_table(app))
     if "% task-reference" in source[0]:
         source[0] = source[0].replace("% task-reference", task_reference(app, docname))
 
 
-def module_reference() -> str:
-    """Every class of the catalog, by family, each with what else its file offers."""
+def module_reference(app: Sphinx, docname: str, family: str) -> str:
+    """Every module of a family: its class, what else its file offers, and, while it has no chapter, card and flow."""
     lines: list[str] = []
-    for family, caption in FAMILIES.items():
-        members = [attn_lib.entry(id) for id in attn_lib.list_modules(family)]
-        if members:
-            lines += [f"## {caption}", "", "```{eval-rst}"]
-            for entry in members:
-                lines += [f".. autoclass:: {entry.cls.__module__}.{entry.cls.__qualname__}", ""]
-                for name, thing in vars(inspect.getmodule(entry.cls)).items():
-                    own = getattr(thing, "__module__", None) == entry.cls.__module__ and not name.startswith("_")
-                    if own and thing is not entry.cls and (inspect.isfunction(thing) or inspect.isclass(thing)):
-                        kind = "autoclass" if inspect.isclass(thing) else "autofunction"
-                        lines += [f".. {kind}:: {entry.cls.__module__}.{name}", ""]
-            lines += ["```", ""]
+    for entry in map(attn_lib.entry, attn_lib.list_modules(family)):
+        app.env.note_dependency(inspect.getfile(entry.cls))
+        lines += [f"(module-{entry.id})=", f"## {entry.name}", ""]
+        if entry.chapter not in app.env.found_docs:
+            lines += ["```{raw} html", attn_lib.card(entry.id)._repr_html_(), "```", "", *flow(app, docname, entry), ""]
+        lines += ["```{eval-rst}", f".. autoclass:: {entry.cls.__module__}.{entry.cls.__qualname__}", ""]
+        for name, thing in vars(inspect.getmodule(entry.cls)).items():
+            own = getattr(thing, "__module__", None) == entry.cls.__module__ and not name.startswith("_")
+            if own and thing is not entry.cls and (inspect.isfunction(thing) or inspect.isclass(thing)):
+                kind = "autoclass" if inspect.isclass(thing) else "autofunction"
+                lines += [f".. {kind}:: {entry.cls.__module__}.{name}", ""]
+        lines += ["```", ""]
     return "\n".join(lines)
+
+
+def flow(app: Sphinx, docname: str, entry: Entry) -> list[str]:
+    """The diagram of a module's named steps, as Markdown."""
+    module, inputs = attn_lib.example(entry.id)
+    with attn_lib.trace() as t:
+        module.eval()(*inputs)
+    steps = ", ".join(f"{name} ({t.dims(name)})" for name in t.names())
+    alt = f"Diagram of the named steps of a call: {steps}."
+    picture = attn_lib.viz.flow(module, *inputs, title="What happens inside?", alt=alt)
+    return image(app, docname, f"{entry.id}-flow", picture)
+
+
+def image(app: Sphinx, docname: str, name: str, picture: object) -> list[str]:
+    """A figure of `attn_lib.viz` as Markdown; its file lies with the build."""
+    file = Path(app.doctreedir) / "pictures" / f"{name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(file)
+    path = Path(os.path.relpath(file, (Path(app.srcdir) / docname).parent))
+    return [f"```{{image}} {path.as_posix()}", f":alt: {picture.alt}", f":width: {picture.width}px", "```"]
 
 
 def task_table(app: Sphinx) -> str:
@@ -188,15 +218,9 @@ def task_table(app: Sphinx) -> str:
 
 def task_reference(app: Sphinx, docname: str) -> str:
     """Every task with its picture, its facts and what its file offers."""
-    folder = Path(app.doctreedir) / "tasks"
-    folder.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for task in all_tasks(app):
-        picture = task.picture()
-        picture.save(folder / f"{task.id}.png")
-        path = Path(os.path.relpath(folder / f"{task.id}.png", (Path(app.srcdir) / docname).parent))
-        lines += [f"(task-{task.id})=", f"## {task.id}", "", f"```{{image}} {path.as_posix()}", f":alt: {picture.alt}",
-                  f":width: {picture.width}px", "```", ""]
+        lines += [f"(task-{task.id})=", f"## {task.id}", "", *image(app, docname, task.id, task.picture()), ""]
         if task.build:
             steps = ", ".join(f"{name}={getattr(value, '__name__', value)}" for name, value in task.training.items())
             lines += [f"Score: {task.score_name}, {'higher' if task.higher_is_better else 'lower'} is better; chance "
@@ -321,6 +345,6 @@ def setup(app: Sphinx) -> dict[str, object]:
     app.connect("build-finished", without_font_preload)
     app.connect("autodoc-process-docstring", keep_blocks, priority=600)  # after napoleon
     app.connect("autodoc-process-docstring", link_class_to_chapter, priority=700)
-    app.connect("doctree-resolved", link_card_to_class)
+    app.connect("doctree-resolved", complete_card)
     app.connect("doctree-resolved", link_map_to_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

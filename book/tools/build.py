@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "_build"
 WORK = BUILD / "work"
 # A change in one of these concerns every page.
-SHARED_INPUTS = ("_config.yml", "_toc.yml", "requirements.txt", "book/_ext/*.py", "attn_lib/catalog.py")
+SHARED_INPUTS = ("_config.yml", "_toc.yml", "requirements.txt", "book/_ext/*.py", "attn_lib/catalog.py",
+                 "attn_lib/measure/recorded/*.json")
 
 
 def fingerprint() -> str:

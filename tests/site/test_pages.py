@@ -19,7 +19,7 @@ def test_the_site_has_its_pages(site):
     chapters = {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in notebooks.chapters()}
     assert chapters <= names and chapters
     assert {"index.html", "book/index.html", "book/using.html", "book/notation.html", "book/bibliography.html",
-            "book/api/index.html", "book/api/modules.html", "search.html", "genindex.html"} <= names
+            "book/api/index.html", "book/atlas.html", "book/errata.html", "search.html", "genindex.html"} <= names
 
 
 @pytest.mark.parametrize("check", static_checks.CHECKS, ids=lambda check: check.__name__)
@@ -107,8 +107,8 @@ def test_chapter_and_class_link_to_each_other(site, chapter):
         return  # it explains no class
     entry = attn_lib.entry(chapter.stem)
     name = f"{entry.cls.__module__}.{entry.cls.__qualname__}"
-    assert any(link.endswith(f"api/modules.html#{name}") for link in static_checks.read(chapter).links)
-    reference = static_checks.read(site / "book" / "api" / "modules.html").links
+    assert any(link.endswith(f"api/{entry.family}.html#{name}") for link in static_checks.read(chapter).links)
+    reference = static_checks.read(site / "book" / "api" / f"{entry.family}.html").links
     assert f"../../{chapter.relative_to(site).as_posix()}" in reference
 
 
@@ -117,7 +117,6 @@ def test_the_family_map_leads_to_every_chapter(browser, site):
     page_of_map = site / "chapters" / "foundations" / "gating.html"
     problems = []
     with browsers.opened(browser, page_of_map.as_uri(), problems) as page:
-        assert page.locator(".attn-map a").count() == len(attn_lib.list_modules())
         links = page.locator(".attn-map a[href]")
         assert links.count() == sum((site / f"{attn_lib.entry(id).chapter}.html").exists()
                                     for id in attn_lib.list_modules())

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attn_lib
 from attn_lib import measure
+from attn_lib.measure import __main__ as command
 from attn_lib.measure import call, progress, suite
 from attn_lib.measure.__main__ import beside_counterparts, main
 from attn_lib.measure.counterparts import import_package
@@ -558,6 +559,14 @@ class TestRecords:
         assert rows["ccnet"]["median"] == 2.0 and "date" not in rows["ccnet"]
         assert len(merge(merge(None, RUN), RUN)["runs"]) == 1
 
+    def test_a_partial_run_replaces_only_the_rows_that_it_measured(self):
+        more = {**RUN, "rows": [{"id": "se", "median": m, "size": size} for m, size in ((9.0, [3, 4]), (5.0, [6, 8]))]}
+        rows = flatten(merge(merge(None, RUN), more, partial=True))
+        assert [(row["id"], row["size"], row["median"]) for row in rows] == [
+            ("ccnet", [3, 4], 2.0), ("se", [3, 4], 9.0), ("se", [6, 8], 5.0)]
+        again = {**RUN, "rows": [{"id": "se", "median": 7.0, "size": [6, 8]}]}
+        assert len(flatten(merge(merge(merge(None, RUN), more, partial=True), again, partial=True))) == 3
+
     def test_in_one_order_whatever_the_folders(self, tmp_path, monkeypatch):
         module = sys.modules["attn_lib.measure.records"]
         row = {"id": "se", "dtype": "float32", "mode": "eager", "backward": False, "size": [1]}
@@ -659,7 +668,45 @@ class TestCommand:
             ("se", [3, 4]), ("ccnet", [14, 14]), ("ccnet", [28, 28]), ("ccnet", [56, 56])]  # se as it was before
         assert str(out) in capsys.readouterr().err
 
+    def test_a_budget_takes_the_most_telling_rows_first_and_goes_on_where_it_ended(self, tmp_path, monkeypatch, capsys):
+        """On a GPU that is faked: every case takes 10 seconds of a clock of its own."""
+        clock, measured, ids = [0.0], [], ["ccnet", "gated", "se"]
+        now = {"kind": "cuda", "device": "G", "torch": "2", "commit": "abc", "dirty": False}
+
+        def ten_seconds(case, *_):
+            clock[0] += 10
+            measured.append((case.id, case.size[0], str(case.dtype), case.compiled))
+            row = {"id": case.id, "size": list(case.size), "shapes": [[case.batch]], "median": 1.0, "iqr": 0.0,
+                   "dtype": str(case.dtype).removeprefix("torch."), "mode": "compiled" if case.compiled else "eager",
+                   "roofline": 0.5, "error": "out of memory" if case.id == "se" and len(measured) == 3 else None}
+            return [row | {"backward": backward} for backward in (False, True)]
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(suite.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(suite, "measure", ten_seconds)
+        monkeypatch.setattr(suite, "ceilings", lambda _: measure.Ceilings("fake", 1e10, {"float32": 1e11}))
+        for module in (suite, command):
+            monkeypatch.setattr(module, "stamp", lambda *_: now)
+        out = tmp_path / "gpu.json"
+        arguments = ["--ids", *ids, "--out", str(out), "--device", "cuda"]
+        command.main([*arguments, "--budget", "75"])
+        eager = [(id, 56, f"torch.{dtype}", False) for dtype in ("float32", "bfloat16") for id in ids]
+        assert measured[:6] == eager and len(measured) == 8, "the case that was begun is measured to its end"
+        assert "cases are left: the same command goes on" in capsys.readouterr().out
+        first = measured.copy()
+        assert command.main([*arguments, "--budget", "10000"]) == 0
+        assert measured[8] == ("se", 56, "torch.float32", False), "what had failed is tried again, first"
+        assert not set(measured[9:]) & set(first) and set(measured) == {
+            (c.id, c.size[0], str(c.dtype), c.compiled) for c in suite.cases(ids, "cuda")}
+        rows = flatten(load_text(out.read_text()))
+        assert len(rows) == 2 * len(suite.cases(ids, "cuda")) and not any(row["error"] for row in rows)
+        now["commit"] = "def"
+        measured.clear()
+        command.main([*arguments, "--budget", "15"])
+        assert measured == eager[:2] and len(flatten(load_text(out.read_text()))) == len(rows), "another library"
+
     @pytest.mark.parametrize(("arguments", "message"), [
+        (["--budget", "-3"], "must be a positive number of seconds"),
         (["--ids", "sse"], "did you mean 'se'"), (["--device", "tpu"], "tpu"), (["--device", "meta"], "no such device"),
     ])
     def test_refuses(self, arguments, message, capsys):

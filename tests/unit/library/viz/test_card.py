@@ -38,15 +38,22 @@ def test_the_numbers_on_the_card_of_se_are_those_of_an_independent_count():
     assert said["Kept for backward"] == f"{4 * (C + hidden + C)} B for one input of 64×56×56; × 1.0 for 28×28 → 56×56"
 
 
-def test_a_card_prefers_the_gpu_and_admits_that_there_is_none(monkeypatch):
+def test_the_recorded_time_prefers_the_gpu_and_admits_that_there_is_none(monkeypatch):
     module = import_module("attn_lib.viz.card")
     said = {}
     for kinds in (("cuda", "cpu"), ("cpu",), ()):
         monkeypatch.setattr(module, "records", lambda id, kinds=kinds: [r for k in kinds for r in recorded(k)])
-        said[kinds] = next(row.text for row in attn_lib.card("se").rows if row.label == "Recorded time")
+        said[kinds] = module.recorded_time("se").text
     assert said["cuda", "cpu"] == "56 µs forward on 8×64×56×56, float32 (Some GPU), 25% of what the device could do"
     assert said["cpu",] == "56 µs forward on 8×64×56×56, float32 (no GPU recorded; Some CPU, 2 threads)"
     assert said[()] == "none yet"
+
+
+def test_a_card_does_not_change_with_what_is_recorded(monkeypatch):
+    """Else every stored card would be out of date when a device is added or a module measured again."""
+    before = attn_lib.card("se")._repr_mimebundle_()
+    monkeypatch.setattr(import_module("attn_lib.viz.card"), "records", lambda id: recorded("cuda"))
+    assert attn_lib.card("se")._repr_mimebundle_() == before
 
 
 def test_a_card_sets_no_text_colour_and_escapes():

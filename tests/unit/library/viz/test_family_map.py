@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 import attn_lib
 from attn_lib import viz
 from attn_lib.viz import style
@@ -30,3 +32,13 @@ def test_family_map_links_every_chapter_where_it_is_drawn(monkeypatch):
     assert "href" not in family_map._repr_html_(), "no chapters beside the page: no dead links"
     data, metadata = family_map._repr_mimebundle_()
     assert {"text/html", "image/png", "text/plain"} == set(data) and metadata["image/png"]["alt"] == SAY["alt"]
+
+
+def test_family_map_of_some_modules_joins_only_those():
+    some = viz.family_map(["se", "eca", "cbam"], **SAY)
+    assert set(some.places) == {"se", "eca", "cbam"}
+    assert some.figure.height < viz.family_map(**SAY).figure.height
+    with pytest.raises(ValueError, match="did you mean 'se'"):
+        viz.family_map(["sse"], **SAY)
+    with pytest.raises(ValueError, match="must hold at least one module"):
+        viz.family_map([], **SAY)

@@ -1,0 +1,343 @@
+"""The atlas and the errata: pages that are made from the catalogue and the recorded measurements.
+
+- `{atlas}` becomes the table of all modules. It is whole without a script; `_static/atlas.js` makes it searchable.
+- `{errata}` becomes every place where paper, release, packages and code in circulation differ from the library.
+"""
+
+import html
+import inspect
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import attn_lib
+from attn_lib.catalog import FAMILIES, SYMMETRIES, Entry
+from attn_lib.measure import records
+from attn_lib.measure.suite import SIDES, sizes
+from attn_lib.viz import style
+from attn_lib.viz.timing import latest
+from attn_lib.viz.words import SYMMETRIES_SAID, at_limits
+
+SIDE = 56  # of the map that numbers are given for
+PAGE = "book/atlas"
+
+INPUTS = {"map": "feature map", "tokens": "tokens", "series": "series", "video": "video", "several": "several inputs"}
+GROWTHS = {"none": "not at all", "linear": "linearly", "between": "in between", "quadratic": "quadratically"}
+ACTIONS = {"gate": "gates", "mix": "mixes", "move": "moves"}
+SHORT = {"compile": "compiles", "export": "exports", "half": "runs in half precision", "odd_sizes": "takes odd sizes",
+         "batch_one": "trains on a batch of one"}
+SEEN = {"channel_permutation": "which channel is which", "spatial_permutation": "where things stand",
+        "scaling": "how bright the image is"}  # what a module that breaks the symmetry notices
+
+# The questions that a reader comes with, as states of the filters.
+PRESETS = {
+    "A channel gate for almost nothing?": "family=channel&action=gate&sort=time",
+    "Do positions matter? Something cheap that knows them": "notices=spatial_permutation&input=map&sort=time",
+    "Everything sees everything, below quadratic cost?": "action=mix&growth=linear,between&sort=time",
+    "A series of time steps?": "input=series&sort=time",
+    "Into trained weights without changing them?": "fresh=identity&sort=time",
+    "Two inputs or more?": "input=several",
+    "Any size of image?": "size=any&input=map&sort=time",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was recorded of a module in float32, per item of the batch, by side of the map.
+
+    Attributes:
+        device: where; the same for all modules.
+        forward, training: side -> seconds of a forward pass, and of a forward and backward pass.
+        flops, bytes: at `SIDE`: of the forward pass, and kept for the backward pass.
+        flops_exponent, bytes_exponent: in the number of positions, between half of `SIDE` and `SIDE`; None where there
+            are none at all.
+    """
+
+    device: str
+    forward: dict[int, float]
+    training: dict[int, float]
+    flops: int
+    bytes: int
+    flops_exponent: float | None
+    bytes_exponent: float | None
+
+    @property
+    def growth(self) -> str:
+        """One of `GROWTHS`: that of FLOPs and of bytes kept, whichever grows faster."""
+        exponent = max(self.flops_exponent or 0.0, self.bytes_exponent or 0.0)
+        return ("none" if exponent < 0.1 else "linear" if exponent < 1.15 else
+                "between" if exponent < 1.75 else "quadratic")
+
+
+def device_of_the_atlas() -> tuple[str, str] | None:
+    """(kind, device) whose times are shown: a GPU that all modules were measured on, else a CPU, else none."""
+    ids = set(attn_lib.list_modules())
+    shown = [row for row in records() if row["median"] is not None]
+    for kind in ("cuda", "cpu"):
+        rows = latest([row for row in shown if row["kind"] == kind])
+        if rows and (kind == "cpu" or {row["id"] for row in rows} == ids):
+            return kind, rows[0]["device"]
+    return None
+
+
+def measured(id: str, device: tuple[str, str] | None) -> Measured | None:
+    """What the atlas's device has of a module, or None."""
+    rows = [r for r in latest(records(id)) if (r["kind"], r["device"]) == device and r["median"] is not None
+            and (r["dtype"], r["mode"]) == ("float32", "eager")]
+    layout = attn_lib.entry(id).layout
+    side_of = {sizes(layout, [side])[0]: side for side in SIDES[device[0]]} if device else {}
+    by_side = {(side_of[tuple(r["size"])], r["backward"]): r for r in rows if tuple(r["size"]) in side_of}
+    if (SIDE, False) not in by_side or (SIDE // 2, False) not in by_side:
+        return None
+    small, large = by_side[SIDE // 2, False], by_side[SIDE, False]
+    return Measured(
+        device=device[1],
+        forward={side: r["median"] / r["shapes"][0][0] for (side, back), r in by_side.items() if not back},
+        training={side: r["median"] / r["shapes"][0][0] for (side, back), r in by_side.items() if back},
+        flops=large["flops"] // large["shapes"][0][0],
+        bytes=large["saved_bytes"] // large["shapes"][0][0],
+        flops_exponent=_exponent(small, large, "flops"), bytes_exponent=_exponent(small, large, "saved_bytes"),
+    )
+
+
+def _exponent(small: dict, large: dict, what: str) -> float | None:
+    """Of growth in the number of positions."""
+    if not small[what] or not large[what]:
+        return None
+    positions = math.prod(large["size"]) / math.prod(small["size"])
+    return max(0.0, math.log(large[what] / small[what]) / math.log(positions))
+
+
+def input_of(entry: Entry) -> str:
+    """One of `INPUTS`."""
+    if len(entry.layout.tensors) > 1:
+        return "several"
+    axes = set(entry.layout.free)
+    return "video" if {"T", "H"} <= axes else "map" if "H" in axes else "series" if axes & {"T", "L"} else "tokens"
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def atlas(has_chapter: set[str]) -> str:
+    """The page's table with its controls; `has_chapter` holds the ids whose chapter is on the site."""
+    device = device_of_the_atlas()
+    found = {id: measured(id, device) for id in attn_lib.list_modules()}
+    slowest = max((m.forward[SIDE] for m in found.values() if m), default=1.0)
+    rows = "".join(_row(attn_lib.entry(id), m, id in has_chapter, slowest) for id, m in found.items())
+    heads = (("name", "Module"), ("year", "Year"), ("action", "It"), ("input", "Input"), ("params", "Parameters"),
+             ("flops", "FLOPs"), ("bytes", "Kept for backward"), ("time", "Time"), ("fresh", "Fresh"),
+             ("chapter", "Read"), ("training", "Time to train"), ("same", "Commutes with"), ("limits", "At its limits"),
+             ("paper", "Paper"))
+    header = "".join(f'<th scope="col" data-k="{key}"><button type="button">{title}</button></th>'
+                     for key, title in heads)
+    where = (f"on {html.escape(device[1])}" if device else "not recorded yet")
+    return (
+        f'<div class="attn-atlas">{_controls()}<div class="atlas-side" hidden></div>'
+        f'<p class="atlas-note">One item of {SIDE} × {SIDE} positions in float32, examples as in the reference (mostly '
+        f"64 channels). Times: {where}. FLOPs count matrix products and convolutions only, so that a module without "
+        f"any has 0: sort by time. Small numbers are exponents in the number of positions.</p>"
+        f'<div class="atlas-scroll"><table class="atlas-table"><thead><tr>{header}</tr></thead><tbody>{rows}</tbody>'
+        f'</table></div></div>'
+    )
+
+
+def _row(entry: Entry, m: Measured | None, chapter: bool, slowest: float) -> str:
+    alias = entry.aliases[0]
+    also = [name for name in entry.aliases[1:] if name.lower() not in (entry.name.lower(), entry.id)]
+    reference = f"api/{entry.family}.html#{entry.cls.__module__}.{entry.cls.__qualname__}"
+    way = f"../{entry.chapter}.html" if chapter else reference
+    module, _ = attn_lib.example(entry.id, batch=1, size=sizes(entry.layout, [SIDE])[0])
+    params = sum(p.numel() for p in module.parameters())
+    broken = [name for name in SYMMETRIES if name not in entry.commutes_with]
+    search = " ".join([entry.id, *entry.aliases, entry.paper.title, entry.paper.arxiv or ""])
+    data = {
+        "id": entry.id, "family": entry.family, "action": entry.action, "input": input_of(entry),
+        "growth": m.growth if m else "", "fresh": "identity" if entry.identity_at_init else "changed",
+        "size": "fixed" if {"height", "width", "length"} & set(entry.example) else "any",
+        "same": " ".join(name for name in SYMMETRIES if name in entry.commutes_with), "notices": " ".join(broken),
+        "runs": " ".join(rule for rule in SHORT if rule not in entry.forbids),
+        "chapter": "yes" if chapter else "no", "q": search,
+        "t": " ".join(f"{side}:{_figures(t)}" for side, t in sorted(m.forward.items())) if m else "",
+    }
+    attributes = "".join(f' data-{name}="{html.escape(str(value))}"' for name, value in data.items() if value)
+    read = (f'<a href="{way}">chapter</a>' if chapter else f'<a href="{reference}">reference</a>')
+    same = ", ".join(SYMMETRIES_SAID[name] for name in SYMMETRIES if name in entry.commutes_with) or "none tested"
+    paper = f"{html.escape(entry.paper.title)}, {html.escape(entry.paper.venue)}"
+    if entry.paper.arxiv:
+        number = html.escape(entry.paper.arxiv)
+        paper += f', <a href="https://arxiv.org/abs/{number}">{number}</a>'
+    limits = html.escape(at_limits(entry))
+    bar = (f'<i style="width:{max(2, round(46 * _log_share(m.forward[SIDE], slowest)))}px"></i>' if m else "")
+    cells = [
+        ("year", entry.paper.year, str(entry.paper.year)), ("action", "", ACTIONS[entry.action]),
+        ("input", "", INPUTS[input_of(entry)]), ("params", params, f"{params:,}"),
+        ("flops", m.flops if m else "", _grown(style.si(m.flops) if m.flops else "0", m.flops_exponent) if m else "–"),
+        ("bytes", m.bytes if m else "", _grown(style.si(m.bytes, "B") if m.bytes else "0", m.bytes_exponent)
+         if m else "–"),
+        ("time", _figures(m.forward[SIDE]) if m else "", f"{bar}{style.si(m.forward[SIDE], 's')}" if m else "–"),
+        ("fresh", "", "identity" if entry.identity_at_init else "changes x"), ("chapter", "", read),
+        ("training", _figures(m.training[SIDE]) if m and SIDE in m.training else "",
+         style.si(m.training[SIDE], "s") if m and SIDE in m.training else "–"),
+        ("same", len(entry.commutes_with), same), ("limits", "", limits), ("paper", "", paper),
+    ]
+    body = "".join(f'<td data-k="{key}"' + (f' data-v="{value}"' if value != "" else "") + f">{text}</td>"
+                   for key, value, text in cells)
+    others = f" ({html.escape(', '.join(also))})" if also else ""
+    return (
+        f'<tr id="m-{entry.id}"{attributes}><th scope="row" data-k="name" data-v="{html.escape(entry.name)}">'
+        f'<span class="atlas-dot" style="--f:{style.FAMILY_COLOURS[entry.family]}" title="{FAMILIES[entry.family]}">'
+        "</span>"
+        f'<a href="{way}">{html.escape(entry.name)}</a> <b>{html.escape(alias)}</b>{others}'
+        f"<small>{html.escape(entry.summary)}</small></th>{body}</tr>"
+    )
+
+
+def _grown(text: str, exponent: float | None) -> str:
+    return text if exponent is None else f"{text} <sup>{exponent:.1f}</sup>".replace(" <sup>0.0</sup>", " <sup>0</sup>")
+
+
+def _figures(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _log_share(value: float, most: float) -> float:
+    """Where a time stands between a ten-thousandth of the longest and the longest."""
+    return min(1.0, max(0.0, 1 + math.log10(value / most) / 4))
+
+
+# --- the controls -----------------------------------------------------------------------------------------------------
+
+
+def _controls() -> str:
+    """Hidden until the script is there: without it they would do nothing."""
+    presets = "".join(f'<button type="button" data-state="{html.escape(state)}">{question}</button>' for question, state in PRESETS.items())
+    entries = [attn_lib.entry(id) for id in attn_lib.list_modules()]
+    years = [entry.paper.year for entry in entries]
+    families = {family: title for family, title in FAMILIES.items() if any(e.family == family for e in entries)}
+    inputs = {name: text for name, text in INPUTS.items() if any(input_of(e) == name for e in entries)}
+    fields = "".join([
+        _field("family", "Family", families, dots=True),
+        _field("action", "What it does", ACTIONS),
+        _field("input", "Input", inputs),
+        _field("growth", "Cost grows with the positions", GROWTHS),
+        _field("fresh", "A fresh module", {"identity": "is the identity"}),
+        _field("size", "Size of the image", {"any": "any"}),
+        _field("chapter", "Chapter", {"yes": "written"}),
+    ])
+    more = "".join([
+        _field("notices", "It notices", SEEN),
+        _field("same", "It commutes with", SYMMETRIES_SAID),
+        _field("runs", "It", SHORT),
+    ])
+    shown = "".join(f'<label><input type="checkbox" name="column" value="{key}">{title}</label>' for key, title in (
+        ("training", "time to train"), ("same", "symmetries"), ("limits", "limits"), ("paper", "paper")))
+    return (
+        '<div class="atlas-controls" hidden>'
+        f'<div class="atlas-presets" role="group" aria-label="Questions">{presets}</div>'
+        '<input type="search" name="q" placeholder="SE, criss-cross, parameter-free, strip …" '
+        'aria-label="Search by name, alias, sentence or title">'
+        f'<div class="atlas-fields">{fields}</div>'
+        f'<details><summary>More filters and columns</summary><div class="atlas-fields">{more}'
+        f'<fieldset><legend>Year</legend><label>from <input type="number" name="from" min="{min(years)}" '
+        f'max="{max(years)}" placeholder="{min(years)}"></label><label>to <input type="number" name="to" '
+        f'min="{min(years)}" max="{max(years)}" placeholder="{max(years)}"></label></fieldset>'
+        f"<fieldset><legend>Further columns</legend>{shown}</fieldset></div></details>"
+        '<p class="atlas-count" aria-live="polite"><output></output> '
+        '<label class="atlas-sort">sorted by <select name="sort" aria-label="Sort by"></select></label> '
+        '<button type="button" name="all">Show all</button> '
+        '<button type="button" name="csv">Download as CSV</button></p>'
+        '<div class="atlas-charts"><figure><div class="atlas-chart" data-chart="cost"></div>'
+        "<figcaption>Time over bytes kept for the backward pass, of what the table shows.</figcaption></figure>"
+        '<figure><div class="atlas-chart" data-chart="scaling"></div>'
+        "<figcaption>Time over the size of the map, of the rows that are ticked.</figcaption></figure></div></div>"
+    )
+
+
+def _field(name: str, legend: str, choices: dict[str, str], dots: bool = False) -> str:
+    boxes = []
+    for value, text in choices.items():
+        dot = (f'<span class="atlas-dot" style="--f:{style.FAMILY_COLOURS[value]}"></span>' if dots else "")
+        boxes.append(f'<label><input type="checkbox" name="{name}" value="{value}">{dot}{text}</label>')
+    return f"<fieldset><legend>{legend}</legend>{''.join(boxes)}</fieldset>"
+
+
+# --- errata -----------------------------------------------------------------------------------------------------------
+
+
+def errata(repository: str, branch: str) -> str:
+    """Every erratum of the catalogue, by family and module, each with the test that shows it."""
+    root = Path(attn_lib.__file__).parents[1]
+    parts = []
+    for family, title in FAMILIES.items():
+        members = [e for e in map(attn_lib.entry, attn_lib.list_modules(family)) if e.errata]
+        if members:
+            rows = "".join(_errata_rows(entry, root, f"{repository}/blob/{branch}") for entry in members)
+            parts.append(
+                f'<h2 id="{family}">{title}</h2><div class="atlas-scroll"><table class="errata-table"><thead><tr>'
+                f"<th scope=col>Module</th><th scope=col>Who</th><th scope=col>There</th><th scope=col>Here</th>"
+                f"<th scope=col>Shown by</th></tr></thead><tbody>{rows}</tbody></table></div>")
+    return f'<div class="attn-errata">{"".join(parts)}</div>'
+
+
+def _errata_rows(entry: Entry, root: Path, blob: str) -> str:
+    own, limits = f"tests/unit/modules/test_{entry.id}.py", f"tests/unit/modules/limits/test_{entry.family}.py"
+    text = (root / own).read_text(encoding="utf-8")
+    rows = []
+    for k, e in enumerate(entry.errata):
+        file = own if f"def {e.test}(" in text else limits
+        first = (f'<th scope="rowgroup" rowspan="{len(entry.errata)}" id="errata-{entry.id}">'
+                 f"{html.escape(entry.name)}</th>" if k == 0 else "")
+        words = html.escape(e.test.removeprefix("test_").replace("_", " "))
+        rows.append(f"<tr>{first}<td>{e.source}</td><td>{_code(e.there)}</td><td>{_code(e.here)}</td>"
+                    f'<td><a href="{blob}/{file}">{words}</a></td></tr>')
+    return "".join(rows)
+
+
+def _code(text: str) -> str:
+    """Escaped, with `code` as code."""
+    parts = html.escape(text, quote=False).split("`")
+    return "".join(part if k % 2 == 0 else f"<code>{part}</code>" for k, part in enumerate(parts))
+
+
+# --- Sphinx -----------------------------------------------------------------------------------------------------------
+
+
+class Atlas(SphinxDirective):
+    """The table of all modules."""
+
+    def run(self) -> list[nodes.Node]:
+        note_modules(self.env)
+        chapters = {id for id in attn_lib.list_modules() if attn_lib.entry(id).chapter in self.env.found_docs}
+        return [nodes.raw("", atlas(chapters), format="html")]
+
+
+class Errata(SphinxDirective):
+    """The table of errata."""
+
+    def run(self) -> list[nodes.Node]:
+        note_modules(self.env)
+        options = self.env.config.html_theme_options
+        return [nodes.raw("", errata(options["repository_url"], options["repository_branch"]), format="html")]
+
+
+def note_modules(env: object) -> None:
+    for id in attn_lib.list_modules():
+        env.note_dependency(inspect.getfile(attn_lib.entry(id).cls))
+
+
+def add_script(app: Sphinx, pagename: str, *_: object) -> None:
+    """The atlas's script goes to the atlas alone."""
+    if pagename == PAGE:
+        app.add_js_file("atlas.js", loading_method="defer")
+
+
+def setup(app: Sphinx) -> dict[str, object]:
+    app.add_directive("atlas", Atlas)
+    app.add_directive("errata", Errata)
+    app.connect("html-page-context", add_script)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
