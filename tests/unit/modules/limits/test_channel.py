@@ -30,6 +30,15 @@ def test_eca_on_one_pixel_with_the_kernel_1_is_silu():
     torch.testing.assert_close(eca(x), F.silu(x))
 
 
+@limit("fca", "se")
+def test_fca_with_the_lowest_frequency_alone_is_se_without_biases():
+    fca, x = drawn("fca", channels=6, reduction=2, frequencies="top1", dct_h=7, dct_w=9), randn(2, 6, 7, 9)
+    se = drawn("se", channels=6, reduction=2, bias=False)
+    se.W1.weight.copy_(fca.W1.weight * 63**0.5)  # the lowest coefficient is √(PQ) times the mean
+    se.W2.weight.copy_(fca.W2.weight)
+    torch.testing.assert_close(fca(x), se(x))
+
+
 @limit("gct", "identity")
 def test_gct_with_gamma_and_beta_0_is_the_identity():
     gct, x = drawn("gct", channels=6), randn(2, 6, 5, 7)
