@@ -4,5 +4,6 @@ from .eca import ECAAttention
 from .fca import FcaAttention
 from .gct import GCTAttention
 from .se import SEAttention
+from .srm import SRMAttention
 
-__all__ = ["ECAAttention", "FcaAttention", "GCTAttention", "SEAttention"]
+__all__ = ["ECAAttention", "FcaAttention", "GCTAttention", "SEAttention", "SRMAttention"]

@@ -67,4 +67,21 @@ def test_se_with_a_large_gate_bias_is_the_identity():
     assert torch.equal(se(x), x)
 
 
+@limit("srm", "channel-wise gate")
+def test_srm_without_a_weight_for_the_deviation_is_a_channel_wise_gate():
+    srm, x = drawn("srm", channels=6), randn(2, 6, 5, 7)
+    srm.Wz[:, 1] = 0.0
+    scale = srm.norm.weight / (srm.norm.running_var + srm.norm.eps).sqrt()
+    z = srm.Wz[:, 0] * x.mean((2, 3))
+    g = torch.sigmoid(scale * (z - srm.norm.running_mean) + srm.norm.bias)
+    torch.testing.assert_close(srm(x), x * g[:, :, None, None])
+
+
+@limit("srm", "channel scaling")
+def test_srm_without_weights_multiplies_every_channel_by_a_constant():
+    srm, x = drawn("srm", channels=6).train(), randn(2, 6, 5, 7)
+    srm.Wz.fill_(0.0)
+    torch.testing.assert_close(srm(x), x * srm.norm.bias.sigmoid()[:, None, None])
+
+
 test_every_limit_is_proven = every_limit_is_proven("channel")
