@@ -1,7 +1,9 @@
 """Channel attention: which feature maps matter, the same answer at every position."""
 
 from .eca import ECAAttention
+from .fca import FcaAttention
 from .gct import GCTAttention
 from .se import SEAttention
+from .srm import SRMAttention
 
-__all__ = ["ECAAttention", "GCTAttention", "SEAttention"]
+__all__ = ["ECAAttention", "FcaAttention", "GCTAttention", "SEAttention", "SRMAttention"]

@@ -30,6 +30,15 @@ def test_eca_on_one_pixel_with_the_kernel_1_is_silu():
     torch.testing.assert_close(eca(x), F.silu(x))
 
 
+@limit("fca", "se")
+def test_fca_with_the_lowest_frequency_alone_is_se_without_biases():
+    fca, x = drawn("fca", channels=6, reduction=2, frequencies="top1", dct_h=7, dct_w=9), randn(2, 6, 7, 9)
+    se = drawn("se", channels=6, reduction=2, bias=False)
+    se.W1.weight.copy_(fca.W1.weight * 63**0.5)  # the lowest coefficient is √(PQ) times the mean
+    se.W2.weight.copy_(fca.W2.weight)
+    torch.testing.assert_close(fca(x), se(x))
+
+
 @limit("gct", "identity")
 def test_gct_with_gamma_and_beta_0_is_the_identity():
     gct, x = drawn("gct", channels=6), randn(2, 6, 5, 7)
@@ -56,6 +65,23 @@ def test_se_with_a_large_gate_bias_is_the_identity():
     se, x = drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
     se.W2.bias.fill_(1000.0)
     assert torch.equal(se(x), x)
+
+
+@limit("srm", "channel-wise gate")
+def test_srm_without_a_weight_for_the_deviation_is_a_channel_wise_gate():
+    srm, x = drawn("srm", channels=6), randn(2, 6, 5, 7)
+    srm.Wz[:, 1] = 0.0
+    scale = srm.norm.weight / (srm.norm.running_var + srm.norm.eps).sqrt()
+    z = srm.Wz[:, 0] * x.mean((2, 3))
+    g = torch.sigmoid(scale * (z - srm.norm.running_mean) + srm.norm.bias)
+    torch.testing.assert_close(srm(x), x * g[:, :, None, None])
+
+
+@limit("srm", "channel scaling")
+def test_srm_without_weights_multiplies_every_channel_by_a_constant():
+    srm, x = drawn("srm", channels=6).train(), randn(2, 6, 5, 7)
+    srm.Wz.fill_(0.0)
+    torch.testing.assert_close(srm(x), x * srm.norm.bias.sigmoid()[:, None, None])
 
 
 test_every_limit_is_proven = every_limit_is_proven("channel")
