@@ -3,14 +3,18 @@
 from .bam import BAM
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
+from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .simam import SimAM
 
 __all__ = [
     "BAM",
     "CBAM",
+    "CSEAttention",
     "ChannelAttention",
     "CoordinateAttention",
     "JointCBAM",
+    "SCSEAttention",
+    "SSEAttention",
     "SimAM",
     "SpatialAttention",
 ]

@@ -69,6 +69,22 @@ def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
     torch.testing.assert_close(coord(x), se(x))
 
 
+@limit("scse", "se")
+def test_concurrent_squeeze_and_excitation_without_positions_is_squeeze_and_excitation():
+    scse, se, x = drawn("scse", channels=6), drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
+    scse.sse.Wq.bias.fill_(-1e4)
+    scse.cse.W1, scse.cse.W2 = se.W1, se.W2
+    assert torch.equal(scse(x), se(x))
+
+
+@limit("scse", "identity")
+def test_concurrent_squeeze_and_excitation_that_knows_nothing_is_the_identity():
+    scse, x = drawn("scse", channels=6), randn(2, 6, 5, 7)
+    for p in scse.parameters():
+        p.zero_()
+    assert torch.equal(scse(x), x)  # one half of x, twice
+
+
 @limit("simam", "constant gate")
 def test_simam_with_a_large_lambda_gates_everything_alike():
     simam, x = drawn("simam", channels=6, lam=1e30), randn(2, 6, 5, 7)
