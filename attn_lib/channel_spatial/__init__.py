@@ -1,7 +1,20 @@
 """Channel and spatial attention: which feature maps matter, and where."""
 
+from .bam import BAM
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
+from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .simam import SimAM
 
-__all__ = ["CBAM", "ChannelAttention", "CoordinateAttention", "JointCBAM", "SimAM", "SpatialAttention"]
+__all__ = [
+    "BAM",
+    "CBAM",
+    "CSEAttention",
+    "ChannelAttention",
+    "CoordinateAttention",
+    "JointCBAM",
+    "SCSEAttention",
+    "SSEAttention",
+    "SimAM",
+    "SpatialAttention",
+]

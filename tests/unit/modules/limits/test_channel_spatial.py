@@ -7,6 +7,22 @@ from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
 
 
+@limit("bam", "identity")
+def test_bam_with_both_branches_shut_is_the_identity():
+    bam, x = drawn("bam", channels=6, reduction=2), randn(2, 6, 5, 7)
+    bam.channel.norm.bias.fill_(-1e4)
+    bam.spatial.norm.bias.fill_(-1e4)
+    assert torch.equal(bam(x), x)
+
+
+@limit("bam", "constant gate")
+def test_bam_of_the_release_with_both_branches_shut_doubles():
+    bam, x = drawn("bam", channels=6, reduction=2, combine="product", norm="inside"), randn(2, 6, 5, 7)
+    bam.channel.W1.bias.fill_(-1e4)  # minus times minus
+    bam.spatial.f3.bias.fill_(-1e4)
+    assert torch.equal(bam(x), 2 * x)
+
+
 @limit("cbam", "se")
 def test_cbam_without_the_maximum_and_the_spatial_gate_is_squeeze_and_excitation():
     cbam = drawn("cbam", channels=6, reduction=2, max_branch=False, spatial=False)
@@ -51,6 +67,22 @@ def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
     coord.Fh.weight.copy_(se.W2.weight[..., None] / k)
     coord.Fh.bias.copy_(se.W2.bias)
     torch.testing.assert_close(coord(x), se(x))
+
+
+@limit("scse", "se")
+def test_concurrent_squeeze_and_excitation_without_positions_is_squeeze_and_excitation():
+    scse, se, x = drawn("scse", channels=6), drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
+    scse.sse.Wq.bias.fill_(-1e4)
+    scse.cse.W1, scse.cse.W2 = se.W1, se.W2
+    assert torch.equal(scse(x), se(x))
+
+
+@limit("scse", "identity")
+def test_concurrent_squeeze_and_excitation_that_knows_nothing_is_the_identity():
+    scse, x = drawn("scse", channels=6), randn(2, 6, 5, 7)
+    for p in scse.parameters():
+        p.zero_()
+    assert torch.equal(scse(x), x)  # one half of x, twice
 
 
 @limit("simam", "constant gate")
