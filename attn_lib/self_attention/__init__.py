@@ -3,5 +3,12 @@
 from .biformer import BiLevelRoutingAttention
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
+from .swiftformer import EfficientAdditiveAttention
 
-__all__ = ["BiLevelRoutingAttention", "ExternalAttention", "ExternalAttentionBlock", "MHSA2d"]
+__all__ = [
+    "BiLevelRoutingAttention",
+    "EfficientAdditiveAttention",
+    "ExternalAttention",
+    "ExternalAttentionBlock",
+    "MHSA2d",
+]

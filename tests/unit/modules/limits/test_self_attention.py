@@ -65,4 +65,13 @@ def test_external_attention_with_orthonormal_tokens_in_its_memory_is_self_attent
     torch.testing.assert_close(external(x[None]), softmax_attention(x[None], x[None], (x @ W)[None], scale=1.0))
 
 
+@limit("swiftformer", "linear layer")
+def test_efficient_additive_attention_that_weighs_no_query_is_a_linear_layer_of_directions():
+    additive, x = drawn("swiftformer", channels=8, layout="B N C"), randn(2, 7, 8)
+    additive.wa.fill_(0.0)  # G = 0: the keys take no part
+    q = additive.Wq(x)
+    y = additive.Wo(additive.Wp.bias + q / q.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(additive(x), y)
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
