@@ -64,6 +64,7 @@ CONTRACT = {
 
 OPERATIONS = {
     "identity": "y = x",
+    "constant": "y = c, whatever x holds",
     "constant gate": "y = c · x, the same number c for everything",
     "channel-wise gate": "y = s · x, where s of a channel depends on that channel's mean alone",
     "channel scaling": "y = s · x with a constant s for every channel",

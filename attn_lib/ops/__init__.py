@@ -10,12 +10,14 @@
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
     conv2d_per_image a convolution with a kernel for each image
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
+    to_tokens        a feature map as tokens; `from_tokens` is the way back
     in_float32       a product of features that half precision cannot hold
 """
 
 from .attention import attend
 from .channels import channel_shuffle, covariance
 from .kernels import conv2d_per_image
+from .layouts import from_tokens, to_tokens
 from .pooling import mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
 from .precision import in_float32
@@ -28,6 +30,7 @@ __all__ = [
     "channel_shuffle",
     "conv2d_per_image",
     "covariance",
+    "from_tokens",
     "in_float32",
     "mean_and_max",
     "neighbourhoods",
@@ -36,6 +39,7 @@ __all__ = [
     "relative_logits",
     "resize",
     "strip_means",
+    "to_tokens",
     "unwindows",
     "windows",
 ]

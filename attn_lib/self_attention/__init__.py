@@ -1,6 +1,14 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
 from .biformer import BiLevelRoutingAttention
+from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
+from .swiftformer import EfficientAdditiveAttention
 
-__all__ = ["BiLevelRoutingAttention", "MHSA2d"]
+__all__ = [
+    "BiLevelRoutingAttention",
+    "EfficientAdditiveAttention",
+    "ExternalAttention",
+    "ExternalAttentionBlock",
+    "MHSA2d",
+]

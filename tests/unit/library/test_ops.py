@@ -277,3 +277,12 @@ def test_attention_of_large_features_in_half_precision(traced, learned):
         y = ops.attend(q, k, v, bias=bias)
     assert y.dtype == torch.float16 and y.isfinite().all()
     torch.testing.assert_close(y.double(), expected, rtol=1e-2, atol=1)
+
+
+def test_tokens_of_a_map_stand_row_by_row_and_go_back():
+    x = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    t = ops.to_tokens(x)
+    assert t.shape == (2, 20, 3) and torch.equal(t[:, 1 * 5 + 2], x[:, :, 1, 2])
+    assert torch.equal(ops.from_tokens(t, x), x)
+    assert ops.to_tokens(t) is t and ops.from_tokens(t, t) is t
+    assert ops.from_tokens(t[..., :1], x).shape == (2, 1, 4, 5)  # another number of channels

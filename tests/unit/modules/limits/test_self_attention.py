@@ -50,4 +50,28 @@ def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention
     torch.testing.assert_close(bra(x), bra.Wo(y + bra.LCE(bra.Wv(x))))
 
 
+@limit("external", "constant")
+def test_external_attention_with_one_slot_gives_every_position_the_same_vector():
+    external, x = drawn("external", channels=8, slots=1), randn(2, 8, 5, 7)
+    assert torch.equal(external(x), external.Mv[0, :, None, None].expand_as(x))
+
+
+@limit("external", "self-attention")
+def test_external_attention_with_orthonormal_tokens_in_its_memory_is_self_attention():
+    external = drawn("external", channels=8, slots=8, layout="B N C")
+    x, W = torch.linalg.qr(randn(8, 8))[0], randn(8, 8, seed=2)  # each token likes itself alone: all slots sum up alike
+    external.Mk.copy_(x)
+    external.Mv.copy_(x @ W)
+    torch.testing.assert_close(external(x[None]), softmax_attention(x[None], x[None], (x @ W)[None], scale=1.0))
+
+
+@limit("swiftformer", "linear layer")
+def test_efficient_additive_attention_that_weighs_no_query_is_a_linear_layer_of_directions():
+    additive, x = drawn("swiftformer", channels=8, layout="B N C"), randn(2, 7, 8)
+    additive.wa.fill_(0.0)  # G = 0: the keys take no part
+    q = additive.Wq(x)
+    y = additive.Wo(additive.Wp.bias + q / q.norm(dim=-1, keepdim=True))
+    torch.testing.assert_close(additive(x), y)
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
