@@ -9,12 +9,14 @@
     mean_and_max     pooling along any axes; `strip_means` along rows and along columns
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
     conv2d_per_image a convolution with a kernel for each image
+    output_size      of a convolution; its `same_padding` and `tap_positions`
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
     in_float32       a product of features that half precision cannot hold
 """
 
 from .attention import attend
 from .channels import channel_shuffle, covariance
+from .geometry import output_size, same_padding, tap_positions
 from .kernels import conv2d_per_image
 from .pooling import mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
@@ -31,11 +33,14 @@ __all__ = [
     "in_float32",
     "mean_and_max",
     "neighbourhoods",
+    "output_size",
     "pad_to_multiple",
     "relative_bias",
     "relative_logits",
     "resize",
+    "same_padding",
     "strip_means",
+    "tap_positions",
     "unwindows",
     "windows",
 ]
