@@ -34,6 +34,14 @@ def check_odd(name: str, value: Any) -> int:
     return value
 
 
+def check_pair(name: str, value: Any, at_least: int = 1) -> tuple[int, int]:
+    """`value` as a (rows, columns) pair of integers that are at least `at_least`; an integer stands for both."""
+    pair = value if isinstance(value, tuple) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"{name}={value!r} must be an integer or a (rows, columns) pair")
+    return check_int(name, pair[0], at_least), check_int(name, pair[1], at_least)
+
+
 def check_divisible(name: str, value: int, by_name: str, by: int) -> int:
     """The quotient `value // by`, which must be exact."""
     if value % by:

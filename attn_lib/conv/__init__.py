@@ -1,5 +1,6 @@
 """Convolutions that choose where, or with what, they convolve."""
 
 from .deform import DeformConv2d, deform_conv2d
+from .depthwise_separable import DepthwiseSeparableConv
 
-__all__ = ["DeformConv2d", "deform_conv2d"]
+__all__ = ["DeformConv2d", "DepthwiseSeparableConv", "deform_conv2d"]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..catalog import Paper, register
-from ..checks import check_divisible, check_feature_map, check_int, check_positive, check_tensor
-from ..ops import bilinear_sample
+from ..checks import check_divisible, check_feature_map, check_int, check_pair, check_positive, check_tensor
+from ..ops import bilinear_sample, output_size, same_padding, tap_positions
 from ..tap import tap
 
 Pair = int | tuple[int, int]  # (rows, columns); an integer stands for both
@@ -39,9 +39,9 @@ def deform_conv2d(
     """
     B, C, *size = check_tensor(x, "B C H W").shape
     out, C_group, *kernel = check_tensor(weight, "O C/groups kH kW", name="weight").shape
-    stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
-    padding = _pair("padding", padding, at_least=0)
-    K, (Ho, Wo) = kernel[0] * kernel[1], _output_size(size, kernel, stride, padding, dilation)
+    stride, dilation = check_pair("stride", stride), check_pair("dilation", dilation)
+    padding = check_pair("padding", padding, at_least=0)
+    K, (Ho, Wo) = kernel[0] * kernel[1], output_size(size, kernel, stride, padding, dilation)
     groups = check_divisible("channels of x", C, "channels of weight", C_group)
     check_divisible("output channels", out, "groups", groups)
     check_tensor(offset, "B G·K·2 Ho Wo", {"B": B, "Ho": Ho, "Wo": Wo}, "offset")
@@ -49,8 +49,8 @@ def deform_conv2d(
     check_divisible("channels of x", C, "offset groups", G)
 
     dp = tap("dp", offset.unflatten(1, (G, K, 2)), "B G K 2 Ho Wo")
-    rows = _taps(Ho, kernel[0], stride[0], padding[0], dilation[0], like=dp)          # Ho kH
-    cols = _taps(Wo, kernel[1], stride[1], padding[1], dilation[1], like=dp)          # Wo kW
+    rows = tap_positions(Ho, kernel[0], stride[0], padding[0], dilation[0], like=dp)  # Ho kH
+    cols = tap_positions(Wo, kernel[1], stride[1], padding[1], dilation[1], like=dp)  # Wo kW
     grid = torch.stack([rows.T[:, None, :, None].expand(*kernel, Ho, Wo),
                         cols.T[None, :, None, :].expand(*kernel, Ho, Wo)], 2)         # kH kW 2 Ho Wo
     p = tap("p", grid.flatten(0, 1) + dp, "B G K 2 Ho Wo")                            # p₀ + pₖ + Δpₖ
@@ -137,10 +137,11 @@ class DeformConv2d(nn.Module):
         super().__init__()
         self.channels = check_int("channels", channels)
         self.out_channels = check_int("out_channels", channels if out_channels is None else out_channels)
-        self.kernel_size = _pair("kernel_size", kernel_size)
-        self.stride = _pair("stride", stride)
-        self.dilation = _pair("dilation", dilation)
-        self.padding = self._same() if padding is None else _pair("padding", padding, at_least=0)
+        self.kernel_size = check_pair("kernel_size", kernel_size)
+        self.stride = check_pair("stride", stride)
+        self.dilation = check_pair("dilation", dilation)
+        self.padding = (same_padding(self.kernel_size, self.dilation) if padding is None
+                        else check_pair("padding", padding, at_least=0))
         self.groups = check_int("groups", groups)
         self.offset_groups = check_int("offset_groups", offset_groups)
         check_divisible("channels", channels, "groups", groups)
@@ -160,7 +161,7 @@ class DeformConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
-        _output_size(x.shape[2:], self.kernel_size, **self.geometry)  # a clear error where x is too small
+        output_size(x.shape[2:], self.kernel_size, **self.geometry)  # a clear error where x is too small
         offset, logit = self.offset_conv(x).tensor_split([2 * self.taps], 1)
         mask = self.mask_scale * logit.sigmoid() if self.modulation else None
         return deform_conv2d(x, offset, self.weight, self.bias, mask=mask, **self.geometry)
@@ -194,36 +195,3 @@ class DeformConv2d(nn.Module):
         names = ("channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
                  "offset_groups", "modulation", "mask_scale")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
-    def _same(self) -> tuple[int, int]:
-        """The padding that keeps H and W at stride 1."""
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        if any(n % 2 for n in reach):
-            raise ValueError(f"kernel_size={self.kernel_size} is even, so padding=None must become a number")
-        return reach[0] // 2, reach[1] // 2
-
-
-def _taps(n: int, k: int, stride: int, padding: int, dilation: int, like: Tensor) -> Tensor:
-    """p₀ + pₖ along one axis: positions of the k taps for each of n outputs, (n, k).
-
-    In float32 at least: bfloat16 cannot tell pixel 256 from pixel 257.
-    """
-    options = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-    return torch.arange(n, **options)[:, None] * stride - padding + torch.arange(k, **options) * dilation
-
-
-def _output_size(size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> list[int]:
-    """(Ho, Wo) of a convolution."""
-    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    for axis, n, r, p in zip("HW", size, reach, padding, strict=True):
-        if n + 2 * p < r:
-            raise ValueError(f"x has {axis}={n}; it must be at least {r - 2 * p} for the kernel to fit")
-    return [(n + 2 * p - r) // s + 1 for n, r, s, p in zip(size, reach, stride, padding, strict=True)]
-
-
-def _pair(name: str, value: Any, at_least: int = 1) -> tuple[int, int]:
-    """`value` as a (rows, columns) pair of integers."""
-    pair = value if isinstance(value, tuple) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name}={value!r} must be an integer or a (rows, columns) pair")
-    return check_int(name, pair[0], at_least), check_int(name, pair[1], at_least)

@@ -9,6 +9,7 @@
     mean_and_max     pooling along any axes; `strip_means` along rows and along columns
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
     conv2d_per_image a convolution with a kernel for each image
+    output_size      of a convolution; its `same_padding` and `tap_positions`
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
     to_tokens        a feature map as tokens; `from_tokens` is the way back
     in_float32       a product of features that half precision cannot hold
@@ -16,6 +17,7 @@
 
 from .attention import attend
 from .channels import channel_shuffle, covariance
+from .geometry import output_size, same_padding, tap_positions
 from .kernels import conv2d_per_image
 from .layouts import from_tokens, to_tokens
 from .pooling import mean_and_max, strip_means
@@ -34,11 +36,14 @@ __all__ = [
     "in_float32",
     "mean_and_max",
     "neighbourhoods",
+    "output_size",
     "pad_to_multiple",
     "relative_bias",
     "relative_logits",
     "resize",
+    "same_padding",
     "strip_means",
+    "tap_positions",
     "to_tokens",
     "unwindows",
     "windows",

@@ -11,6 +11,9 @@ from attn_lib import checks
     (lambda: checks.check_int("r", 2.0), "r=2.0 must be an integer"),
     (lambda: checks.check_int("r", True), "r=True must be an integer"),
     (lambda: checks.check_odd("k", 4), "k=4 must be odd"),
+    (lambda: checks.check_pair("stride", (1, 0)), "stride=0 must be an integer of at least 1"),
+    (lambda: checks.check_pair("stride", 2.0), "stride=2.0 must be an integer"),
+    (lambda: checks.check_pair("stride", (1, 2, 3)), r"stride=\(1, 2, 3\) must be an integer or a \(rows,"),
     (lambda: checks.check_positive("eps", 0, "else 0/0"), "eps=0 must be a positive number: else 0/0"),
     (lambda: checks.check_positive("eps", -1e-5), "eps=-1e-05 must be a positive number$"),
     (lambda: checks.check_positive("eps", float("inf")), "eps=inf must be a positive number"),
@@ -37,6 +40,8 @@ def test_passes():
     assert checks.check_feature_map(x, 3) is x
     assert checks.check_int("r", 0, at_least=0) == 0
     assert checks.check_odd("k", 3) == 3
+    assert checks.check_pair("padding", 0, at_least=0) == (0, 0)
+    assert checks.check_pair("stride", (2, 1)) == (2, 1)
     assert checks.check_positive("eps", 1) == 1.0
     assert checks.check_divisible("channels", 32, "groups", 8) == 4
     checks.check_at_most("r", 8, "channels", 8)

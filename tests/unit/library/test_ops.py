@@ -239,6 +239,36 @@ def test_covariance_is_that_of_the_definition():
     torch.testing.assert_close(ops.covariance(large), ops.covariance(large.float()), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("geometry", [
+    dict(kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1)),
+    dict(kernel_size=(2, 5), stride=(2, 3), padding=(0, 4), dilation=(3, 2)),
+], ids=["plain", "uneven"])
+def test_geometry_is_that_of_torchs_convolution(geometry):
+    x, (kH, kW) = torch.arange(1.0, 81).view(1, 1, 8, 10), geometry["kernel_size"]
+    others = {name: value for name, value in geometry.items() if name != "kernel_size"}
+    down, right = geometry["padding"]
+    padded = torch.nn.functional.pad(x, (right, right, down, down))[0, 0]
+    for i in range(kH):
+        for j in range(kW):
+            one_tap = torch.zeros(1, 1, kH, kW)
+            one_tap[..., i, j] = 1
+            read = torch.nn.functional.conv2d(x, one_tap, **others)
+            assert read.shape[2:] == ops.output_size((8, 10), **geometry)
+            axes = zip(read.shape[2:], (kH, kW), *others.values(), (i, j), strict=True)
+            rows, cols = (ops.tap_positions(*axis, like=x.bfloat16())[:, tap].long() for *axis, tap in axes)
+            assert torch.equal(read[0, 0], padded[rows + down][:, cols + right])
+
+
+def test_same_padding_keeps_the_size_and_a_kernel_has_to_fit():
+    for kernel_size, dilation in (((3, 5), (1, 2)), ((2, 1), (2, 7)), ((1, 7), (1, 1))):
+        padding = ops.same_padding(kernel_size, dilation)
+        assert ops.output_size((9, 11), kernel_size, (1, 1), padding, dilation) == (9, 11)
+    with pytest.raises(ValueError, match=r"kernel_size=\(3, 2\) is even, so padding=None must become a number"):
+        ops.same_padding((3, 2), (1, 1))
+    with pytest.raises(ValueError, match="x has W=4; it must be at least 5 for the kernel to fit"):
+        ops.output_size((9, 4), (3, 3), (1, 1), (1, 0), (1, 2))
+
+
 # ---- half precision --------------------------------------------------------------------------------------------------
 
 

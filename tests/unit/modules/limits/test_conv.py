@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.unit.draw import randn
-from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, tokens
 
 
 @limit("deform", "convolution")
@@ -14,6 +14,20 @@ def test_deformable_convolution_without_offsets_is_convolution():
     deform.offset_conv.bias[: 2 * 9] = 0.0     # Δp
     deform.offset_conv.bias[2 * 9 :] = 1000.0  # Δm = σ(1000) = 1
     torch.testing.assert_close(deform(x), F.conv2d(x, deform.weight, deform.bias, padding=1))
+
+
+@limit("depthwise_separable", "convolution")
+def test_a_depthwise_separable_convolution_is_a_convolution_of_rank_one():
+    separable, x = drawn("depthwise_separable", channels=4, out_channels=5), randn(2, 4, 6, 7)
+    W = torch.einsum("oc,cij->ocij", separable.pointwise.weight[:, :, 0, 0], separable.depthwise.weight[:, 0])
+    torch.testing.assert_close(separable(x), F.conv2d(x, W, separable.pointwise.bias, padding=1))
+
+
+@limit("depthwise_separable", "linear layer")
+def test_a_depthwise_separable_convolution_of_one_pixel_is_a_linear_layer():
+    separable, x = drawn("depthwise_separable", channels=4, out_channels=5, kernel_size=1), randn(2, 4, 6, 7)
+    W = separable.pointwise.weight[:, :, 0, 0] * separable.depthwise.weight.flatten()
+    torch.testing.assert_close(tokens(separable(x)), F.linear(tokens(x), W, separable.pointwise.bias))
 
 
 test_every_limit_is_proven = every_limit_is_proven("conv")
