@@ -35,9 +35,11 @@ def check_odd(name: str, value: Any) -> int:
 
 
 def check_divisible(name: str, value: int, by_name: str, by: int) -> int:
-    """The quotient `value // by`, which must be exact."""
+    """The quotient `value // by`, which must be exact; the message names the nearest values for which it is."""
     if value % by:
-        raise ValueError(f"{name}={value} must be divisible by {by_name}={by}")
+        near = [str(n) for n in (value // by * by, value // by * by + by) if n > 0]
+        fit = f"{' and '.join(near)} {'are' if len(near) > 1 else 'is'}"
+        raise ValueError(f"{name}={value} must be divisible by {by_name}={by}; {fit}")
     return value // by
 
 

@@ -1,5 +1,6 @@
 """Branch attention: which of several parallel paths answers."""
 
+from .highway import Highway, HighwayConv2d
 from .sk import SKAttention
 
-__all__ = ["SKAttention"]
+__all__ = ["Highway", "HighwayConv2d", "SKAttention"]
