@@ -8,14 +8,14 @@
     neighbourhoods   the k × k neighbours of every pixel
     mean_and_max     pooling along any axes; `strip_means` along rows and along columns
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
-    conv2d_per_image a convolution with a kernel for each image
+    conv2d_per_image a convolution with a kernel for each image; `KernelMixture` mixes it from several
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
     in_float32       a product of features that half precision cannot hold
 """
 
 from .attention import attend
 from .channels import channel_shuffle, covariance
-from .kernels import conv2d_per_image
+from .kernels import KernelMixture, conv2d_per_image
 from .pooling import mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
 from .precision import in_float32
@@ -23,6 +23,7 @@ from .sampling import bilinear_sample, resize
 from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
 
 __all__ = [
+    "KernelMixture",
     "attend",
     "bilinear_sample",
     "channel_shuffle",

@@ -10,6 +10,8 @@ from attn_lib import checks
     (lambda: checks.check_int("r", 0), "r=0 must be an integer of at least 1"),
     (lambda: checks.check_int("r", 2.0), "r=2.0 must be an integer"),
     (lambda: checks.check_int("r", True), "r=True must be an integer"),
+    (lambda: checks.check_pair("k", (3, 0)), "k=0 must be an integer of at least 1"),
+    (lambda: checks.check_pair("k", (1, 2, 3)), r"k=\(1, 2, 3\) must be an integer or a \(rows, columns\) pair"),
     (lambda: checks.check_odd("k", 4), "k=4 must be odd"),
     (lambda: checks.check_positive("eps", 0, "else 0/0"), "eps=0 must be a positive number: else 0/0"),
     (lambda: checks.check_positive("eps", -1e-5), "eps=-1e-05 must be a positive number$"),
@@ -37,6 +39,7 @@ def test_passes():
     x = torch.ones(1, 3, 4, 5)
     assert checks.check_feature_map(x, 3) is x
     assert checks.check_int("r", 0, at_least=0) == 0
+    assert checks.check_pair("k", 3) == (3, 3) and checks.check_pair("p", (0, 2), at_least=0) == (0, 2)
     assert checks.check_odd("k", 3) == 3
     assert checks.check_positive("eps", 1) == 1.0
     assert checks.check_divisible("channels", 32, "groups", 8) == 4
