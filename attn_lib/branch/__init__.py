@@ -1,5 +1,7 @@
 """Branch attention: which of several parallel paths answers."""
 
+from .condconv import CondConv2d
+from .highway import Highway, HighwayConv2d
 from .sk import SKAttention
 
-__all__ = ["SKAttention"]
+__all__ = ["CondConv2d", "Highway", "HighwayConv2d", "SKAttention"]

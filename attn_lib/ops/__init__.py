@@ -10,6 +10,7 @@
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
     conv2d_per_image a convolution with a kernel for each image
     output_size      of a convolution; its `same_padding` and `tap_positions`
+    conv2d_per_image a convolution with a kernel for each image; `KernelMixture` mixes it from several
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
     to_tokens        a feature map as tokens; `from_tokens` is the way back
     in_float32       a product of features that half precision cannot hold
@@ -18,7 +19,7 @@
 from .attention import attend
 from .channels import channel_shuffle, covariance
 from .geometry import output_size, same_padding, tap_positions
-from .kernels import conv2d_per_image
+from .kernels import KernelMixture, conv2d_per_image
 from .layouts import from_tokens, to_tokens
 from .pooling import mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
@@ -27,6 +28,7 @@ from .sampling import bilinear_sample, resize
 from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
 
 __all__ = [
+    "KernelMixture",
     "attend",
     "bilinear_sample",
     "channel_shuffle",

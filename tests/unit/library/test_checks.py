@@ -10,6 +10,8 @@ from attn_lib import checks
     (lambda: checks.check_int("r", 0), "r=0 must be an integer of at least 1"),
     (lambda: checks.check_int("r", 2.0), "r=2.0 must be an integer"),
     (lambda: checks.check_int("r", True), "r=True must be an integer"),
+    (lambda: checks.check_pair("k", (3, 0)), "k=0 must be an integer of at least 1"),
+    (lambda: checks.check_pair("k", (1, 2, 3)), r"k=\(1, 2, 3\) must be an integer or a \(rows, columns\) pair"),
     (lambda: checks.check_odd("k", 4), "k=4 must be odd"),
     (lambda: checks.check_pair("stride", (1, 0)), "stride=0 must be an integer of at least 1"),
     (lambda: checks.check_pair("stride", 2.0), "stride=2.0 must be an integer"),
@@ -20,7 +22,8 @@ from attn_lib import checks
     (lambda: checks.check_positive("eps", float("nan")), "eps=nan must be a positive number"),
     (lambda: checks.check_positive("eps", "1e-5"), "eps='1e-5' must be a positive number"),
     (lambda: checks.check_positive("eps", True), "eps=True must be a positive number"),
-    (lambda: checks.check_divisible("channels", 30, "groups", 8), "channels=30 must be divisible by groups=8"),
+    (lambda: checks.check_divisible("channels", 30, "groups", 8), "must be divisible by groups=8; 24 and 32 are$"),
+    (lambda: checks.check_divisible("channels", 3, "groups", 8), "channels=3 must be divisible by groups=8; 8 is$"),
     (lambda: checks.check_at_most("reduction", 9, "channels", 8), "reduction=9 must be at most channels=8"),
     (lambda: checks.check_choice("mode", "a", ("b", "c")), "mode='a' must be one of 'b', 'c'"),
     (lambda: checks.check_feature_map([1], 3), r"x must be a tensor of shape \(B, C, H, W\), not list"),
@@ -39,6 +42,7 @@ def test_passes():
     x = torch.ones(1, 3, 4, 5)
     assert checks.check_feature_map(x, 3) is x
     assert checks.check_int("r", 0, at_least=0) == 0
+    assert checks.check_pair("k", 3) == (3, 3) and checks.check_pair("p", (0, 2), at_least=0) == (0, 2)
     assert checks.check_odd("k", 3) == 3
     assert checks.check_pair("padding", 0, at_least=0) == (0, 0)
     assert checks.check_pair("stride", (2, 1)) == (2, 1)

@@ -226,6 +226,21 @@ def test_conv2d_per_image_is_a_convolution_of_every_image(options):
         torch.testing.assert_close(ops.conv2d_per_image(x, weight, bias, **options), torch.cat(each))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_mixture_of_kernels_is_the_mixture_of_what_they_give(bias):
+    mixture = ops.KernelMixture(4, 6, kernels=3, kernel_size=(3, 2), padding=(0, 1), stride=(2, 1), groups=2, bias=bias)
+    mixture.double()
+    x, a = torch.randn(2, 4, 7, 8, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    each = torch.stack([torch.nn.functional.conv2d(x, mixture.kernels[m], mixture.bias[m] if bias else None, (2, 1),
+                                                   (0, 1), groups=2) for m in range(3)])
+    y = ops.conv2d_per_image(x, *mixture.mixed(a), **mixture.geometry)
+    torch.testing.assert_close(y, torch.einsum("bm,mbohw->bohw", a, each))
+    same = ops.KernelMixture(4, 6, kernels=2, kernel_size=(3, 5), dilation=(2, 1))
+    assert same.geometry["padding"] == (2, 2)
+    with pytest.raises(ValueError, match=r"kernel_size=\(2, 2\) with dilation=\(1, 1\) has no centre"):
+        ops.KernelMixture(4, 6, kernels=2, kernel_size=2)
+
+
 def test_channel_shuffle_deals_out_the_groups():
     x = torch.arange(6.0).view(1, 6, 1, 1)
     assert ops.channel_shuffle(x, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]

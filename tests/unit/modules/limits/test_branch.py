@@ -7,6 +7,27 @@ from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
 
 
+@limit("condconv", "convolution")
+def test_condconv_with_one_expert_that_counts_fully_is_convolution():
+    layer, x = drawn("condconv", channels=6, experts=1, bias=True, routing_bias=True), randn(2, 6, 5, 7)
+    layer.Walpha.bias.fill_(1000.0)  # α = σ(1000) = 1
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.kernels[0], layer.bias[0], padding=1))
+
+
+@limit("highway", "identity")
+def test_a_highway_layer_with_its_gate_shut_is_the_identity():
+    layer, x = drawn("highway", channels=6), randn(2, 6, 5, 7)
+    layer.Wt.bias.fill_(-1000.0)
+    assert torch.equal(layer(x), x)
+
+
+@limit("highway", "convolution")
+def test_a_highway_layer_with_its_gate_open_is_a_convolution_and_its_activation():
+    layer, x = drawn("highway", channels=6), randn(2, 6, 5, 7)
+    layer.Wt.bias.fill_(1000.0)
+    assert torch.equal(layer(x), F.relu(F.conv2d(x, layer.Wh.weight, layer.Wh.bias, padding=1)))
+
+
 @limit("sk", "convolution")
 def test_selective_kernel_with_one_branch_is_convolution_batch_norm_relu():
     sk, x = drawn("sk", channels=6, groups=3, dilations=(2,)), randn(2, 6, 5, 7)
