@@ -20,14 +20,6 @@ def check_int(name: str, value: Any, at_least: int = 1) -> int:
     return value
 
 
-def check_pair(name: str, value: Any, at_least: int = 1) -> tuple[int, int]:
-    """`value` as a (rows, columns) pair of integers; one integer stands for both."""
-    pair = value if isinstance(value, tuple) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name}={value!r} must be an integer or a (rows, columns) pair")
-    return check_int(name, pair[0], at_least), check_int(name, pair[1], at_least)
-
-
 def check_positive(name: str, value: Any, why: str = "") -> float:
     """`value` as a finite float above 0; `why` says what would happen otherwise."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:

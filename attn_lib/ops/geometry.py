@@ -14,7 +14,8 @@ def same_padding(kernel_size: Pair, dilation: Pair) -> Pair:
     """
     reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
     if any(n % 2 for n in reach):
-        raise ValueError(f"kernel_size={kernel_size} is even, so padding=None must become a number")
+        raise ValueError(f"kernel_size={kernel_size} with dilation={dilation} has no centre, "
+                         "so padding=None must become a number")
     return reach[0] // 2, reach[1] // 2
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_divisible, check_int, check_pair
+from .geometry import same_padding
 
 Pair = int | tuple[int, int]  # (rows, columns); an integer stands for both
 
@@ -51,7 +52,7 @@ class KernelMixture(nn.Module):
                  padding: Pair | None = None, dilation: Pair = 1, groups: int = 1, bias: bool = True):
         super().__init__()
         kernel_size, dilation = check_pair("kernel_size", kernel_size), check_pair("dilation", dilation)
-        padding = _same(kernel_size, dilation) if padding is None else check_pair("padding", padding, at_least=0)
+        padding = same_padding(kernel_size, dilation) if padding is None else check_pair("padding", padding, at_least=0)
         check_divisible("channels", channels, "groups", check_int("groups", groups))
         check_divisible("out_channels", out_channels, "groups", groups)
         self.geometry = dict(stride=check_pair("stride", stride), padding=padding, dilation=dilation, groups=groups)
@@ -77,12 +78,3 @@ class KernelMixture(nn.Module):
     def geometry_repr(self) -> str:
         options = {"kernel_size": self.kernel_shape[2:], **self.geometry, "bias": self.bias is not None}
         return ", ".join(f"{name}={value}" for name, value in options.items())
-
-
-def _same(kernel_size: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
-    """The padding that keeps H and W at stride 1."""
-    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
-    if any(n % 2 for n in reach):
-        raise ValueError(f"kernel_size={kernel_size} with dilation={dilation} has no centre, "
-                         "so padding=None must become a number")
-    return reach[0] // 2, reach[1] // 2

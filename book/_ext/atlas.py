@@ -215,7 +215,8 @@ def _log_share(value: float, most: float) -> float:
 
 def _controls() -> str:
     """Hidden until the script is there: without it they would do nothing."""
-    presets = "".join(f'<button type="button" data-state="{html.escape(state)}">{question}</button>' for question, state in PRESETS.items())
+    presets = "".join(f'<button type="button" data-state="{html.escape(state)}">{question}</button>'
+                      for question, state in PRESETS.items())
     entries = [attn_lib.entry(id) for id in attn_lib.list_modules()]
     years = [entry.paper.year for entry in entries]
     families = {family: title for family, title in FAMILIES.items() if any(e.family == family for e in entries)}
