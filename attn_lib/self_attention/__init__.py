@@ -2,5 +2,11 @@
 
 from .biformer import BiLevelRoutingAttention
 from .mhsa import MHSA2d
+from .vit import EncoderBlock, VisionTransformer
 
-__all__ = ["BiLevelRoutingAttention", "MHSA2d"]
+__all__ = [
+    "BiLevelRoutingAttention",
+    "EncoderBlock",
+    "MHSA2d",
+    "VisionTransformer",
+]

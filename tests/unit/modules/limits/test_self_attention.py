@@ -50,4 +50,23 @@ def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention
     torch.testing.assert_close(bra(x), bra.Wo(y + bra.LCE(bra.Wv(x))))
 
 
+@limit("vit", "identity")
+def test_an_encoder_block_whose_two_halves_end_in_zero_is_the_identity():
+    block, z = drawn("vit", channels=8, heads=2), randn(2, 7, 8)
+    for W in (block.MSA.Wo, block.W2):
+        W.weight.fill_(0.0)
+        W.bias.fill_(0.0)
+    assert torch.equal(block(z), z)
+
+
+@limit("vit", "self-attention")
+def test_an_encoder_block_without_its_mlp_adds_self_attention_of_the_normalised_tokens():
+    block, z = drawn("vit", channels=8, heads=1), randn(2, 7, 8)
+    block.W2.weight.fill_(0.0)
+    block.W2.bias.fill_(0.0)
+    normal = block.norm1(z)
+    q, k, v = (W(normal) for W in (block.MSA.Wq, block.MSA.Wk, block.MSA.Wv))
+    torch.testing.assert_close(block(z), z + block.MSA.Wo(softmax_attention(q, k, v, scale=8**-0.5)))
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
