@@ -1,10 +1,13 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
+from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .mhsa import MHSA2d
 from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
+    "AxialAttention",
+    "AxialBlock",
     "BiLevelRoutingAttention",
     "EncoderBlock",
     "MHSA2d",

@@ -6,6 +6,13 @@ from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
 
 
+def silence(block):
+    """A pre-norm block both of whose halves end in zero."""
+    for W in (block.attention.Wo, block.W2):
+        W.weight.fill_(0.0)
+        W.bias.fill_(0.0)
+
+
 @limit("mhsa", "self-attention")
 def test_mhsa_without_position_vectors_is_self_attention_on_tokens():
     mhsa, x = drawn("mhsa", channels=8, heads=2, height=5, width=7), randn(2, 8, 5, 7)
@@ -48,6 +55,27 @@ def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention
             attended = softmax_attention(q, k, v, scale=8**-0.5)
             y[:, :, rows, columns] = attended.mT.reshape(window.shape)
     torch.testing.assert_close(bra(x), bra.Wo(y + bra.LCE(bra.Wv(x))))
+
+
+@limit("axial", "identity")
+def test_axial_blocks_whose_halves_end_in_zero_are_the_identity():
+    axial, x = drawn("axial", channels=8, heads=2, depth=2), randn(2, 8, 5, 7)
+    for block in axial.blocks:
+        silence(block)
+    assert torch.equal(axial(x), x)
+
+
+@limit("axial", "self-attention")
+def test_axial_attention_of_a_single_row_with_silent_columns_is_self_attention():
+    axial, x = drawn("axial", channels=8, heads=1), randn(2, 8, 1, 7)
+    row, column = axial.blocks
+    silence(column)
+    row.W2.weight.fill_(0.0)
+    row.W2.bias.fill_(0.0)
+    normal = row.norm1(tokens(x))
+    q, k, v = (W(normal) for W in (row.attention.Wq, row.attention.Wk, row.attention.Wv))
+    attended = row.attention.Wo(softmax_attention(q, k, v, scale=8**-0.5))
+    torch.testing.assert_close(tokens(axial(x)), tokens(x) + attended)
 
 
 @limit("vit", "identity")
