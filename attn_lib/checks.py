@@ -45,9 +45,9 @@ def check_pair(name: str, value: Any, at_least: int = 1) -> tuple[int, int]:
 def check_divisible(name: str, value: int, by_name: str, by: int) -> int:
     """The quotient `value // by`, which must be exact; the message names the nearest values for which it is."""
     if value % by:
-        near = [str(n) for n in (value // by * by, value // by * by + by) if n > 0]
-        fit = f"{' and '.join(near)} {'are' if len(near) > 1 else 'is'}"
-        raise ValueError(f"{name}={value} must be divisible by {by_name}={by}; {fit}")
+        below, above = value - value % by, value - value % by + by
+        near = f"{below} and {above} are" if below else f"{above} is"
+        raise ValueError(f"{name}={value} must be divisible by {by_name}={by}; {near}")
     return value // by
 
 

@@ -1,6 +1,7 @@
 """Tensor operations that several modules share.
 
     attend           softmax attention, without the attention matrix where nothing asks for it
+    SelfAttention    softmax attention of tokens to each other, with its four matrices
     relative_logits  q · r for every offset along an axis
     relative_bias    a learned number for every offset of two pixels
     pad_to_multiple  a feature map that windows fill
@@ -16,7 +17,7 @@
     in_float32       a product of features that half precision cannot hold
 """
 
-from .attention import attend
+from .attention import SelfAttention, attend
 from .channels import channel_shuffle, covariance
 from .geometry import output_size, same_padding, tap_positions
 from .kernels import KernelMixture, conv2d_per_image
@@ -29,6 +30,7 @@ from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
 
 __all__ = [
     "KernelMixture",
+    "SelfAttention",
     "attend",
     "bilinear_sample",
     "channel_shuffle",

@@ -2,8 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
+from ..checks import check_divisible
 from ..tap import recording, tap, tracing
 from .precision import in_float32
 
@@ -57,3 +59,36 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -
     q, k, v = (t.reshape(-1, 1, *t.shape[-2:]) for t in (q, k, v))
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     return y.reshape(*lead, *y.shape[-2:])
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention of tokens: y = W_o [y_1; …; y_h] with y_i = softmax(q_i k_iᵀ / √d) v_i, d = C/h.
+
+    q, k and v are linear layers of the tokens, cut into h heads. Blocks of several papers hold one.
+
+    Args:
+        channels: C.
+        heads: h, divides C.
+        qkv_bias: whether W_q, W_k and W_v have a bias; W_o has one.
+
+    Shape:
+        x (…, N, C) → y (…, N, C).
+    """
+
+    def __init__(self, channels: int, heads: int, *, qkv_bias: bool = True):
+        super().__init__()
+        check_divisible("channels", channels, "heads", heads)
+        self.heads = heads
+        self.Wq, self.Wk, self.Wv = (nn.Linear(channels, channels, bias=qkv_bias) for _ in range(3))
+        self.Wo = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, *, bias: Tensor | None = None, dims: str = "B N") -> Tensor:
+        """y; `bias` as in `attend`, `dims` the axes of x but the last, for the taps q, k, v and A."""
+        lead, _, N = dims.rpartition(" ")
+        q, k, v = (tap(name, rearrange(W(x), "... N (h d) -> ... h N d", h=self.heads), f"{lead} h {N} d")
+                   for name, W in (("q", self.Wq), ("k", self.Wk), ("v", self.Wv)))
+        y = attend(q, k, v, bias=bias, dims=f"{lead} h {N} {N}")
+        return self.Wo(rearrange(y, "... h N d -> ... N (h d)"))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"

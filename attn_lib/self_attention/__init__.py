@@ -1,14 +1,20 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
+from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
 from .swiftformer import EfficientAdditiveAttention
+from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
+    "AxialAttention",
+    "AxialBlock",
     "BiLevelRoutingAttention",
     "EfficientAdditiveAttention",
+    "EncoderBlock",
     "ExternalAttention",
     "ExternalAttentionBlock",
     "MHSA2d",
+    "VisionTransformer",
 ]

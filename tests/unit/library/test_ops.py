@@ -64,6 +64,26 @@ def test_attend_keeps_no_matrix_whatever_the_number_of_axes():
         assert long / short == pytest.approx(4, rel=0.01), lead
 
 
+@pytest.mark.parametrize("lead", [(2,), (2, 3)], ids=str)
+def test_self_attention_is_torchs(lead):
+    ours, theirs = ops.SelfAttention(6, 2).double(), torch.nn.MultiheadAttention(6, 2, batch_first=True).double()
+    matrices = (ours.Wq, ours.Wk, ours.Wv)
+    theirs.load_state_dict({"in_proj_weight": torch.cat([W.weight for W in matrices]),
+                            "in_proj_bias": torch.cat([W.bias for W in matrices]),
+                            "out_proj.weight": ours.Wo.weight, "out_proj.bias": ours.Wo.bias})
+    x, causal = torch.randn(*lead, 5, 6, dtype=torch.float64), torch.full((5, 5), -torch.inf).double().triu(1)
+    for bias in (None, causal):
+        tokens = x.flatten(0, -3)
+        expected, A = theirs(tokens, tokens, tokens, attn_mask=bias, average_attn_weights=False)
+        with trace() as t:
+            torch.testing.assert_close(ours(x, bias=bias, dims="B P N" if len(lead) > 1 else "B N"),
+                                       expected.view_as(x))
+        torch.testing.assert_close(t["A"], A.view(*lead, 2, 5, 5))
+        assert t.dims("A").endswith("h N N") and t.names() == ["q", "k", "v", "A"]
+    with pytest.raises(ValueError, match="channels=6 must be divisible by heads=4"):
+        ops.SelfAttention(6, 4)
+
+
 # ---- positions -------------------------------------------------------------------------------------------------------
 
 

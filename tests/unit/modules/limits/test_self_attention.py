@@ -6,6 +6,13 @@ from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
 
 
+def silence(block):
+    """A pre-norm block both of whose halves end in zero."""
+    for W in (block.attention.Wo, block.W2):
+        W.weight.fill_(0.0)
+        W.bias.fill_(0.0)
+
+
 @limit("mhsa", "self-attention")
 def test_mhsa_without_position_vectors_is_self_attention_on_tokens():
     mhsa, x = drawn("mhsa", channels=8, heads=2, height=5, width=7), randn(2, 8, 5, 7)
@@ -72,6 +79,44 @@ def test_efficient_additive_attention_that_weighs_no_query_is_a_linear_layer_of_
     q = additive.Wq(x)
     y = additive.Wo(additive.Wp.bias + q / q.norm(dim=-1, keepdim=True))
     torch.testing.assert_close(additive(x), y)
+@limit("axial", "identity")
+def test_axial_blocks_whose_halves_end_in_zero_are_the_identity():
+    axial, x = drawn("axial", channels=8, heads=2, depth=2), randn(2, 8, 5, 7)
+    for block in axial.blocks:
+        silence(block)
+    assert torch.equal(axial(x), x)
+
+
+@limit("axial", "self-attention")
+def test_axial_attention_of_a_single_row_with_silent_columns_is_self_attention():
+    axial, x = drawn("axial", channels=8, heads=1), randn(2, 8, 1, 7)
+    row, column = axial.blocks
+    silence(column)
+    row.W2.weight.fill_(0.0)
+    row.W2.bias.fill_(0.0)
+    normal = row.norm1(tokens(x))
+    q, k, v = (W(normal) for W in (row.attention.Wq, row.attention.Wk, row.attention.Wv))
+    attended = row.attention.Wo(softmax_attention(q, k, v, scale=8**-0.5))
+    torch.testing.assert_close(tokens(axial(x)), tokens(x) + attended)
+
+
+@limit("vit", "identity")
+def test_an_encoder_block_whose_two_halves_end_in_zero_is_the_identity():
+    block, z = drawn("vit", channels=8, heads=2), randn(2, 7, 8)
+    for W in (block.MSA.Wo, block.W2):
+        W.weight.fill_(0.0)
+        W.bias.fill_(0.0)
+    assert torch.equal(block(z), z)
+
+
+@limit("vit", "self-attention")
+def test_an_encoder_block_without_its_mlp_adds_self_attention_of_the_normalised_tokens():
+    block, z = drawn("vit", channels=8, heads=1), randn(2, 7, 8)
+    block.W2.weight.fill_(0.0)
+    block.W2.bias.fill_(0.0)
+    normal = block.norm1(z)
+    q, k, v = (W(normal) for W in (block.MSA.Wq, block.MSA.Wk, block.MSA.Wv))
+    torch.testing.assert_close(block(z), z + block.MSA.Wo(softmax_attention(q, k, v, scale=8**-0.5)))
 
 
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
