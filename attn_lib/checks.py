@@ -37,7 +37,9 @@ def check_odd(name: str, value: Any) -> int:
 def check_divisible(name: str, value: int, by_name: str, by: int) -> int:
     """The quotient `value // by`, which must be exact."""
     if value % by:
-        raise ValueError(f"{name}={value} must be divisible by {by_name}={by}")
+        below, above = value - value % by, value - value % by + by
+        near = f"{below} and {above} are" if below else f"{above} is"
+        raise ValueError(f"{name}={value} must be divisible by {by_name}={by}; {near}")
     return value // by
 
 

@@ -1,6 +1,11 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
 from .biformer import BiLevelRoutingAttention
+from .dilateformer import DilateAttention
 from .mhsa import MHSA2d
 
-__all__ = ["BiLevelRoutingAttention", "MHSA2d"]
+__all__ = [
+    "BiLevelRoutingAttention",
+    "DilateAttention",
+    "MHSA2d",
+]

@@ -50,4 +50,21 @@ def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention
     torch.testing.assert_close(bra(x), bra.Wo(y + bra.LCE(bra.Wv(x))))
 
 
+@limit("dilateformer", "linear layer")
+def test_dilated_attention_that_reaches_past_the_map_leaves_every_pixel_to_itself():
+    m = drawn("dilateformer", channels=6, heads=2, dilations=(7, 9), padding="masked", qkv_bias=True)
+    x = randn(2, 6, 5, 7)
+    v = m.Wqkv(x).chunk(3, 1)[2]
+    torch.testing.assert_close(m(x), m.Wo(v))
+
+
+@limit("dilateformer", "mhsa")
+def test_dilated_attention_with_a_kernel_that_covers_the_map_is_full_attention():
+    m = drawn("dilateformer", channels=8, heads=2, dilations=(1,), kernel_size=13, padding="masked")
+    mhsa, x = drawn("mhsa", channels=8, heads=2, position=None), randn(2, 8, 5, 7)
+    for W, weight in zip((mhsa.Wq, mhsa.Wk, mhsa.Wv), m.Wqkv.weight.chunk(3), strict=True):
+        W.weight.copy_(weight)
+    torch.testing.assert_close(m(x), m.Wo(mhsa(x)))
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
