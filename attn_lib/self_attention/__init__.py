@@ -1,11 +1,13 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
 from .biformer import BiLevelRoutingAttention
+from .cot import CoTAttention
 from .dilateformer import DilateAttention
 from .mhsa import MHSA2d
 
 __all__ = [
     "BiLevelRoutingAttention",
+    "CoTAttention",
     "DilateAttention",
     "MHSA2d",
 ]

@@ -2,6 +2,7 @@
 
 import torch
 
+import attn_lib
 from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
 
@@ -48,6 +49,23 @@ def test_bi_level_routing_in_which_regions_choose_themselves_is_window_attention
             attended = softmax_attention(q, k, v, scale=8**-0.5)
             y[:, :, rows, columns] = attended.mT.reshape(window.shape)
     torch.testing.assert_close(bra(x), bra.Wo(y + bra.LCE(bra.Wv(x))))
+
+
+@limit("cot", "convolution")
+def test_a_contextual_transformer_that_takes_the_static_context_alone_is_a_convolution():
+    cot, x = drawn("cot", channels=8, min_dim=4), randn(2, 8, 5, 7)
+    cot.Wa.bias[1::2] = 1e4
+    assert torch.equal(cot(x), cot.norm_k(cot.Wk(x)).relu())
+
+
+@limit("cot", "mean")
+def test_a_contextual_transformer_that_cannot_choose_takes_the_mean_of_its_contexts():
+    cot, x = drawn("cot", channels=8, min_dim=4), randn(2, 8, 5, 7)
+    cot.Wa.weight.fill_(0.0)
+    cot.Wa.bias.fill_(0.0)
+    with attn_lib.trace() as t:
+        y = cot(x)
+    torch.testing.assert_close(y, (t["K1"] + t["K2"]) / 2)
 
 
 @limit("dilateformer", "linear layer")
