@@ -2,6 +2,8 @@
 
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
+from .cot import CoTAttention
+from .dilateformer import DilateAttention
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
 from .swiftformer import EfficientAdditiveAttention
@@ -11,6 +13,8 @@ __all__ = [
     "AxialAttention",
     "AxialBlock",
     "BiLevelRoutingAttention",
+    "CoTAttention",
+    "DilateAttention",
     "EfficientAdditiveAttention",
     "EncoderBlock",
     "ExternalAttention",

@@ -2,6 +2,7 @@
 
 import torch
 
+import attn_lib
 from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
 
@@ -117,6 +118,38 @@ def test_an_encoder_block_without_its_mlp_adds_self_attention_of_the_normalised_
     normal = block.norm1(z)
     q, k, v = (W(normal) for W in (block.MSA.Wq, block.MSA.Wk, block.MSA.Wv))
     torch.testing.assert_close(block(z), z + block.MSA.Wo(softmax_attention(q, k, v, scale=8**-0.5)))
+@limit("cot", "convolution")
+def test_a_contextual_transformer_that_takes_the_static_context_alone_is_a_convolution():
+    cot, x = drawn("cot", channels=8, min_dim=4), randn(2, 8, 5, 7)
+    cot.Wa.bias[1::2] = 1e4
+    assert torch.equal(cot(x), cot.norm_k(cot.Wk(x)).relu())
+
+
+@limit("cot", "mean")
+def test_a_contextual_transformer_that_cannot_choose_takes_the_mean_of_its_contexts():
+    cot, x = drawn("cot", channels=8, min_dim=4), randn(2, 8, 5, 7)
+    cot.Wa.weight.fill_(0.0)
+    cot.Wa.bias.fill_(0.0)
+    with attn_lib.trace() as t:
+        y = cot(x)
+    torch.testing.assert_close(y, (t["K1"] + t["K2"]) / 2)
+
+
+@limit("dilateformer", "linear layer")
+def test_dilated_attention_that_reaches_past_the_map_leaves_every_pixel_to_itself():
+    m = drawn("dilateformer", channels=6, heads=2, dilations=(7, 9), padding="masked", qkv_bias=True)
+    x = randn(2, 6, 5, 7)
+    v = m.Wqkv(x).chunk(3, 1)[2]
+    torch.testing.assert_close(m(x), m.Wo(v))
+
+
+@limit("dilateformer", "mhsa")
+def test_dilated_attention_with_a_kernel_that_covers_the_map_is_full_attention():
+    m = drawn("dilateformer", channels=8, heads=2, dilations=(1,), kernel_size=13, padding="masked")
+    mhsa, x = drawn("mhsa", channels=8, heads=2, position=None), randn(2, 8, 5, 7)
+    for W, weight in zip((mhsa.Wq, mhsa.Wk, mhsa.Wv), m.Wqkv.weight.chunk(3), strict=True):
+        W.weight.copy_(weight)
+    torch.testing.assert_close(m(x), m.Wo(mhsa(x)))
 
 
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
