@@ -257,7 +257,7 @@ def test_equals_timm(options):
 @pytest.mark.parametrize(("options", "message"), [
     (dict(form="inception"), "form='inception' must be one of 'xception', 'mobilenet'"),
     (dict(activation="gelu"), "activation='gelu' must be one of 'relu', 'relu6'"),
-    (dict(kernel_size=2), r"kernel_size=\(2, 2\) with dilation=\(1, 1\) has no centre, so padding=None must become a number"),
+    (dict(kernel_size=2), r"kernel_size=\(2, 2\) with dilation=.* has no centre"),
     (dict(stride=(1, 0)), "stride=0 must be an integer of at least 1"),
     (dict(epsilon=0.0), "epsilon=0.0 must be a positive number"),
 ])
