@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+MANY = 24  # choices: more of them are not listed
+
 
 def check_int(name: str, value: Any, at_least: int = 1) -> int:
     """`value` as an int that is at least `at_least`; bools and floats are refused."""
@@ -58,11 +60,15 @@ def check_at_most(name: str, value: float, limit_name: str, limit: float) -> Non
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """`value` must be one of `choices`; the message names the nearest."""
-    if value not in choices:
-        near = get_close_matches(str(value), [choice for choice in choices if isinstance(choice, str)], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices)) or '(none)'}{hint}")
+    """`value` must be one of `choices`; the message names the nearest, and not more than a reader can take in."""
+    if value in choices:
+        return
+    many = len(choices) > MANY
+    near = get_close_matches(str(value), [choice for choice in choices if isinstance(choice, str)], n=3 if many else 1)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    listed = ", ".join(map(repr, list(choices)[:MANY // 2 if many else None])) or "(none)"
+    rest = f", … ({len(choices)} in all)" if many else ""
+    raise ValueError(f"{name}={value!r} must be one of {listed}{rest}{hint}")
 
 
 def check_tensor(x: Any, dims: str, sizes: dict[str, int] | None = None, name: str = "x") -> Tensor:

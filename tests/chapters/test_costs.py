@@ -59,9 +59,9 @@ def test_an_id_chooses_the_tests_of_its_chapter():
 
 
 def test_an_unknown_id_is_refused():
-    done = run("--id", "sse", "tests/chapters")
+    done = run("--id", "see", "tests/chapters")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "'sse' is neither a module nor a chapter; did you mean 'se'?" in done.stderr
+    assert "'see' is neither a module nor a chapter; did you mean 'se'?" in done.stderr
 
 
 def test_costs_are_noted_by_module_also_where_tests_fail(tmp_path):

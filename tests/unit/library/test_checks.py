@@ -26,6 +26,8 @@ from attn_lib import checks
      "channels=30 must be divisible by groups=8; 24 and 32 are"),
     (lambda: checks.check_divisible("channels", 3, "groups", 8), "channels=3 must be divisible by groups=8; 8 is"),
     (lambda: checks.check_at_most("reduction", 9, "channels", 8), "reduction=9 must be at most channels=8"),
+    (lambda: checks.check_choice("id", "sse", ["se", "scse", *map(str, range(40))]),
+     r"id='sse' must be one of 'se', 'scse', .* \(42 in all\); did you mean 'scse' or 'se'\?$"),
     (lambda: checks.check_choice("mode", "a", ("b", "c")), "mode='a' must be one of 'b', 'c'"),
     (lambda: checks.check_feature_map([1], 3), r"x must be a tensor of shape \(B, C, H, W\), not list"),
     (lambda: checks.check_feature_map(torch.ones(3, 4, 4), 3), "it must have 4 axes"),

@@ -707,7 +707,7 @@ class TestCommand:
 
     @pytest.mark.parametrize(("arguments", "message"), [
         (["--budget", "-3"], "must be a positive number of seconds"),
-        (["--ids", "sse"], "did you mean 'se'"), (["--device", "tpu"], "tpu"), (["--device", "meta"], "no such device"),
+        (["--ids", "see"], "did you mean 'se'"), (["--device", "tpu"], "tpu"), (["--device", "meta"], "no such device"),
     ])
     def test_refuses(self, arguments, message, capsys):
         with pytest.raises(SystemExit):

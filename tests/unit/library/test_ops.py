@@ -298,7 +298,7 @@ def test_same_padding_keeps_the_size_and_a_kernel_has_to_fit():
     for kernel_size, dilation in (((3, 5), (1, 2)), ((2, 1), (2, 7)), ((1, 7), (1, 1))):
         padding = ops.same_padding(kernel_size, dilation)
         assert ops.output_size((9, 11), kernel_size, (1, 1), padding, dilation) == (9, 11)
-    with pytest.raises(ValueError, match=r"kernel_size=\(3, 2\) with dilation=.* has no centre, so padding=None must become a number"):
+    with pytest.raises(ValueError, match=r"kernel_size=\(3, 2\) with dilation=.* has no centre"):
         ops.same_padding((3, 2), (1, 1))
     with pytest.raises(ValueError, match="x has W=4; it must be at least 5 for the kernel to fit"):
         ops.output_size((9, 4), (3, 3), (1, 1), (1, 0), (1, 2))

@@ -133,7 +133,7 @@ def test_import_needs_only_torch_and_einops():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: attn_lib.entry("sse"), "id='sse' must be one of .*did you mean 'se'"),
+    (lambda: attn_lib.entry("see"), "id='see' must be one of .*did you mean 'se'"),
     (lambda: attn_lib.list_modules("chanel"), "family='chanel' must be one of .*did you mean 'channel'"),
     (lambda: attn_lib.create("se"), r"missing a required argument: 'channels'; SEAttention takes \(channels"),
     (lambda: attn_lib.create("se", channels=8, ratio=2), "unexpected keyword argument 'ratio'; .*reduction"),

@@ -39,6 +39,6 @@ def test_family_map_of_some_modules_joins_only_those():
     assert set(some.places) == {"se", "eca", "cbam"}
     assert some.figure.height < viz.family_map(**SAY).figure.height
     with pytest.raises(ValueError, match="did you mean 'se'"):
-        viz.family_map(["sse"], **SAY)
+        viz.family_map(["see"], **SAY)
     with pytest.raises(ValueError, match="must hold at least one module"):
         viz.family_map([], **SAY)
