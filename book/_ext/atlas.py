@@ -8,6 +8,7 @@ import html
 import inspect
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from docutils import nodes
@@ -242,7 +243,7 @@ def _controls() -> str:
         f'<div class="atlas-presets" role="group" aria-label="Questions">{presets}</div>'
         '<input type="search" name="q" placeholder="SE, criss-cross, parameter-free, strip …" '
         'aria-label="Search by name, alias, sentence or title">'
-        f'<div class="atlas-fields">{fields}</div>'
+        f'<details><summary>Filters</summary><div class="atlas-fields">{fields}</div></details>'
         f'<details><summary>More filters and columns</summary><div class="atlas-fields">{more}'
         f'<fieldset><legend>Year</legend><label>from <input type="number" name="from" min="{min(years)}" '
         f'max="{max(years)}" placeholder="{min(years)}"></label><label>to <input type="number" name="to" '
@@ -327,6 +328,9 @@ class Errata(SphinxDirective):
 
 
 def note_modules(env: object) -> None:
+    """The page is made anew when a module changes, or a family has one more."""
+    for family in FAMILIES:
+        env.note_dependency(inspect.getfile(import_module(f"attn_lib.{family}")))
     for id in attn_lib.list_modules():
         env.note_dependency(inspect.getfile(attn_lib.entry(id).cls))
 

@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 
 from docutils import nodes
@@ -169,6 +170,7 @@ def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
 def module_reference(app: Sphinx, docname: str, family: str) -> str:
     """Every module of a family: its class, what else its file offers, and, while it has no chapter, card and flow."""
     lines: list[str] = []
+    app.env.note_dependency(inspect.getfile(import_module(f"attn_lib.{family}")))  # it names every module
     for entry in map(attn_lib.entry, attn_lib.list_modules(family)):
         app.env.note_dependency(inspect.getfile(entry.cls))
         lines += [f"(module-{entry.id})=", f"## {entry.name}", ""]

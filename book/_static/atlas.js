@@ -125,7 +125,7 @@
                                points.map(kept), points.map(row => number(row, "time")), ["B", "s"]);
     const taken = points.map(row => [X(kept(row)) - 5, Y(number(row, "time")) - 5, 10, 10]);
     for (const row of points) {
-      const x = X(kept(row)), y = Y(number(row, "time")), text = name(row), wide = 6.6 * text.length;
+      const x = X(kept(row)), y = Y(number(row, "time")), text = name(row), wide = 7.2 * text.length;
       const link = element(svg, "a", { href: `#m-${row.dataset.id}`, "data-id": row.dataset.id, "aria-label": `${text}: ${si(number(row, "time"), "s")}` });
       element(link, "circle", { cx: x, cy: y, r: state.picked.includes(row.dataset.id) ? 7 : 5, style: `fill:${colour(row)}` });
       element(link, "title", {}, `${cell(row, "name").querySelector("a").textContent}: ${si(number(row, "time"), "s")}, ${si(number(row, "bytes"), "B")} kept`);
@@ -248,6 +248,7 @@
   });
   addEventListener("hashchange", read);
   new MutationObserver(draw).observe(document.documentElement, { attributeFilter: ["data-theme"] });  // colours
+  $("details", controls).open = matchMedia("(min-width: 760px)").matches;
   controls.hidden = false;
   root.classList.add("live");
   read();
