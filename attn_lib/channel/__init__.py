@@ -3,7 +3,8 @@
 from .eca import ECAAttention
 from .fca import FcaAttention
 from .gct import GCTAttention
+from .nam import NAMAttention
 from .se import SEAttention
 from .srm import SRMAttention
 
-__all__ = ["ECAAttention", "FcaAttention", "GCTAttention", "SEAttention", "SRMAttention"]
+__all__ = ["ECAAttention", "FcaAttention", "GCTAttention", "NAMAttention", "SEAttention", "SRMAttention"]

@@ -60,6 +60,23 @@ def test_gct_of_a_single_channel_has_the_same_gate_for_every_image():
     torch.testing.assert_close(gct(x), x * (1 + torch.tanh(gct.gamma * gct.alpha.sign() + gct.beta)))
 
 
+@limit("nam", "SiLU")
+def test_nam_of_one_standardised_channel_is_silu():
+    nam, x = drawn("nam", channels=1), randn(2, 1, 5, 7)
+    nam.norm_c.running_mean.fill_(0.0)
+    nam.norm_c.running_var.fill_(1.0 - nam.norm_c.eps)
+    nam.norm_c.weight.fill_(1.0)
+    nam.norm_c.bias.fill_(0.0)
+    torch.testing.assert_close(nam(x), F.silu(x))
+
+
+@limit("nam", "constant gate")
+def test_nam_without_scales_halves():
+    nam, x = drawn("nam", channels=6), randn(2, 6, 5, 7)
+    nam.norm_c.weight.fill_(0.0)
+    assert torch.equal(nam(x), x / 2)
+
+
 @limit("se", "identity")
 def test_se_with_a_large_gate_bias_is_the_identity():
     se, x = drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
