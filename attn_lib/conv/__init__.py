@@ -2,9 +2,14 @@
 
 from .deform import DeformConv2d, deform_conv2d
 from .depthwise_separable import DepthwiseSeparableConv
+from .dilated import ContextModule, DilatedConv, reached, receptive_field
 
 __all__ = [
+    "ContextModule",
     "DeformConv2d",
     "DepthwiseSeparableConv",
+    "DilatedConv",
     "deform_conv2d",
+    "reached",
+    "receptive_field",
 ]
