@@ -43,4 +43,18 @@ def test_dilated_convolution_that_reaches_beyond_the_map_is_a_linear_layer():
     torch.testing.assert_close(tokens(dilated(x)), F.linear(tokens(x), centre, dilated.bias))
 
 
+@limit("pconv", "convolution")
+def test_partial_convolution_of_all_channels_is_convolution():
+    partial, x = drawn("pconv", channels=4, n_div=1), randn(2, 4, 6, 7)
+    torch.testing.assert_close(partial(x), F.conv2d(x, partial.conv.weight, padding=1))
+
+
+@limit("pconv", "identity")
+def test_partial_convolution_with_a_kernel_of_one_pixel_is_the_identity():
+    partial, x = drawn("pconv", channels=8, n_div=2), randn(2, 8, 6, 7)
+    partial.conv.weight.zero_()
+    partial.conv.weight[:, :, 1, 1] = torch.eye(4)
+    torch.testing.assert_close(partial(x), x)
+
+
 test_every_limit_is_proven = every_limit_is_proven("conv")
