@@ -2,5 +2,16 @@
 
 from .deform import DeformConv2d, deform_conv2d
 from .depthwise_separable import DepthwiseSeparableConv
+from .dilated import ContextModule, DilatedConv, reached, receptive_field
+from .pconv import PartialConv
 
-__all__ = ["DeformConv2d", "DepthwiseSeparableConv", "deform_conv2d"]
+__all__ = [
+    "ContextModule",
+    "DeformConv2d",
+    "DepthwiseSeparableConv",
+    "DilatedConv",
+    "PartialConv",
+    "deform_conv2d",
+    "reached",
+    "receptive_field",
+]

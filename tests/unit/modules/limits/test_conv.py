@@ -30,4 +30,31 @@ def test_a_depthwise_separable_convolution_of_one_pixel_is_a_linear_layer():
     torch.testing.assert_close(tokens(separable(x)), F.linear(tokens(x), W, separable.pointwise.bias))
 
 
+@limit("dilated", "convolution")
+def test_dilated_convolution_without_holes_is_convolution():
+    dilated, x = drawn("dilated", channels=4, dilation=1), randn(2, 4, 6, 7)
+    torch.testing.assert_close(dilated(x), F.conv2d(x, dilated.weight, dilated.bias, padding=1))
+
+
+@limit("dilated", "linear layer")
+def test_dilated_convolution_that_reaches_beyond_the_map_is_a_linear_layer():
+    dilated, x = drawn("dilated", channels=4, dilation=7), randn(2, 4, 6, 7)
+    centre = dilated.weight[:, :, 1, 1]
+    torch.testing.assert_close(tokens(dilated(x)), F.linear(tokens(x), centre, dilated.bias))
+
+
+@limit("pconv", "convolution")
+def test_partial_convolution_of_all_channels_is_convolution():
+    partial, x = drawn("pconv", channels=4, n_div=1), randn(2, 4, 6, 7)
+    torch.testing.assert_close(partial(x), F.conv2d(x, partial.conv.weight, padding=1))
+
+
+@limit("pconv", "identity")
+def test_partial_convolution_with_a_kernel_of_one_pixel_is_the_identity():
+    partial, x = drawn("pconv", channels=8, n_div=2), randn(2, 8, 6, 7)
+    partial.conv.weight.zero_()
+    partial.conv.weight[:, :, 1, 1] = torch.eye(4)
+    torch.testing.assert_close(partial(x), x)
+
+
 test_every_limit_is_proven = every_limit_is_proven("conv")
