@@ -5,6 +5,7 @@ from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
 from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .simam import SimAM
+from .triplet import TripletAttention, TripletBranch
 
 __all__ = [
     "BAM",
@@ -17,4 +18,6 @@ __all__ = [
     "SSEAttention",
     "SimAM",
     "SpatialAttention",
+    "TripletAttention",
+    "TripletBranch",
 ]

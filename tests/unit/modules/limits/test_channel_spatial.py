@@ -99,4 +99,33 @@ def test_simam_of_standardised_channels_is_an_activation_function():
     torch.testing.assert_close(simam(x), x * torch.sigmoid(x**2 / 4 + 0.5))
 
 
+@limit("triplet", "cbam")
+def test_triplet_attention_without_its_rotated_branches_is_a_third_of_cbams_spatial_part():
+    triplet, x = drawn("triplet", channels=6), randn(2, 6, 5, 7)
+    cbam = drawn("cbam", channels=6, reduction=2, norm=True)
+    for branch in (triplet.cw, triplet.hc):
+        branch.norm.bias.fill_(-1e4)
+    cbam.channel.W1.bias.fill_(1e4)  # the channel gate is open
+    cbam.spatial.norm = triplet.hw.norm
+    cbam.spatial.f.weight.copy_(triplet.hw.f.weight.flip(1))  # there the mean comes first
+    torch.testing.assert_close(triplet(x), cbam(x) / 3)
+
+
+@limit("triplet", "constant gate")
+def test_triplet_attention_without_scales_is_a_constant():
+    triplet, x = drawn("triplet", channels=6), randn(2, 6, 5, 7)
+    branches = (triplet.cw, triplet.hc, triplet.hw)
+    for branch in branches:
+        branch.norm.weight.fill_(0.0)
+    torch.testing.assert_close(triplet(x), x * sum(torch.sigmoid(b.norm.bias) for b in branches) / 3)
+
+
+@limit("triplet", "identity")
+def test_triplet_attention_with_open_gates_is_the_identity():
+    triplet, x = drawn("triplet", channels=6), randn(2, 6, 5, 7)
+    for branch in (triplet.cw, triplet.hc, triplet.hw):
+        branch.norm.bias.fill_(1e4)
+    torch.testing.assert_close(triplet(x), x)
+
+
 test_every_limit_is_proven = every_limit_is_proven("channel_spatial")
