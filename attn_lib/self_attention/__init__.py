@@ -1,5 +1,6 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
+from .a2 import DoubleAttention
 from .biformer import BiLevelRoutingAttention
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
@@ -7,6 +8,7 @@ from .swiftformer import EfficientAdditiveAttention
 
 __all__ = [
     "BiLevelRoutingAttention",
+    "DoubleAttention",
     "EfficientAdditiveAttention",
     "ExternalAttention",
     "ExternalAttentionBlock",

@@ -74,4 +74,19 @@ def test_efficient_additive_attention_that_weighs_no_query_is_a_linear_layer_of_
     torch.testing.assert_close(additive(x), y)
 
 
+@limit("a2", "mean")
+def test_double_attention_that_gathers_everywhere_alike_hands_out_the_mean():
+    a2, x = drawn("a2", channels=8, m=4, n=3), randn(2, 8, 5, 7)
+    a2.Wtheta.weight.fill_(0.0)
+    torch.testing.assert_close(a2(x), x + a2.Wz(a2.Wphi(x).mean((2, 3), keepdim=True)))
+
+
+@limit("a2", "identity")
+def test_double_attention_without_its_way_out_is_the_identity():
+    a2, x = drawn("a2", channels=8, m=4, n=3), randn(2, 8, 5, 7)
+    a2.Wz.weight.fill_(0.0)
+    a2.Wz.bias.fill_(0.0)
+    assert torch.equal(a2(x), x)
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
