@@ -5,6 +5,7 @@ from .biformer import BiLevelRoutingAttention
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
 from .swiftformer import EfficientAdditiveAttention
+from .ufo import UFOAttention
 
 __all__ = [
     "BiLevelRoutingAttention",
@@ -13,4 +14,5 @@ __all__ = [
     "ExternalAttention",
     "ExternalAttentionBlock",
     "MHSA2d",
+    "UFOAttention",
 ]

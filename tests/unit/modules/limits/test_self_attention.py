@@ -89,4 +89,20 @@ def test_double_attention_without_its_way_out_is_the_identity():
     assert torch.equal(a2(x), x)
 
 
+@limit("ufo", "linear layer")
+def test_ufo_attention_of_orthonormal_channels_is_a_linear_layer_of_directions():
+    ufo, x = drawn("ufo", channels=8, heads=1, layout="B N C", bias=False), torch.linalg.qr(randn(20, 8))[0][None]
+    for W in (ufo.Wk, ufo.Wv):
+        W.weight.copy_(torch.eye(8))  # KᵀV = xᵀx = 1: what it knows of an image is how its channels go together
+    q = ufo.Wq(x)
+    torch.testing.assert_close(ufo(x), ufo.Wo(ufo.gamma**2 * q / q.norm(dim=-1, keepdim=True)))
+
+
+@limit("ufo", "constant")
+def test_ufo_attention_without_gamma_gives_every_position_its_bias():
+    ufo, x = drawn("ufo", channels=8, heads=2), randn(2, 8, 5, 7)
+    ufo.gamma.fill_(0.0)
+    assert torch.equal(ufo(x), ufo.Wo.bias[:, None, None].expand_as(x))
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
