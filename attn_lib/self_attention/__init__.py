@@ -1,5 +1,6 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
+from .a2 import DoubleAttention
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .cot import CoTAttention
@@ -7,6 +8,7 @@ from .dilateformer import DilateAttention
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
 from .swiftformer import EfficientAdditiveAttention
+from .ufo import UFOAttention
 from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
@@ -15,10 +17,12 @@ __all__ = [
     "BiLevelRoutingAttention",
     "CoTAttention",
     "DilateAttention",
+    "DoubleAttention",
     "EfficientAdditiveAttention",
     "EncoderBlock",
     "ExternalAttention",
     "ExternalAttentionBlock",
     "MHSA2d",
+    "UFOAttention",
     "VisionTransformer",
 ]

@@ -17,8 +17,8 @@ CASES = [(8, None, 1, 7), (3, 5, 1, 4), (4, 2, 3, 1), (1, 1, 1, 6)]  # C, O (out
 
 
 def make(C=8, out=None, *, seed=0, **options):
-    module = EfficientAdditiveAttention(C, out, **{"layout": TOKENS} | options)
-    return randomised(module, seed=seed).requires_grad_(False)
+    additive = EfficientAdditiveAttention(C, out, **{"layout": TOKENS} | options)
+    return randomised(additive, seed=seed).requires_grad_(False)
 
 
 def run(module, x):

@@ -152,4 +152,35 @@ def test_dilated_attention_with_a_kernel_that_covers_the_map_is_full_attention()
     torch.testing.assert_close(m(x), m.Wo(mhsa(x)))
 
 
+@limit("a2", "mean")
+def test_double_attention_that_gathers_everywhere_alike_hands_out_the_mean():
+    a2, x = drawn("a2", channels=8, m=4, n=3), randn(2, 8, 5, 7)
+    a2.Wtheta.weight.fill_(0.0)
+    torch.testing.assert_close(a2(x), x + a2.Wz(a2.Wphi(x).mean((2, 3), keepdim=True)))
+
+
+@limit("a2", "identity")
+def test_double_attention_without_its_way_out_is_the_identity():
+    a2, x = drawn("a2", channels=8, m=4, n=3), randn(2, 8, 5, 7)
+    a2.Wz.weight.fill_(0.0)
+    a2.Wz.bias.fill_(0.0)
+    assert torch.equal(a2(x), x)
+
+
+@limit("ufo", "linear layer")
+def test_ufo_attention_of_orthonormal_channels_is_a_linear_layer_of_directions():
+    ufo, x = drawn("ufo", channels=8, heads=1, layout="B N C", bias=False), torch.linalg.qr(randn(20, 8))[0][None]
+    for W in (ufo.Wk, ufo.Wv):
+        W.weight.copy_(torch.eye(8))  # KᵀV = xᵀx = 1: what it knows of an image is how its channels go together
+    q = ufo.Wq(x)
+    torch.testing.assert_close(ufo(x), ufo.Wo(ufo.gamma**2 * q / q.norm(dim=-1, keepdim=True)))
+
+
+@limit("ufo", "constant")
+def test_ufo_attention_without_gamma_gives_every_position_its_bias():
+    ufo, x = drawn("ufo", channels=8, heads=2), randn(2, 8, 5, 7)
+    ufo.gamma.fill_(0.0)
+    assert torch.equal(ufo(x), ufo.Wo.bias[:, None, None].expand_as(x))
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
