@@ -2,5 +2,6 @@
 
 from .ccnet import CrissCrossAttention
 from .non_local import NonLocalAttention
+from .stn import SpatialTransformer
 
-__all__ = ["CrissCrossAttention", "NonLocalAttention"]
+__all__ = ["CrissCrossAttention", "NonLocalAttention", "SpatialTransformer"]

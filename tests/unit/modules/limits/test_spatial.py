@@ -43,4 +43,12 @@ def test_a_non_local_block_that_asks_nothing_adds_the_mean_of_the_image():
     torch.testing.assert_close(block(x), x + block.Wz(block.Wg(x).mean((2, 3), keepdim=True)))
 
 
+@limit("stn", "identity")
+def test_a_spatial_transformer_that_reads_every_pixel_where_it_is_is_the_identity():
+    stn, x = drawn("stn", channels=3), randn(2, 3, 5, 7)
+    stn.Wtheta.weight.fill_(0.0)
+    stn.Wtheta.bias.copy_(torch.eye(2, 3).flatten())
+    assert torch.equal(stn(x), x)
+
+
 test_every_limit_is_proven = every_limit_is_proven("spatial")
