@@ -3,11 +3,13 @@
 from .biformer import BiLevelRoutingAttention
 from .cot import CoTAttention
 from .dilateformer import DilateAttention
+from .emo import InvertedResidualMobileBlock
 from .mhsa import MHSA2d
 
 __all__ = [
     "BiLevelRoutingAttention",
     "CoTAttention",
     "DilateAttention",
+    "InvertedResidualMobileBlock",
     "MHSA2d",
 ]
