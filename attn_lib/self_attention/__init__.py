@@ -5,6 +5,7 @@ from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .cot import CoTAttention
 from .dilateformer import DilateAttention
+from .emo import InvertedResidualMobileBlock
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
 from .swiftformer import EfficientAdditiveAttention
@@ -22,6 +23,7 @@ __all__ = [
     "EncoderBlock",
     "ExternalAttention",
     "ExternalAttentionBlock",
+    "InvertedResidualMobileBlock",
     "MHSA2d",
     "UFOAttention",
     "VisionTransformer",

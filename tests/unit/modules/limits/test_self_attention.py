@@ -181,6 +181,23 @@ def test_ufo_attention_without_gamma_gives_every_position_its_bias():
     ufo, x = drawn("ufo", channels=8, heads=2), randn(2, 8, 5, 7)
     ufo.gamma.fill_(0.0)
     assert torch.equal(ufo(x), ufo.Wo.bias[:, None, None].expand_as(x))
+@limit("emo", "identity")
+def test_a_mobile_block_without_its_way_out_is_the_identity():
+    emo, x = drawn("emo", channels=8, heads=2, window=3), randn(2, 8, 5, 7)
+    emo.Wo.weight.fill_(0.0)
+    assert torch.equal(emo(x), x)
+
+
+@limit("emo", "self-attention")
+def test_a_mobile_block_with_one_window_and_no_convolution_is_self_attention():
+    emo, x = drawn("emo", channels=8, heads=1, window=9, expansion=2.0), randn(2, 8, 5, 7)
+    emo.norm_d.weight.fill_(0.0)
+    emo.norm_d.bias.fill_(0.0)  # SiLU(0) = 0: the inner skip alone remains
+    x_hat = torch.nn.functional.layer_norm(tokens(x), (8,), emo.norm.weight, emo.norm.bias, eps=1e-6)
+    q, k = (x_hat @ emo.Wqk.weight[:, :, 0, 0].T + emo.Wqk.bias).chunk(2, -1)
+    V = torch.nn.functional.gelu(x_hat @ emo.Wv.weight[:, :, 0, 0].T + emo.Wv.bias)
+    attended = softmax_attention(q, k, V, scale=8**-0.5)
+    torch.testing.assert_close(tokens(emo(x)), tokens(x) + attended @ emo.Wo.weight[:, :, 0, 0].T)
 
 
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
