@@ -14,6 +14,20 @@ def test_condconv_with_one_expert_that_counts_fully_is_convolution():
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.kernels[0], layer.bias[0], padding=1))
 
 
+@limit("dynamic_conv", "convolution")
+def test_dynamic_convolution_with_one_kernel_is_convolution():
+    layer, x = drawn("dynamic_conv", channels=6, kernels=1), randn(2, 6, 5, 7)
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.kernels[0], layer.bias[0], padding=1))
+
+
+@limit("dynamic_conv", "mean")
+def test_dynamic_convolution_at_a_great_temperature_is_the_mean_of_its_convolutions():
+    layer, x = drawn("dynamic_conv", channels=6, kernels=3), randn(2, 6, 5, 7)
+    layer.temperature = 1e300
+    each = [F.conv2d(x, W, b, padding=1) for W, b in zip(layer.kernels, layer.bias, strict=True)]
+    torch.testing.assert_close(layer(x), sum(each) / 3)
+
+
 @limit("highway", "identity")
 def test_a_highway_layer_with_its_gate_shut_is_the_identity():
     layer, x = drawn("highway", channels=6), randn(2, 6, 5, 7)
