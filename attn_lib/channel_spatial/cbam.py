@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Counterpart, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int, check_odd, check_tensor
-from ..ops import mean_and_max
+from ..ops import maximum, mean_and_max
 from ..tap import tap
 
 
@@ -49,7 +49,7 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         c_avg = tap("c_avg", x.mean((2, 3)), "B C")
-        c_max = tap("c_max", x.amax((2, 3)), "B C") if self.max_branch else None
+        c_max = tap("c_max", maximum(x, (2, 3)).flatten(1), "B C") if self.max_branch else None
         M_c = tap("M_c", self.gate(c_avg, c_max), "B C")          # eq. 2
         return tap("x1", M_c[:, :, None, None] * x, "B C H W")   # eq. 1, first line
 
@@ -190,7 +190,7 @@ class JointCBAM(nn.Module):
         check_feature_map(a, self.channels, "a")
         check_tensor(b, "B C H W", {"B": len(a), "C": self.channels}, "b")
         c_avg = tap("c_avg", torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1), "B 2*C")
-        c_max = tap("c_max", torch.cat([a.amax((2, 3)), b.amax((2, 3))], 1), "B 2*C")
+        c_max = tap("c_max", torch.cat([maximum(a, (2, 3)), maximum(b, (2, 3))], 1).flatten(1), "B 2*C")
         M_c = tap("M_c", self.channel.gate(c_avg, c_max), "B 2*C")[:, :, None, None]
         M_ca, M_cb = M_c.chunk(2, 1)
         return self.spatial_a(M_ca * a), self.spatial_b(M_cb * b)

@@ -7,7 +7,7 @@
     pad_to_multiple  a feature map that windows fill
     windows          a feature map as windows; `unwindows` is the way back
     neighbourhoods   the k × k neighbours of every pixel
-    mean_and_max     pooling along any axes; `strip_means` along rows and along columns
+    mean_and_max     pooling along any axes, `maximum` alone; `strip_means` along rows and along columns
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
     conv2d_per_image a convolution with a kernel for each image
     output_size      of a convolution; its `same_padding` and `tap_positions`
@@ -22,7 +22,7 @@ from .channels import channel_shuffle, covariance
 from .geometry import output_size, same_padding, tap_positions
 from .kernels import KernelMixture, conv2d_per_image
 from .layouts import from_tokens, to_tokens
-from .pooling import mean_and_max, strip_means
+from .pooling import maximum, mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
 from .precision import in_float32
 from .sampling import bilinear_sample, resize
@@ -38,6 +38,7 @@ __all__ = [
     "covariance",
     "from_tokens",
     "in_float32",
+    "maximum",
     "mean_and_max",
     "neighbourhoods",
     "output_size",

@@ -110,8 +110,9 @@ def keep_blocks(app: Sphinx, what: str, name: str, obj: object, options: object,
 
 
 def plain_signs(line: str) -> str:
-    """Escape, outside `code`, the signs that mathematics and reStructuredText both use."""
+    """Escape, outside `code`, the signs that mathematics and reStructuredText both use; a plural may follow `code`."""
     parts = re.split(r"(`+[^`]*`+)", line)
+    parts[2::2] = ["\\ " + part if part[:1].isalnum() else part for part in parts[2::2]]
     parts[::2] = [re.sub(r"\||(?<=[\s(,])\*(?=\w+[\s),\]])", r"\\\g<0>", part) for part in parts[::2]]
     return "".join(parts)
 

@@ -173,6 +173,25 @@ def test_pooling_along_axes():
     torch.testing.assert_close(cols, torch.stack([x[..., j].sum(-1) / 4 for j in range(5)], -1))
 
 
+@pytest.mark.parametrize("dim", [1, (2, 3), (1, 2, 3)], ids=str)
+def test_maximum_is_amax_and_so_are_all_its_derivatives(dim):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).mul(2).round().requires_grad_()  # whole numbers: many ties
+    assert (x == x.amax(dim, keepdim=True)).sum() > x.amax(dim).numel()
+    plain, g = (lambda x: x.amax(dim, keepdim=True)), torch.randn_like(x.amax(dim, keepdim=True))
+    mine = lambda x: ops.maximum(x, dim)  # noqa: E731
+    assert torch.equal(mine(x), plain(x))
+    torch.testing.assert_close(*(torch.autograd.grad(f(x), x, g)[0] for f in (mine, plain)))
+    t = torch.randn_like(x)
+    torch.testing.assert_close(*(torch.func.jvp(f, (x.detach(),), (t,))[1] for f in (mine, plain)))
+    for f in (mine, plain):
+        torch.testing.assert_close(torch.func.vmap(f)(x[None]), plain(x)[None])
+    distinct = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mine, distinct) and torch.autograd.gradgradcheck(mine, distinct)
+    half = torch.zeros(1, 1, 64, 64, dtype=torch.bfloat16, requires_grad=True)
+    ops.maximum(half, (2, 3)).backward(torch.ones(1, 1, 1, 1, dtype=torch.bfloat16))
+    assert torch.equal(half.grad, torch.full_like(half, 2**-12)), "4096 ties, which bfloat16 cannot count one by one"
+
+
 # ---- sampling --------------------------------------------------------------------------------------------------------
 
 
