@@ -2,6 +2,15 @@
 
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
+from .ema import EMAAttention
 from .simam import SimAM
 
-__all__ = ["CBAM", "ChannelAttention", "CoordinateAttention", "JointCBAM", "SimAM", "SpatialAttention"]
+__all__ = [
+    "CBAM",
+    "ChannelAttention",
+    "CoordinateAttention",
+    "EMAAttention",
+    "JointCBAM",
+    "SimAM",
+    "SpatialAttention",
+]

@@ -53,6 +53,24 @@ def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
     torch.testing.assert_close(coord(x), se(x))
 
 
+@limit("ema", "SiLU")
+def test_ema_of_single_channels_that_see_themselves_is_silu():
+    ema, x = drawn("ema", channels=6, groups=6), randn(2, 6, 5, 7)
+    for p in (*ema.gn.parameters(), *ema.conv3x3.parameters()):
+        p.fill_(0.0)
+    ema.conv3x3.weight[0, 0, 1, 1] = 1.0
+    torch.testing.assert_close(ema(x), F.silu(x))
+
+
+@limit("ema", "constant gate")
+def test_ema_of_biases_alone_gates_everything_alike():
+    ema, x = drawn("ema", channels=6, groups=2), randn(2, 6, 5, 7)
+    ema.gn.weight.fill_(0.0)
+    ema.conv3x3.weight.fill_(0.0)
+    far, near = ema.gn.bias, ema.conv3x3.bias
+    torch.testing.assert_close(ema(x), x * torch.sigmoid(far.softmax(0) @ near + near.softmax(0) @ far))
+
+
 @limit("simam", "constant gate")
 def test_simam_with_a_large_lambda_gates_everything_alike():
     simam, x = drawn("simam", channels=6, lam=1e30), randn(2, 6, 5, 7)
