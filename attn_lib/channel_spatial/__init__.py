@@ -3,6 +3,7 @@
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
 from .ema import EMAAttention
+from .shuffle import ShuffleAttention
 from .simam import SimAM
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "CoordinateAttention",
     "EMAAttention",
     "JointCBAM",
+    "ShuffleAttention",
     "SimAM",
     "SpatialAttention",
 ]

@@ -71,6 +71,15 @@ def test_ema_of_biases_alone_gates_everything_alike():
     torch.testing.assert_close(ema(x), x * torch.sigmoid(far.softmax(0) @ near + near.softmax(0) @ far))
 
 
+@limit("shuffle", "constant gate")
+def test_shuffle_attention_without_weights_is_a_constant_gate_and_a_permutation():
+    shuffle, x = drawn("shuffle", channels=8, groups=2), randn(2, 8, 5, 7)
+    for name, value in (("w1", 0.0), ("w2", 0.0), ("b1", 0.7), ("b2", 0.7)):
+        getattr(shuffle, name).fill_(value)
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    torch.testing.assert_close(shuffle(x), torch.sigmoid(torch.tensor(0.7, dtype=x.dtype)) * x[:, order])
+
+
 @limit("simam", "constant gate")
 def test_simam_with_a_large_lambda_gates_everything_alike():
     simam, x = drawn("simam", channels=6, lam=1e30), randn(2, 6, 5, 7)
