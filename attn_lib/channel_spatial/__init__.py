@@ -3,7 +3,9 @@
 from .bam import BAM
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
+from .ema import EMAAttention
 from .scse import CSEAttention, SCSEAttention, SSEAttention
+from .shuffle import ShuffleAttention
 from .simam import SimAM
 from .triplet import TripletAttention, TripletBranch
 
@@ -13,9 +15,11 @@ __all__ = [
     "CSEAttention",
     "ChannelAttention",
     "CoordinateAttention",
+    "EMAAttention",
     "JointCBAM",
     "SCSEAttention",
     "SSEAttention",
+    "ShuffleAttention",
     "SimAM",
     "SpatialAttention",
     "TripletAttention",

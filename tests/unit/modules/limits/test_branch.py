@@ -42,6 +42,26 @@ def test_a_highway_layer_with_its_gate_open_is_a_convolution_and_its_activation(
     assert torch.equal(layer(x), F.relu(F.conv2d(x, layer.Wh.weight, layer.Wh.bias, padding=1)))
 
 
+@limit("resnest", "se")
+def test_split_attention_with_one_split_is_squeeze_and_excitation_behind_a_convolution():
+    split = drawn("resnest", channels=6, radix=1, reduction=2, min_dim=1)
+    se, x = drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
+    split.bn1.weight.copy_((split.bn1.running_var + split.bn1.eps).sqrt())  # in evaluation mode: nothing is normalised
+    split.bn1.bias.copy_(split.bn1.running_mean)
+    for fc, W in ((split.fc1, se.W1), (split.fc2, se.W2)):
+        fc.weight.copy_(W.weight[:, :, None, None])
+        fc.bias.copy_(W.bias)
+    torch.testing.assert_close(split(x), se(F.relu(split.bn0(split.conv(x)))))
+
+
+@limit("resnest", "mean")
+def test_split_attention_without_logits_is_the_mean_of_its_splits():
+    split, x = drawn("resnest", channels=6, radix=3), randn(2, 6, 5, 7)
+    split.fc2.weight.fill_(0.0)
+    split.fc2.bias.fill_(0.0)
+    torch.testing.assert_close(split(x), sum(F.relu(split.bn0(split.conv(x))).chunk(3, 1)) / 3)
+
+
 @limit("sk", "convolution")
 def test_selective_kernel_with_one_branch_is_convolution_batch_norm_relu():
     sk, x = drawn("sk", channels=6, groups=3, dilations=(2,)), randn(2, 6, 5, 7)

@@ -83,6 +83,31 @@ def test_concurrent_squeeze_and_excitation_that_knows_nothing_is_the_identity():
     for p in scse.parameters():
         p.zero_()
     assert torch.equal(scse(x), x)  # one half of x, twice
+@limit("ema", "SiLU")
+def test_ema_of_single_channels_that_see_themselves_is_silu():
+    ema, x = drawn("ema", channels=6, groups=6), randn(2, 6, 5, 7)
+    for p in (*ema.gn.parameters(), *ema.conv3x3.parameters()):
+        p.fill_(0.0)
+    ema.conv3x3.weight[0, 0, 1, 1] = 1.0
+    torch.testing.assert_close(ema(x), F.silu(x))
+
+
+@limit("ema", "constant gate")
+def test_ema_of_biases_alone_gates_everything_alike():
+    ema, x = drawn("ema", channels=6, groups=2), randn(2, 6, 5, 7)
+    ema.gn.weight.fill_(0.0)
+    ema.conv3x3.weight.fill_(0.0)
+    far, near = ema.gn.bias, ema.conv3x3.bias
+    torch.testing.assert_close(ema(x), x * torch.sigmoid(far.softmax(0) @ near + near.softmax(0) @ far))
+
+
+@limit("shuffle", "constant gate")
+def test_shuffle_attention_without_weights_is_a_constant_gate_and_a_permutation():
+    shuffle, x = drawn("shuffle", channels=8, groups=2), randn(2, 8, 5, 7)
+    for name, value in (("w1", 0.0), ("w2", 0.0), ("b1", 0.7), ("b2", 0.7)):
+        getattr(shuffle, name).fill_(value)
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    torch.testing.assert_close(shuffle(x), torch.sigmoid(torch.tensor(0.7, dtype=x.dtype)) * x[:, order])
 
 
 @limit("simam", "constant gate")
