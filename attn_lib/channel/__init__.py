@@ -6,6 +6,7 @@ from .gct import GCTAttention
 from .gsop import GSoPAttention, GSoPSpatialAttention
 from .nam import NAMAttention
 from .se import SEAttention
+from .soca import SOCAAttention
 from .srm import SRMAttention
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "GSoPSpatialAttention",
     "NAMAttention",
     "SEAttention",
+    "SOCAAttention",
     "SRMAttention",
 ]

@@ -106,6 +106,19 @@ def test_se_with_a_large_gate_bias_is_the_identity():
     assert torch.equal(se(x), x)
 
 
+@limit("soca", "variance gate")
+def test_soca_of_uncorrelated_channels_is_se_on_their_deviations():
+    soca, se = drawn("soca", channels=6, reduction=2, iterations=40), drawn("se", channels=6, reduction=2)
+    ones = torch.ones(2, 35, 1, dtype=torch.float64)
+    q = torch.linalg.qr(torch.cat([ones, randn(2, 35, 6)], 2))[0][:, :, 1:]  # orthonormal, each with the mean 0
+    deviation = torch.tensor([3.0, 1.0, 0.5, 2.0, 0.25, 4.0], dtype=torch.float64)
+    x = (q.mT * deviation[:, None] * 35**0.5).reshape(2, 6, 5, 7)
+    for a, b in zip(se.parameters(), soca.parameters(), strict=True):
+        a.copy_(b)
+    s = torch.sigmoid(se.W2(F.relu(se.W1(deviation / 6))))
+    torch.testing.assert_close(soca(x), x * s[:, None, None])
+
+
 @limit("srm", "channel-wise gate")
 def test_srm_without_a_weight_for_the_deviation_is_a_channel_wise_gate():
     srm, x = drawn("srm", channels=6), randn(2, 6, 5, 7)
