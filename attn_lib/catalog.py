@@ -68,6 +68,7 @@ OPERATIONS = {
     "constant gate": "y = c · x, the same number c for everything",
     "channel-wise gate": "y = s · x, where s of a channel depends on that channel's mean alone",
     "channel scaling": "y = s · x with a constant s for every channel",
+    "variance gate": "y = s · x, where s depends on the variances of the channels alone",
     "row gate": "y = s · x with an s for every row of every channel",
     "activation function": "a function of every number by itself",
     "SiLU": "y = x · σ(x)",

@@ -3,8 +3,20 @@
 from .eca import ECAAttention
 from .fca import FcaAttention
 from .gct import GCTAttention
+from .gsop import GSoPAttention, GSoPSpatialAttention
 from .nam import NAMAttention
 from .se import SEAttention
+from .soca import SOCAAttention
 from .srm import SRMAttention
 
-__all__ = ["ECAAttention", "FcaAttention", "GCTAttention", "NAMAttention", "SEAttention", "SRMAttention"]
+__all__ = [
+    "ECAAttention",
+    "FcaAttention",
+    "GCTAttention",
+    "GSoPAttention",
+    "GSoPSpatialAttention",
+    "NAMAttention",
+    "SEAttention",
+    "SOCAAttention",
+    "SRMAttention",
+]

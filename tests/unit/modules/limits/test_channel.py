@@ -60,6 +60,28 @@ def test_gct_of_a_single_channel_has_the_same_gate_for_every_image():
     torch.testing.assert_close(gct(x), x * (1 + torch.tanh(gct.gamma * gct.alpha.sign() + gct.beta)))
 
 
+@limit("gsop", "variance gate")
+def test_gsop_whose_rows_read_their_own_entry_is_a_gate_from_variances():
+    gsop, x = drawn("gsop", channels=6, reduced=4), randn(2, 6, 5, 7)
+    gsop.excite.Wr.weight *= torch.eye(4)[:, None, None, :].expand(4, 4, 1, 4).reshape(16, 1, 4)
+    z = F.relu(gsop.norm(gsop.W1(x)))
+    rows = gsop.excite.norm
+    v = (z.var((2, 3), correction=0) - rows.running_mean) / (rows.running_var + rows.eps).sqrt()
+    v = v * rows.weight + rows.bias
+    kernels = gsop.excite.Wr.weight.sum((1, 2)).view(4, 4)  # four numbers a row, at its own variance
+    q = (v[:, :, None] * kernels).flatten(1) + gsop.excite.Wr.bias
+    s = torch.sigmoid(gsop.excite.W2(F.leaky_relu(q, 0.1)))
+    torch.testing.assert_close(gsop(x), x * s[:, :, None, None])
+
+
+@limit("gsop", "channel scaling")
+def test_gsop_whose_rows_read_nothing_multiplies_every_channel_by_a_constant():
+    gsop, x = drawn("gsop", channels=6, reduced=4), randn(2, 6, 5, 7)
+    gsop.excite.Wr.weight.fill_(0.0)
+    s = torch.sigmoid(gsop.excite.W2(F.leaky_relu(gsop.excite.Wr.bias, 0.1)))
+    torch.testing.assert_close(gsop(x), x * s[:, None, None])
+
+
 @limit("nam", "SiLU")
 def test_nam_of_one_standardised_channel_is_silu():
     nam, x = drawn("nam", channels=1), randn(2, 1, 5, 7)
@@ -82,6 +104,19 @@ def test_se_with_a_large_gate_bias_is_the_identity():
     se, x = drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
     se.W2.bias.fill_(1000.0)
     assert torch.equal(se(x), x)
+
+
+@limit("soca", "variance gate")
+def test_soca_of_uncorrelated_channels_is_se_on_their_deviations():
+    soca, se = drawn("soca", channels=6, reduction=2, iterations=40), drawn("se", channels=6, reduction=2)
+    ones = torch.ones(2, 35, 1, dtype=torch.float64)
+    q = torch.linalg.qr(torch.cat([ones, randn(2, 35, 6)], 2))[0][:, :, 1:]  # orthonormal, each with the mean 0
+    deviation = torch.tensor([3.0, 1.0, 0.5, 2.0, 0.25, 4.0], dtype=torch.float64)
+    x = (q.mT * deviation[:, None] * 35**0.5).reshape(2, 6, 5, 7)
+    for a, b in zip(se.parameters(), soca.parameters(), strict=True):
+        a.copy_(b)
+    s = torch.sigmoid(se.W2(F.relu(se.W1(deviation / 6))))
+    torch.testing.assert_close(soca(x), x * s[:, None, None])
 
 
 @limit("srm", "channel-wise gate")
