@@ -1,11 +1,13 @@
 """Convolutions that choose where, or with what, they convolve."""
 
+from .aspp import ASPP, valid_weights
 from .deform import DeformConv2d, deform_conv2d
 from .depthwise_separable import DepthwiseSeparableConv
 from .dilated import ContextModule, DilatedConv, reached, receptive_field
 from .pconv import PartialConv
 
 __all__ = [
+    "ASPP",
     "ContextModule",
     "DeformConv2d",
     "DepthwiseSeparableConv",
@@ -14,4 +16,5 @@ __all__ = [
     "deform_conv2d",
     "reached",
     "receptive_field",
+    "valid_weights",
 ]
