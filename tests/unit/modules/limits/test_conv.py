@@ -80,4 +80,21 @@ def test_partial_convolution_with_a_kernel_of_one_pixel_is_the_identity():
     torch.testing.assert_close(partial(x), x)
 
 
+@limit("scconv", "identity")
+def test_spatial_reconstruction_with_everything_above_the_threshold_is_the_identity():
+    scconv, x = drawn("scconv", channels=32, threshold=0.0), randn(2, 32, 6, 7)
+    torch.testing.assert_close(scconv.sru(x), x)
+    torch.testing.assert_close(scconv(x), scconv.cru(x))
+
+
+@limit("scconv", "channel-wise gate")
+def test_channel_reconstruction_without_its_convolved_part_is_a_channel_wise_gate():
+    scconv, x = drawn("scconv", channels=32, threshold=0.0), randn(2, 32, 6, 7)
+    scconv.cru.GWC.weight.zero_()
+    scconv.cru.PWC1.weight.zero_()
+    squeezed = scconv.cru.squeeze_low(x[:, 16:])
+    Y2 = torch.cat([scconv.cru.PWC2(squeezed), squeezed], 1)
+    torch.testing.assert_close(scconv(x), Y2.mean((2, 3), keepdim=True).sigmoid() * Y2)
+
+
 test_every_limit_is_proven = every_limit_is_proven("conv")
