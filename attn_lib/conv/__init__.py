@@ -1,17 +1,24 @@
 """Convolutions that choose where, or with what, they convolve."""
 
+from .aspp import ASPP, valid_weights
 from .deform import DeformConv2d, deform_conv2d
 from .depthwise_separable import DepthwiseSeparableConv
 from .dilated import ContextModule, DilatedConv, reached, receptive_field
 from .pconv import PartialConv
+from .scconv import ChannelReconstructionUnit, SpatialChannelReconstructionConv, SpatialReconstructionUnit
 
 __all__ = [
+    "ASPP",
+    "ChannelReconstructionUnit",
     "ContextModule",
     "DeformConv2d",
     "DepthwiseSeparableConv",
     "DilatedConv",
     "PartialConv",
+    "SpatialChannelReconstructionConv",
+    "SpatialReconstructionUnit",
     "deform_conv2d",
     "reached",
     "receptive_field",
+    "valid_weights",
 ]

@@ -35,7 +35,7 @@ from ..tap import tap
         Erratum("release", "It has two forward passes, one that writes into a clone, for inference alone.",
                 "One for both, which joins what is convolved and what is not, to the same result.",
                 "test_equals_both_forward_passes_of_the_release"),
-        Erratum("release", "With fewer channels than n it makes a convolution of no channels.",
+        Erratum("release", "With fewer channels than n it makes a convolution of none, which fails when called.",
                 "That is refused, with a sentence.",
                 "test_fewer_channels_than_parts_are_refused"),
         Erratum("copies", "It is taken for the partial convolution of inpainting, which shares the name.",

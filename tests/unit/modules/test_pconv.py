@@ -119,6 +119,8 @@ def test_flops_fall_with_the_square(n):
 def test_fewer_channels_than_parts_are_refused():
     with pytest.raises(ValueError, match="n_div=4 must be at most channels=3"):
         PartialConv(3)
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError):
+        reference("timm.models.fasternet").Partial_conv3(3, 4, "split_cat")(torch.ones(1, 3, 5, 5))
     assert PartialConv(7).convolved == 1  # rounded down, as in the release
     with pytest.raises(ValueError, match="kernel_size=2 must be odd"):
         PartialConv(8, kernel_size=2)

@@ -2,9 +2,32 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+import attn_lib
 from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, tokens
+
+
+@limit("aspp", "dilated")
+def test_the_pyramid_with_one_branch_alone_is_a_dilated_convolution():
+    aspp, x = drawn("aspp", channels=4, out_channels=3, rates=(2, 3)), randn(2, 4, 6, 7)
+    conv, norm, _ = aspp.convs[2]
+    aspp.project[0].weight.copy_(torch.cat([torch.zeros(3, 6), torch.eye(3), torch.zeros(3, 3)], 1)[..., None, None])
+    aspp.project[1] = nn.Identity()
+    dilated = drawn("dilated", channels=4, out_channels=3, dilation=3, bias=False)
+    dilated.weight.copy_(conv.weight)
+    torch.testing.assert_close(aspp(x), F.relu(norm(dilated(x))))
+
+
+@limit("aspp", "linear layer")
+def test_a_branch_of_the_pyramid_that_reaches_beyond_the_map_is_a_linear_layer():
+    aspp, x = drawn("aspp", channels=4, out_channels=3, rates=(7,)), randn(2, 4, 6, 7)
+    conv, norm, _ = aspp.convs[1]
+    centre = F.linear(x.movedim(1, -1), conv.weight[:, :, 1, 1]).movedim(-1, 1)
+    with attn_lib.trace() as t:
+        aspp(x)
+    torch.testing.assert_close(t["f:2"], F.relu(norm(centre)))
 
 
 @limit("deform", "convolution")
@@ -55,6 +78,23 @@ def test_partial_convolution_with_a_kernel_of_one_pixel_is_the_identity():
     partial.conv.weight.zero_()
     partial.conv.weight[:, :, 1, 1] = torch.eye(4)
     torch.testing.assert_close(partial(x), x)
+
+
+@limit("scconv", "identity")
+def test_spatial_reconstruction_with_everything_above_the_threshold_is_the_identity():
+    scconv, x = drawn("scconv", channels=32, threshold=0.0), randn(2, 32, 6, 7)
+    torch.testing.assert_close(scconv.sru(x), x)
+    torch.testing.assert_close(scconv(x), scconv.cru(x))
+
+
+@limit("scconv", "channel-wise gate")
+def test_channel_reconstruction_without_its_convolved_part_is_a_channel_wise_gate():
+    scconv, x = drawn("scconv", channels=32, threshold=0.0), randn(2, 32, 6, 7)
+    scconv.cru.GWC.weight.zero_()
+    scconv.cru.PWC1.weight.zero_()
+    squeezed = scconv.cru.squeeze_low(x[:, 16:])
+    Y2 = torch.cat([scconv.cru.PWC2(squeezed), squeezed], 1)
+    torch.testing.assert_close(scconv(x), Y2.mean((2, 3), keepdim=True).sigmoid() * Y2)
 
 
 test_every_limit_is_proven = every_limit_is_proven("conv")
