@@ -3,6 +3,7 @@
 from .bam import BAM
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
+from .danet import ChannelSelfAttention, DANetAttention, DANetHead, PositionAttention
 from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .simam import SimAM
 from .triplet import TripletAttention, TripletBranch
@@ -12,8 +13,12 @@ __all__ = [
     "CBAM",
     "CSEAttention",
     "ChannelAttention",
+    "ChannelSelfAttention",
     "CoordinateAttention",
+    "DANetAttention",
+    "DANetHead",
     "JointCBAM",
+    "PositionAttention",
     "SCSEAttention",
     "SSEAttention",
     "SimAM",

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.unit.draw import randn
-from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
 
 
 @limit("bam", "identity")
@@ -67,6 +67,36 @@ def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
     coord.Fh.weight.copy_(se.W2.weight[..., None] / k)
     coord.Fh.bias.copy_(se.W2.bias)
     torch.testing.assert_close(coord(x), se(x))
+
+
+@limit("danet", "constant gate")
+def test_dual_attention_starts_as_twice_the_input():
+    danet, x = drawn("danet", channels=8), randn(2, 8, 5, 7)
+    danet.position.alpha.fill_(0.0)
+    danet.channel.beta.fill_(0.0)
+    assert torch.equal(danet(x), 2 * x)
+
+
+@limit("danet", "self-attention")
+def test_dual_attention_without_channels_is_self_attention_beside_the_input():
+    danet, x = drawn("danet", channels=8, reduction=2), randn(2, 8, 5, 7)
+    pam = danet.position
+    danet.channel.beta.fill_(0.0)
+    pam.alpha.fill_(1.0)
+    pam.Wv.weight.copy_(torch.eye(8)[..., None, None])
+    pam.Wv.bias.fill_(0.0)
+    q, k, v = (tokens(t) for t in (pam.Wq(x), pam.Wk(x), x))
+    torch.testing.assert_close(tokens(danet(x)), softmax_attention(q, k, v, scale=1.0) + 2 * v)
+
+
+@limit("danet", "mean")
+def test_dual_attention_that_asks_nothing_adds_the_mean_of_the_image():
+    danet, x = drawn("danet", channels=8), randn(2, 8, 5, 7)
+    pam = danet.position
+    danet.channel.beta.fill_(0.0)
+    pam.Wq.weight.fill_(0.0)
+    pam.Wq.bias.fill_(0.0)
+    torch.testing.assert_close(danet(x), pam.alpha * pam.Wv(x).mean((2, 3), keepdim=True) + 2 * x)
 
 
 @limit("scse", "se")
