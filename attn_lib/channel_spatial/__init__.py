@@ -4,6 +4,7 @@ from .bam import BAM
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
 from .danet import ChannelSelfAttention, DANetAttention, DANetHead, PositionAttention
+from .scnet import SelfCalibratedConv
 from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .simam import SimAM
 from .triplet import TripletAttention, TripletBranch
@@ -21,6 +22,7 @@ __all__ = [
     "PositionAttention",
     "SCSEAttention",
     "SSEAttention",
+    "SelfCalibratedConv",
     "SimAM",
     "SpatialAttention",
     "TripletAttention",

@@ -99,6 +99,29 @@ def test_dual_attention_that_asks_nothing_adds_the_mean_of_the_image():
     torch.testing.assert_close(danet(x), pam.alpha * pam.Wv(x).mean((2, 3), keepdim=True) + 2 * x)
 
 
+@limit("scnet", "convolution")
+def test_a_self_calibrated_convolution_with_an_open_gate_is_plain_convolutions():
+    conv, x = drawn("scnet", channels=6, norm=True), randn(2, 6, 8, 8)
+    conv.norm2.bias.fill_(1e4)
+
+    def then(t, K, bn):
+        t = F.conv2d(t, K.weight, padding=1)
+        return F.batch_norm(t, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+
+    Y1 = then(then(x[:, :3], conv.K3, conv.norm3), conv.K4, conv.norm4)
+    Y2 = then(x[:, 3:], conv.K1, conv.norm1)
+    torch.testing.assert_close(conv(x), torch.cat([Y1, Y2], 1).relu())
+
+
+@limit("scnet", "SiLU")
+def test_a_self_calibrated_convolution_that_looks_nowhere_is_silu_of_its_first_half():
+    conv, x = drawn("scnet", channels=6), randn(2, 6, 5, 7)
+    for K in (conv.K1, conv.K2, conv.K3, conv.K4):
+        K.weight.zero_()
+        K.weight[:, :, 1, 1] = 0 if K is conv.K2 else torch.eye(3)
+    torch.testing.assert_close(conv(x), torch.cat([F.silu(x[:, :3]), x[:, 3:]], 1))
+
+
 @limit("scse", "se")
 def test_concurrent_squeeze_and_excitation_without_positions_is_squeeze_and_excitation():
     scse, se, x = drawn("scse", channels=6), drawn("se", channels=6, reduction=2), randn(2, 6, 5, 7)
