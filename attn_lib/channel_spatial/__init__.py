@@ -3,7 +3,9 @@
 from .bam import BAM
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
+from .danet import ChannelSelfAttention, DANetAttention, DANetHead, PositionAttention
 from .ema import EMAAttention
+from .scnet import SelfCalibratedConv
 from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .shuffle import ShuffleAttention
 from .simam import SimAM
@@ -14,11 +16,16 @@ __all__ = [
     "CBAM",
     "CSEAttention",
     "ChannelAttention",
+    "ChannelSelfAttention",
     "CoordinateAttention",
+    "DANetAttention",
+    "DANetHead",
     "EMAAttention",
     "JointCBAM",
+    "PositionAttention",
     "SCSEAttention",
     "SSEAttention",
+    "SelfCalibratedConv",
     "ShuffleAttention",
     "SimAM",
     "SpatialAttention",

@@ -50,6 +50,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -
     D, E = q.shape[-1], v.shape[-1]
     if E < D:
         return _fused(q, k, F.pad(v, (0, D - E)), scale, bias)[..., :E]
+    if D < E:
+        return _fused(F.pad(q, (0, E - D)), F.pad(k, (0, E - D)), v, scale, bias)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     if q.ndim == 4:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)

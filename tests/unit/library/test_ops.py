@@ -44,8 +44,9 @@ def test_attend_takes_any_number_of_leading_axes(lead, biased):
     torch.testing.assert_close(ops.attend(q, k, v, bias=bias), A @ v)
 
 
-def test_attend_keeps_no_matrix_where_values_are_narrower_than_queries():
-    short, long = (measure.saved_bytes(ops.attend, [torch.randn(2, n, d) for d in (16, 16, 6)]) for n in (64, 256))
+@pytest.mark.parametrize("widths", [(16, 16, 6), (6, 6, 16)], ids=["values narrower", "values wider"])
+def test_attend_keeps_no_matrix_where_values_are_not_as_wide_as_queries(widths):
+    short, long = (measure.saved_bytes(ops.attend, [torch.randn(2, n, d) for d in widths]) for n in (64, 256))
     assert long / short == pytest.approx(4, rel=0.01)
 
 

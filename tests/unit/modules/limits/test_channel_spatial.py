@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.unit.draw import randn
-from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
+from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
 
 
 @limit("bam", "identity")
@@ -67,6 +67,59 @@ def test_coordinate_attention_of_one_row_is_squeeze_and_excitation():
     coord.Fh.weight.copy_(se.W2.weight[..., None] / k)
     coord.Fh.bias.copy_(se.W2.bias)
     torch.testing.assert_close(coord(x), se(x))
+
+
+@limit("danet", "constant gate")
+def test_dual_attention_starts_as_twice_the_input():
+    danet, x = drawn("danet", channels=8), randn(2, 8, 5, 7)
+    danet.position.alpha.fill_(0.0)
+    danet.channel.beta.fill_(0.0)
+    assert torch.equal(danet(x), 2 * x)
+
+
+@limit("danet", "self-attention")
+def test_dual_attention_without_channels_is_self_attention_beside_the_input():
+    danet, x = drawn("danet", channels=8, reduction=2), randn(2, 8, 5, 7)
+    pam = danet.position
+    danet.channel.beta.fill_(0.0)
+    pam.alpha.fill_(1.0)
+    pam.Wv.weight.copy_(torch.eye(8)[..., None, None])
+    pam.Wv.bias.fill_(0.0)
+    q, k, v = (tokens(t) for t in (pam.Wq(x), pam.Wk(x), x))
+    torch.testing.assert_close(tokens(danet(x)), softmax_attention(q, k, v, scale=1.0) + 2 * v)
+
+
+@limit("danet", "mean")
+def test_dual_attention_that_asks_nothing_adds_the_mean_of_the_image():
+    danet, x = drawn("danet", channels=8), randn(2, 8, 5, 7)
+    pam = danet.position
+    danet.channel.beta.fill_(0.0)
+    pam.Wq.weight.fill_(0.0)
+    pam.Wq.bias.fill_(0.0)
+    torch.testing.assert_close(danet(x), pam.alpha * pam.Wv(x).mean((2, 3), keepdim=True) + 2 * x)
+
+
+@limit("scnet", "convolution")
+def test_a_self_calibrated_convolution_with_an_open_gate_is_plain_convolutions():
+    conv, x = drawn("scnet", channels=6, norm=True), randn(2, 6, 8, 8)
+    conv.norm2.bias.fill_(1e4)
+
+    def then(t, K, bn):
+        t = F.conv2d(t, K.weight, padding=1)
+        return F.batch_norm(t, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+
+    Y1 = then(then(x[:, :3], conv.K3, conv.norm3), conv.K4, conv.norm4)
+    Y2 = then(x[:, 3:], conv.K1, conv.norm1)
+    torch.testing.assert_close(conv(x), torch.cat([Y1, Y2], 1).relu())
+
+
+@limit("scnet", "SiLU")
+def test_a_self_calibrated_convolution_that_looks_nowhere_is_silu_of_its_first_half():
+    conv, x = drawn("scnet", channels=6), randn(2, 6, 5, 7)
+    for K in (conv.K1, conv.K2, conv.K3, conv.K4):
+        K.weight.zero_()
+        K.weight[:, :, 1, 1] = 0 if K is conv.K2 else torch.eye(3)
+    torch.testing.assert_close(conv(x), torch.cat([F.silu(x[:, :3]), x[:, 3:]], 1))
 
 
 @limit("scse", "se")
