@@ -3,6 +3,7 @@
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .mhsa import MHSA2d
+from .mobilevit import MobileViTBlock
 from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "BiLevelRoutingAttention",
     "EncoderBlock",
     "MHSA2d",
+    "MobileViTBlock",
     "VisionTransformer",
 ]

@@ -1,6 +1,7 @@
 """Limits of the self-attention."""
 
 import torch
+import torch.nn.functional as F
 
 from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
@@ -76,6 +77,28 @@ def test_axial_attention_of_a_single_row_with_silent_columns_is_self_attention()
     q, k, v = (W(normal) for W in (row.attention.Wq, row.attention.Wk, row.attention.Wv))
     attended = row.attention.Wo(softmax_attention(q, k, v, scale=8**-0.5))
     torch.testing.assert_close(tokens(axial(x)), tokens(x) + attended)
+
+
+@limit("mobilevit", "self-attention")
+def test_mobilevit_with_patches_of_one_pixel_lets_all_pixels_attend():
+    m, x = drawn("mobilevit", channels=3, dim=8, heads=1, depth=1, patch_size=1), randn(2, 3, 4, 5)
+    block, z = m.blocks[0], tokens(m.Wl(m.local(x)))
+    normal = block.norm1(z)
+    q, k, v = (W(normal) for W in (block.attention.Wq, block.attention.Wk, block.attention.Wv))
+    z = z + block.attention.Wo(softmax_attention(q, k, v, scale=8**-0.5))
+    z = z + block.W2(F.silu(block.W1(block.norm2(z))))
+    features = m.project(m.norm(z).mT.reshape(2, 8, 4, 5))
+    torch.testing.assert_close(m(x), m.fuse(torch.cat([x, features], 1)))
+
+
+@limit("mobilevit", "linear layer")
+def test_mobilevit_with_one_patch_for_the_map_attends_by_a_matrix():
+    m, x = drawn("mobilevit", channels=3, dim=8, heads=2, depth=1, patch_size=4), randn(2, 3, 4, 4)
+    block, z = m.blocks[0], tokens(m.Wl(m.local(x)))
+    z = z + block.attention.Wo(block.attention.Wv(block.norm1(z)))  # whatever W_q and W_k are
+    z = z + block.W2(F.silu(block.W1(block.norm2(z))))
+    features = m.project(m.norm(z).mT.reshape(2, 8, 4, 4))
+    torch.testing.assert_close(m(x), m.fuse(torch.cat([x, features], 1)))
 
 
 @limit("vit", "identity")
