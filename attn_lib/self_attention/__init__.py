@@ -2,11 +2,13 @@
 
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
+from .emsa import EMSA
 from .mhsa import MHSA2d
 from .mobilevit import MobileViTBlock
 from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
+    "EMSA",
     "AxialAttention",
     "AxialBlock",
     "BiLevelRoutingAttention",

@@ -79,6 +79,16 @@ def test_axial_attention_of_a_single_row_with_silent_columns_is_self_attention()
     torch.testing.assert_close(tokens(axial(x)), tokens(x) + attended)
 
 
+@limit("emsa", "mhsa")
+def test_efficient_self_attention_that_saves_and_transforms_nothing_is_full_attention():
+    emsa, mhsa = drawn("emsa", channels=8, heads=2, transform=False), drawn("mhsa", channels=8, heads=2, position=None)
+    for name in ("Wq", "Wk", "Wv"):  # biases of EMSA's q, k, v are none of MHSA's
+        getattr(emsa, name).bias.fill_(0.0)
+        getattr(emsa, name).weight.copy_(getattr(mhsa, name).weight)
+    x = randn(2, 8, 5, 7)
+    torch.testing.assert_close(emsa(x), emsa.Wo(mhsa(x)))
+
+
 @limit("mobilevit", "self-attention")
 def test_mobilevit_with_patches_of_one_pixel_lets_all_pixels_attend():
     m, x = drawn("mobilevit", channels=3, dim=8, heads=1, depth=1, patch_size=1), randn(2, 3, 4, 5)
