@@ -6,13 +6,16 @@ from .biformer import BiLevelRoutingAttention
 from .cot import CoTAttention
 from .dilateformer import DilateAttention
 from .emo import InvertedResidualMobileBlock
+from .emsa import EMSA
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
+from .mobilevit import MobileViTBlock
 from .swiftformer import EfficientAdditiveAttention
 from .ufo import UFOAttention
 from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
+    "EMSA",
     "AxialAttention",
     "AxialBlock",
     "BiLevelRoutingAttention",
@@ -25,6 +28,7 @@ __all__ = [
     "ExternalAttentionBlock",
     "InvertedResidualMobileBlock",
     "MHSA2d",
+    "MobileViTBlock",
     "UFOAttention",
     "VisionTransformer",
 ]

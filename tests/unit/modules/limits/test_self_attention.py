@@ -1,6 +1,7 @@
 """Limits of the self-attention."""
 
 import torch
+import torch.nn.functional as F
 
 import attn_lib
 from tests.unit.draw import randn
@@ -99,6 +100,38 @@ def test_axial_attention_of_a_single_row_with_silent_columns_is_self_attention()
     q, k, v = (W(normal) for W in (row.attention.Wq, row.attention.Wk, row.attention.Wv))
     attended = row.attention.Wo(softmax_attention(q, k, v, scale=8**-0.5))
     torch.testing.assert_close(tokens(axial(x)), tokens(x) + attended)
+
+
+@limit("emsa", "mhsa")
+def test_efficient_self_attention_that_saves_and_transforms_nothing_is_full_attention():
+    emsa, mhsa = drawn("emsa", channels=8, heads=2, transform=False), drawn("mhsa", channels=8, heads=2, position=None)
+    for name in ("Wq", "Wk", "Wv"):  # biases of EMSA's q, k, v are none of MHSA's
+        getattr(emsa, name).bias.fill_(0.0)
+        getattr(emsa, name).weight.copy_(getattr(mhsa, name).weight)
+    x = randn(2, 8, 5, 7)
+    torch.testing.assert_close(emsa(x), emsa.Wo(mhsa(x)))
+
+
+@limit("mobilevit", "self-attention")
+def test_mobilevit_with_patches_of_one_pixel_lets_all_pixels_attend():
+    m, x = drawn("mobilevit", channels=3, dim=8, heads=1, depth=1, patch_size=1), randn(2, 3, 4, 5)
+    block, z = m.blocks[0], tokens(m.Wl(m.local(x)))
+    normal = block.norm1(z)
+    q, k, v = (W(normal) for W in (block.attention.Wq, block.attention.Wk, block.attention.Wv))
+    z = z + block.attention.Wo(softmax_attention(q, k, v, scale=8**-0.5))
+    z = z + block.W2(F.silu(block.W1(block.norm2(z))))
+    features = m.project(m.norm(z).mT.reshape(2, 8, 4, 5))
+    torch.testing.assert_close(m(x), m.fuse(torch.cat([x, features], 1)))
+
+
+@limit("mobilevit", "linear layer")
+def test_mobilevit_with_one_patch_for_the_map_attends_by_a_matrix():
+    m, x = drawn("mobilevit", channels=3, dim=8, heads=2, depth=1, patch_size=4), randn(2, 3, 4, 4)
+    block, z = m.blocks[0], tokens(m.Wl(m.local(x)))
+    z = z + block.attention.Wo(block.attention.Wv(block.norm1(z)))  # whatever W_q and W_k are
+    z = z + block.W2(F.silu(block.W1(block.norm2(z))))
+    features = m.project(m.norm(z).mT.reshape(2, 8, 4, 4))
+    torch.testing.assert_close(m(x), m.fuse(torch.cat([x, features], 1)))
 
 
 @limit("vit", "identity")
