@@ -2,6 +2,7 @@
 
 from .biformer import BiLevelRoutingAttention
 from .cot import CoTAttention
+from .crossformer import CrossScaleEmbedding, DynamicPositionBias, LongShortDistanceAttention
 from .dilateformer import DilateAttention
 from .emo import InvertedResidualMobileBlock
 from .mhsa import MHSA2d
@@ -9,7 +10,10 @@ from .mhsa import MHSA2d
 __all__ = [
     "BiLevelRoutingAttention",
     "CoTAttention",
+    "CrossScaleEmbedding",
     "DilateAttention",
+    "DynamicPositionBias",
     "InvertedResidualMobileBlock",
+    "LongShortDistanceAttention",
     "MHSA2d",
 ]
