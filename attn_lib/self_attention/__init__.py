@@ -4,6 +4,7 @@ from .a2 import DoubleAttention
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .cot import CoTAttention
+from .crossformer import CrossScaleEmbedding, DynamicPositionBias, LongShortDistanceAttention
 from .dilateformer import DilateAttention
 from .emo import InvertedResidualMobileBlock
 from .emsa import EMSA
@@ -20,13 +21,16 @@ __all__ = [
     "AxialBlock",
     "BiLevelRoutingAttention",
     "CoTAttention",
+    "CrossScaleEmbedding",
     "DilateAttention",
     "DoubleAttention",
+    "DynamicPositionBias",
     "EfficientAdditiveAttention",
     "EncoderBlock",
     "ExternalAttention",
     "ExternalAttentionBlock",
     "InvertedResidualMobileBlock",
+    "LongShortDistanceAttention",
     "MHSA2d",
     "MobileViTBlock",
     "UFOAttention",

@@ -168,6 +168,34 @@ def test_a_contextual_transformer_that_cannot_choose_takes_the_mean_of_its_conte
     torch.testing.assert_close(y, (t["K1"] + t["K2"]) / 2)
 
 
+def _without_positions(lsda):
+    lsda.DPB.W4.weight.fill_(0.0)
+    lsda.DPB.W4.bias.fill_(0.0)
+    return lsda
+
+
+@limit("crossformer", "window attention")
+def test_short_distance_attention_without_positions_is_window_attention():
+    lsda, x = _without_positions(drawn("crossformer", channels=8, heads=1, group=3)), randn(2, 8, 6, 9)
+    y = torch.empty_like(x)
+    for top in (0, 3):
+        for left in (0, 3, 6):
+            window = x[..., top:top + 3, left:left + 3]
+            q, k, v = lsda.Wqkv(tokens(window)).chunk(3, -1)
+            attended = lsda.Wo(softmax_attention(q, k, v, scale=8**-0.5))
+            y[..., top:top + 3, left:left + 3] = attended.mT.reshape(window.shape)
+    torch.testing.assert_close(lsda(x), y)
+
+
+@limit("crossformer", "mhsa")
+def test_a_group_that_covers_the_map_is_full_attention():
+    lsda = _without_positions(drawn("crossformer", channels=8, heads=2, group=9, qkv_bias=False))
+    mhsa, x = drawn("mhsa", channels=8, heads=2, position=None), randn(2, 8, 5, 7)
+    for W, weight in zip((mhsa.Wq, mhsa.Wk, mhsa.Wv), lsda.Wqkv.weight.chunk(3), strict=True):
+        W.weight.copy_(weight[:, :, None, None])
+    torch.testing.assert_close(tokens(lsda(x)), lsda.Wo(tokens(mhsa(x))))
+
+
 @limit("dilateformer", "linear layer")
 def test_dilated_attention_that_reaches_past_the_map_leaves_every_pixel_to_itself():
     m = drawn("dilateformer", channels=6, heads=2, dilations=(7, 9), padding="masked", qkv_bias=True)
