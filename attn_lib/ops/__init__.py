@@ -13,6 +13,7 @@
     output_size      of a convolution; its `same_padding` and `tap_positions`
     conv2d_per_image a convolution with a kernel for each image; `KernelMixture` mixes it from several
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
+    scale_weights    weights of several maps by what each holds on average; `weighted_sum` applies them
     to_tokens        a feature map as tokens; `from_tokens` is the way back
     in_float32       a product of features that half precision cannot hold
 """
@@ -26,6 +27,7 @@ from .pooling import maximum, mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
 from .precision import in_float32
 from .sampling import bilinear_sample, resize
+from .scales import scale_weights, weighted_sum
 from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
 
 __all__ = [
@@ -47,9 +49,11 @@ __all__ = [
     "relative_logits",
     "resize",
     "same_padding",
+    "scale_weights",
     "strip_means",
     "tap_positions",
     "to_tokens",
     "unwindows",
+    "weighted_sum",
     "windows",
 ]

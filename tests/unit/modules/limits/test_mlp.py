@@ -7,6 +7,31 @@ from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, tokens
 
 
+@limit("s2mlpv2", "linear channel MLP")
+def test_spatial_shift_of_the_part_that_is_not_shifted_is_a_linear_channel_mlp():
+    s2, x = drawn("s2mlpv2", channels=8), randn(2, 8, 5, 7)
+    s2.W1.weight[:16] = 0.0  # X_1 = X_2 = 0
+    s2.W1.bias[:16] = 0.0
+    s2.attention.W2.weight.fill_(0.0)  # α = 1/3
+    torch.testing.assert_close(s2(x), s2.W2(F.conv2d(x, s2.W1.weight[16:], s2.W1.bias[16:]) / 3))
+
+
+@limit("s2mlpv2", "convolution")
+def test_spatial_shift_with_equal_weights_is_a_convolution_with_a_cross():
+    s2, x = drawn("s2mlpv2", channels=8), randn(2, 8, 5, 7)
+    s2.attention.W2.weight.fill_(0.0)  # α = 1/3
+    W_1, W_2, W_3 = s2.W1.weight[:, :, 0, 0].chunk(3)
+    kernel = torch.zeros(8, 8, 3, 3, dtype=x.dtype)
+    above, below, left, right = (0, 1), (2, 1), (1, 0), (1, 2)  # where a position reads that is moved down, up, …
+    for W, reads in ((W_1, (above, below, left, right)), (W_2, (left, right, above, below))):
+        for n, (i, j) in enumerate(reads):
+            quarter = slice(2 * n, 2 * n + 2)
+            kernel[quarter, :, i, j] += W[quarter] / 3
+    kernel[:, :, 1, 1] += W_3 / 3
+    crossed = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, s2.W1.bias.view(3, 8).mean(0))
+    torch.testing.assert_close(s2(x), s2.W2(crossed))
+
+
 @limit("vip", "linear channel MLP")
 def test_permute_mlp_without_its_spatial_branches_is_a_linear_channel_mlp():
     vip, x = drawn("vip", channels=6, height=5, width=7, segments=2, weighted=False), randn(2, 6, 5, 7)
