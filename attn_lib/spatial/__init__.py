@@ -1,7 +1,8 @@
 """Spatial attention: which positions matter, the same answer for every channel."""
 
 from .ccnet import CrissCrossAttention
+from .genet import GatherExcite
 from .non_local import NonLocalAttention
 from .stn import SpatialTransformer
 
-__all__ = ["CrissCrossAttention", "NonLocalAttention", "SpatialTransformer"]
+__all__ = ["CrissCrossAttention", "GatherExcite", "NonLocalAttention", "SpatialTransformer"]

@@ -21,6 +21,28 @@ def test_criss_cross_attention_of_one_row_is_self_attention():
     torch.testing.assert_close(cca(x), expected)
 
 
+@limit("genet", "se")
+def test_gather_excite_with_a_global_mean_and_an_mlp_is_squeeze_and_excitation():
+    ge, se = drawn("genet", channels=6, excite="mlp", reduction=2), drawn("se", channels=6, reduction=2)
+    x = randn(2, 6, 5, 7)
+    for ours, theirs in ((ge.W1, se.W1), (ge.W2, se.W2)):
+        ours.weight.copy_(theirs.weight[:, :, None, None])
+        ours.bias.copy_(theirs.bias)
+    torch.testing.assert_close(ge(x), se(x))
+
+
+@limit("genet", "channel-wise gate")
+def test_gather_excite_of_the_whole_map_is_a_gate_of_its_mean():
+    ge, x = drawn("genet", channels=6), randn(2, 6, 5, 7)
+    torch.testing.assert_close(ge(x), x * torch.sigmoid(x.mean((2, 3), keepdim=True)))
+
+
+@limit("genet", "SiLU")
+def test_gather_excite_of_single_pixels_is_the_silu():
+    ge, x = drawn("genet", channels=6, extent=1), randn(2, 6, 5, 7)
+    torch.testing.assert_close(ge(x), torch.nn.functional.silu(x))
+
+
 @limit("non_local", "identity")
 def test_a_non_local_block_without_its_way_out_is_the_identity():
     block, x = drawn("non_local", channels=8), randn(2, 8, 5, 7)
