@@ -118,7 +118,7 @@ class DynamicConv2d(KernelMixture):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        self.T.fill_(check_positive("temperature", value, "π is a softmax of logits over T"))
+        self.T.fill_(check_positive("temperature", value, "the weights are a softmax of logits over it"))
 
     def anneal(self, epoch: int, *, epochs: int = 10, start: float = 30.0, end: float = 1.0) -> float:
         """Set T for an epoch, counted from 0: a line from `start` to `end` over the first `epochs`, then `end`.

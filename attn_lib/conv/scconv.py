@@ -102,7 +102,7 @@ class ChannelReconstructionUnit(nn.Module):
         self.up, self.low = up, channels - up
         check_int("reduction", reduction)
         up = check_divisible("channels·alpha", self.up, "reduction", reduction)
-        low = check_divisible("channels·(1 − alpha)", self.low, "reduction", reduction)
+        low = check_divisible("channels * (1 - alpha)", self.low, "reduction", reduction)
         check_int("groups", groups)
         check_divisible("channels·alpha/reduction", up, "groups", groups)
         check_divisible("channels", channels, "groups", groups)

@@ -47,8 +47,8 @@ class MultiFeatureExtraction(nn.Module):
     """Multi-feature extraction: y = δ(BN(W_p (Σ_m w_m ⊙ y_m + x))) with y_m = δ(BN(conv_m(y_{m−1} + x))), y_0 = 0.
 
     conv_m is 3 × 3; its dilation is 1 for the first branch, then the given rates: with 2, 4 and 8 the branches see
-    3, 7, 15 and 31 pixels in a row. The weights are those of `MultiScaleSelectiveFusion`, w = softmax_m(σ(W_m z_m)) with z_m
-    the mean of y_m over H and W. δ = ReLU, and no layer has a bias.
+    3, 7, 15 and 31 pixels in a row. The weights are those of `MultiScaleSelectiveFusion`, w = softmax_m(σ(W_m z_m))
+    with z_m the mean of y_m over H and W. δ = ReLU, and no layer has a bias.
 
     Weights of the release: layer1 … layer4 → branches, SE1 … SE4 one below the other → W_m, project → W_p and norm.
     With score_norm, subtract the biases of SE1 … SE4 from the running means.

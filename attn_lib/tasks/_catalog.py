@@ -155,7 +155,11 @@ class Task:
 
         def make() -> nn.Module:
             ahead = [] if widens else [self.nothing()]
-            made = catalog.create(entry.id, **options)
+            try:
+                made = catalog.create(entry.id, **options)
+            except ValueError as error:
+                place = f"module {entry.id!r} cannot be made for the place in task {self.id!r}"
+                raise ValueError(f"{place}, which offers {self.channels} channels: {error}") from None
             if (self.layout, layout) == ("B C H W", "B N C"):
                 made = _OnTokens(made)
             return nn.Sequential(*ahead, made) if ahead else made

@@ -176,8 +176,7 @@ def test_pooling_along_axes():
 
 @pytest.mark.parametrize("dim", [1, (2, 3), (1, 2, 3)], ids=str)
 def test_maximum_is_amax_and_so_are_all_its_derivatives(dim):
-    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).mul(2).round().requires_grad_()  # whole numbers: many ties
-    assert (x == x.amax(dim, keepdim=True)).sum() > x.amax(dim).numel()
+    x = torch.randint(3, (2, 3, 4, 5)).double().requires_grad_()  # few numbers: many ties
     plain, g = (lambda x: x.amax(dim, keepdim=True)), torch.randn_like(x.amax(dim, keepdim=True))
     mine = lambda x: ops.maximum(x, dim)  # noqa: E731
     assert torch.equal(mine(x), plain(x))
