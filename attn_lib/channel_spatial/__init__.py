@@ -3,6 +3,7 @@
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
 from .ema import EMAAttention
+from .parnet import ParNetBlock, ParNetDownsampling, ParNetFusion
 from .shuffle import ShuffleAttention
 from .simam import SimAM
 
@@ -12,6 +13,9 @@ __all__ = [
     "CoordinateAttention",
     "EMAAttention",
     "JointCBAM",
+    "ParNetBlock",
+    "ParNetDownsampling",
+    "ParNetFusion",
     "ShuffleAttention",
     "SimAM",
     "SpatialAttention",
