@@ -5,6 +5,7 @@ from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
 from .danet import ChannelSelfAttention, DANetAttention, DANetHead, PositionAttention
 from .ema import EMAAttention
+from .parnet import ParNetBlock, ParNetDownsampling, ParNetFusion
 from .scnet import SelfCalibratedConv
 from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .shuffle import ShuffleAttention
@@ -22,6 +23,9 @@ __all__ = [
     "DANetHead",
     "EMAAttention",
     "JointCBAM",
+    "ParNetBlock",
+    "ParNetDownsampling",
+    "ParNetFusion",
     "PositionAttention",
     "SCSEAttention",
     "SSEAttention",

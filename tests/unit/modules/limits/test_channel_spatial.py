@@ -154,6 +154,20 @@ def test_ema_of_biases_alone_gates_everything_alike():
     torch.testing.assert_close(ema(x), x * torch.sigmoid(far.softmax(0) @ near + near.softmax(0) @ far))
 
 
+@limit("parnet", "convolution")
+def test_a_parnet_block_that_gates_nothing_is_one_convolution():
+    block, x = drawn("parnet", channels=6), randn(2, 6, 5, 7)
+    block.Ws.weight.fill_(0.0)  # s = 1/2
+    kernel, bias = torch.zeros(6, 6, 3, 3, dtype=x.dtype), torch.zeros(6, dtype=x.dtype)
+    for W, bn in ((block.W3.conv.weight, block.W3.bn), (F.pad(block.W1.conv.weight, (1, 1, 1, 1)), block.W1.bn),
+                  (F.pad(torch.eye(6, dtype=x.dtype)[..., None, None], (1, 1, 1, 1)), block.norm)):
+        share = 0.5 if bn is block.norm else 1.0
+        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+        kernel += share * scale[:, None, None, None] * W
+        bias += share * (bn.bias - scale * bn.running_mean)
+    torch.testing.assert_close(block(x), F.silu(F.conv2d(x, kernel, bias, padding=1)))
+
+
 @limit("shuffle", "constant gate")
 def test_shuffle_attention_without_weights_is_a_constant_gate_and_a_permutation():
     shuffle, x = drawn("shuffle", channels=8, groups=2), randn(2, 8, 5, 7)
