@@ -1,6 +1,7 @@
 """Convolutions that choose where, or with what, they convolve."""
 
 from .aspp import ASPP, valid_weights
+from .dcnv3 import DCNv3
 from .deform import DeformConv2d, deform_conv2d
 from .depthwise_separable import DepthwiseSeparableConv
 from .dilated import ContextModule, DilatedConv, reached, receptive_field
@@ -11,6 +12,7 @@ __all__ = [
     "ASPP",
     "ChannelReconstructionUnit",
     "ContextModule",
+    "DCNv3",
     "DeformConv2d",
     "DepthwiseSeparableConv",
     "DilatedConv",

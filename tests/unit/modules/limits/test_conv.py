@@ -30,6 +30,40 @@ def test_a_branch_of_the_pyramid_that_reaches_beyond_the_map_is_a_linear_layer()
     torch.testing.assert_close(t["f:2"], F.relu(norm(centre)))
 
 
+def without_offsets(groups, bias):
+    """A deformable convolution v3 whose taps stay in their places, each weighed alike at every position."""
+    dcn = drawn("dcnv3", channels=8, groups=groups)
+    for parameter in (dcn.Wdp.weight, dcn.Wdp.bias, dcn.Wm.weight):
+        parameter.zero_()
+    dcn.Wm.bias.copy_(bias)
+    return dcn
+
+
+@limit("dcnv3", "mean")
+def test_deformable_convolution_v3_that_knows_nothing_is_the_mean_of_a_window():
+    dcn, x = without_offsets(4, torch.zeros(36)), randn(2, 8, 6, 7)
+    mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=True)
+    torch.testing.assert_close(tokens(dcn(x)), F.linear(tokens(mean), dcn.Wo.weight))
+
+
+@limit("dcnv3", "depthwise_separable")
+def test_deformable_convolution_v3_with_fixed_taps_is_a_separable_convolution():
+    logits, x = randn(4, 9), randn(2, 8, 6, 7)
+    dcn, separable = without_offsets(4, logits.flatten()), drawn("depthwise_separable", channels=8, bias=False)
+    kernels = logits.softmax(1).repeat_interleave(2, 0)  # two channels a group
+    separable.depthwise.weight.copy_(kernels.view(8, 1, 3, 3))
+    separable.pointwise.weight.copy_(dcn.Wo.weight[..., None, None])
+    torch.testing.assert_close(dcn(x), separable(x))
+
+
+@limit("dcnv3", "linear layer")
+def test_deformable_convolution_v3_that_looks_at_its_centre_is_a_linear_layer():
+    one_hot = torch.full((2, 9), -1000.0)
+    one_hot[:, 4] = 0.0
+    dcn, x = without_offsets(2, one_hot.flatten()), randn(2, 8, 6, 7)
+    torch.testing.assert_close(tokens(dcn(x)), F.linear(tokens(x), dcn.Wo.weight))
+
+
 @limit("deform", "convolution")
 def test_deformable_convolution_without_offsets_is_convolution():
     deform, x = drawn("deform", channels=4), randn(2, 4, 6, 7)
