@@ -4,6 +4,8 @@ from .bam import BAM
 from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
 from .danet import ChannelSelfAttention, DANetAttention, DANetHead, PositionAttention
+from .gala import GALAAttention
+from .gam import GAMAttention
 from .scnet import SelfCalibratedConv
 from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .simam import SimAM
@@ -18,6 +20,8 @@ __all__ = [
     "CoordinateAttention",
     "DANetAttention",
     "DANetHead",
+    "GALAAttention",
+    "GAMAttention",
     "JointCBAM",
     "PositionAttention",
     "SCSEAttention",
