@@ -5,6 +5,8 @@ from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
 from .coord import CoordinateAttention
 from .danet import ChannelSelfAttention, DANetAttention, DANetHead, PositionAttention
 from .ema import EMAAttention
+from .gala import GALAAttention
+from .gam import GAMAttention
 from .parnet import ParNetBlock, ParNetDownsampling, ParNetFusion
 from .scnet import SelfCalibratedConv
 from .scse import CSEAttention, SCSEAttention, SSEAttention
@@ -22,6 +24,8 @@ __all__ = [
     "DANetAttention",
     "DANetHead",
     "EMAAttention",
+    "GALAAttention",
+    "GAMAttention",
     "JointCBAM",
     "ParNetBlock",
     "ParNetDownsampling",

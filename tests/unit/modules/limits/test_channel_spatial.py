@@ -99,6 +99,43 @@ def test_dual_attention_that_asks_nothing_adds_the_mean_of_the_image():
     torch.testing.assert_close(danet(x), pam.alpha * pam.Wv(x).mean((2, 3), keepdim=True) + 2 * x)
 
 
+@limit("gala", "se")
+def test_global_and_local_attention_that_sees_no_place_is_squeeze_and_excitation():
+    gala, se, x = drawn("gala", channels=8, squash="sigmoid"), drawn("se", channels=8, reduction=4), randn(2, 8, 5, 7)
+    gala.W1, gala.W2 = se.W1, se.W2
+    gala.V2.weight.fill_(0.0)
+    gala.V2.bias.fill_(0.0)
+    gala.a.fill_(1.0)
+    torch.testing.assert_close(gala(x), se(x))
+
+
+@limit("gala", "identity")
+def test_global_and_local_attention_that_finds_every_place_salient_is_the_identity():
+    gala, x = drawn("gala", channels=8), randn(2, 8, 5, 7)
+    gala.a.fill_(1.0)
+    gala.m.fill_(0.0)
+    gala.V2.bias.fill_(1e4)
+    assert torch.equal(gala(x), x)
+
+
+@limit("gam", "channel scaling")
+def test_gam_that_looks_at_nothing_scales_every_channel():
+    gam, x = drawn("gam", channels=8), randn(2, 8, 5, 7)
+    gam.W2.weight.fill_(0.0)
+    gam.f2.weight.fill_(0.0)
+    gam.norm2.running_mean.fill_(0.0)  # so that BN₂ at 0 is its bias
+    s = torch.sigmoid(gam.W2.bias) * torch.sigmoid(gam.norm2.bias)
+    torch.testing.assert_close(gam(x), s[:, None, None] * x)
+
+
+@limit("gam", "identity")
+def test_gam_with_large_biases_of_both_gates_is_the_identity():
+    gam, x = drawn("gam", channels=8), randn(2, 8, 5, 7)
+    gam.W2.bias.fill_(1e4)
+    gam.norm2.bias.fill_(1e4)
+    assert torch.equal(gam(x), x)
+
+
 @limit("scnet", "convolution")
 def test_a_self_calibrated_convolution_with_an_open_gate_is_plain_convolutions():
     conv, x = drawn("scnet", channels=6, norm=True), randn(2, 6, 8, 8)
