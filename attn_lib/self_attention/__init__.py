@@ -5,6 +5,7 @@ from .biformer import BiLevelRoutingAttention
 from .emsa import EMSA
 from .mhsa import MHSA2d
 from .mobilevit import MobileViTBlock
+from .osra import OSRAttention
 from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "EncoderBlock",
     "MHSA2d",
     "MobileViTBlock",
+    "OSRAttention",
     "VisionTransformer",
 ]
