@@ -11,6 +11,7 @@ from .emsa import EMSA
 from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
 from .mobilevit import MobileViTBlock
+from .osra import OSRAttention
 from .swiftformer import EfficientAdditiveAttention
 from .ufo import UFOAttention
 from .vit import EncoderBlock, VisionTransformer
@@ -33,6 +34,7 @@ __all__ = [
     "LongShortDistanceAttention",
     "MHSA2d",
     "MobileViTBlock",
+    "OSRAttention",
     "UFOAttention",
     "VisionTransformer",
 ]

@@ -134,6 +134,18 @@ def test_mobilevit_with_one_patch_for_the_map_attends_by_a_matrix():
     torch.testing.assert_close(m(x), m.fuse(torch.cat([x, features], 1)))
 
 
+@limit("osra", "mhsa")
+def test_overlapping_reduction_by_1_without_refinement_is_full_attention():
+    osra, mhsa = drawn("osra", channels=8, heads=2), drawn("mhsa", channels=8, heads=2, position=None)
+    osra.LR.weight.fill_(0.0)
+    osra.LR.bias.fill_(0.0)
+    for name in ("Wq", "Wk", "Wv"):  # biases of OSRA's Q, K, V are none of MHSA's
+        getattr(osra, name).bias.fill_(0.0)
+        getattr(osra, name).weight.copy_(getattr(mhsa, name).weight)
+    x = randn(2, 8, 5, 7)
+    torch.testing.assert_close(osra(x), mhsa(x))
+
+
 @limit("vit", "identity")
 def test_an_encoder_block_whose_two_halves_end_in_zero_is_the_identity():
     block, z = drawn("vit", channels=8, heads=2), randn(2, 7, 8)
