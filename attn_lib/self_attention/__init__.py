@@ -6,6 +6,7 @@ from .crossformer import CrossScaleEmbedding, DynamicPositionBias, LongShortDist
 from .dilateformer import DilateAttention
 from .emo import InvertedResidualMobileBlock
 from .mhsa import MHSA2d
+from .stvit import SuperTokenAttention
 
 __all__ = [
     "BiLevelRoutingAttention",
@@ -16,4 +17,5 @@ __all__ = [
     "InvertedResidualMobileBlock",
     "LongShortDistanceAttention",
     "MHSA2d",
+    "SuperTokenAttention",
 ]
