@@ -12,6 +12,7 @@ from .external import ExternalAttention, ExternalAttentionBlock
 from .mhsa import MHSA2d
 from .mobilevit import MobileViTBlock
 from .osra import OSRAttention
+from .stvit import SuperTokenAttention
 from .swiftformer import EfficientAdditiveAttention
 from .ufo import UFOAttention
 from .vit import EncoderBlock, VisionTransformer
@@ -35,6 +36,7 @@ __all__ = [
     "MHSA2d",
     "MobileViTBlock",
     "OSRAttention",
+    "SuperTokenAttention",
     "UFOAttention",
     "VisionTransformer",
 ]

@@ -273,4 +273,21 @@ def test_a_mobile_block_with_one_window_and_no_convolution_is_self_attention():
     torch.testing.assert_close(tokens(emo(x)), tokens(x) + attended @ emo.Wo.weight[:, :, 0, 0].T)
 
 
+@limit("stvit", "mhsa")
+def test_super_tokens_of_one_pixel_are_full_attention():
+    sta = drawn("stvit", channels=8, heads=2, token_size=(1, 1))
+    mhsa, x = drawn("mhsa", channels=8, heads=2, position=None), randn(2, 8, 5, 7)
+    qkv = sta.Wqkv.weight.unflatten(0, (2, 3, 4))  # heads, then q, k and v
+    for n, W in enumerate((mhsa.Wq, mhsa.Wk, mhsa.Wv)):
+        W.weight.copy_(qkv[:, n].flatten(0, 1))
+    torch.testing.assert_close(sta(x), sta.Wo(mhsa(x)))
+
+
+@limit("stvit", "mean")
+def test_one_super_token_is_the_mean():
+    sta, x = drawn("stvit", channels=8, heads=1, token_size=(8, 9)), randn(2, 8, 5, 7)
+    v = sta.Wqkv(x.mean((2, 3), keepdim=True)).chunk(3, 1)[2]
+    torch.testing.assert_close(sta(x), sta.Wo(v).expand_as(x))
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
