@@ -1,5 +1,7 @@
 """Fusion: two or more inputs become one, and a gate says how much of each."""
 
 from .gated import GatedFusion
+from .mfe import MultiFeatureExtraction
+from .msf import MultiScaleSelectiveFusion
 
-__all__ = ["GatedFusion"]
+__all__ = ["GatedFusion", "MultiFeatureExtraction", "MultiScaleSelectiveFusion"]

@@ -10,6 +10,7 @@
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
     conv2d_per_image a convolution with a kernel for each image
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
+    scale_weights    weights of several maps by what each holds on average; `weighted_sum` applies them
     to_tokens        a feature map as tokens; `from_tokens` is the way back
     in_float32       a product of features that half precision cannot hold
 """
@@ -22,6 +23,7 @@ from .pooling import mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
 from .precision import in_float32
 from .sampling import bilinear_sample, resize
+from .scales import scale_weights, weighted_sum
 from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
 
 __all__ = [
@@ -38,8 +40,10 @@ __all__ = [
     "relative_bias",
     "relative_logits",
     "resize",
+    "scale_weights",
     "strip_means",
     "to_tokens",
     "unwindows",
+    "weighted_sum",
     "windows",
 ]

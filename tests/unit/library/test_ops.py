@@ -286,3 +286,20 @@ def test_tokens_of_a_map_stand_row_by_row_and_go_back():
     assert torch.equal(ops.from_tokens(t, x), x)
     assert ops.to_tokens(t) is t and ops.from_tokens(t, t) is t
     assert ops.from_tokens(t[..., :1], x).shape == (2, 1, 4, 5)  # another number of channels
+
+
+def test_weights_of_scales_are_a_softmax_of_squashed_scores():
+    g = torch.Generator().manual_seed(0)
+    maps = list(torch.randn(3, 2, 4, 5, 6, generator=g, dtype=torch.float64))
+    W = torch.randn(3, 4, 4, generator=g, dtype=torch.float64)
+    w = ops.scale_weights(maps, W)
+    for b in range(2):
+        s = torch.stack([torch.sigmoid(W[m] @ maps[m][b].mean((1, 2))) for m in range(3)])
+        torch.testing.assert_close(w[b], torch.exp(s) / torch.exp(s).sum(0))
+    expected = sum(w[:, m, :, None, None] * maps[m] for m in range(3))
+    torch.testing.assert_close(ops.weighted_sum(maps, w), expected)
+    norm = torch.nn.BatchNorm1d(12, affine=False).double()
+    normed = ops.scale_weights(maps, W, norm)
+    assert (normed - w).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="x is a batch of 1"):
+        ops.scale_weights([y[:1] for y in maps], W, norm)

@@ -1,6 +1,7 @@
 """Limits of the fusions."""
 
 import torch
+import torch.nn.functional as F
 
 from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit
@@ -30,6 +31,24 @@ def test_gated_fusion_of_a_layer_and_its_input_is_a_highway_layer():
     layer = torch.tanh(x @ randn(6, 6, seed=2))
     T = torch.sigmoid(x @ fuse.Wz2.weight.T + fuse.Wz2.bias)  # the transform gate sees the input alone
     torch.testing.assert_close(fuse(layer, x), layer * T + x * (1 - T))
+
+
+@limit("mfe", "convolution")
+def test_multi_feature_extraction_whose_branches_are_silent_is_convolution_batch_norm_relu():
+    mfe, x = drawn("mfe", channels=6), randn(2, 6, 5, 7)
+    for _, bn, _ in mfe.branches:
+        bn.weight.fill_(0.0)
+        bn.bias.fill_(0.0)
+    bn = mfe.norm
+    y = F.batch_norm(F.conv2d(x, mfe.Wp.weight), bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    torch.testing.assert_close(mfe(x), F.relu(y))
+
+
+@limit("msf", "mean")
+def test_multi_scale_fusion_without_scores_projects_the_mean():
+    msf, maps = drawn("msf", channels=6), randn(4, 2, 6, 5, 7)
+    msf.Wm.fill_(0.0)
+    torch.testing.assert_close(msf(*maps), F.relu(msf.norm(F.conv2d(maps.mean(0), msf.Wp.weight))))
 
 
 test_every_limit_is_proven = every_limit_is_proven("fusion")
