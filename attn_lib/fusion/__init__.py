@@ -3,5 +3,6 @@
 from .gated import GatedFusion
 from .mfe import MultiFeatureExtraction
 from .msf import MultiScaleSelectiveFusion
+from .safm import SAFM, ConvChannelMixer
 
-__all__ = ["GatedFusion", "MultiFeatureExtraction", "MultiScaleSelectiveFusion"]
+__all__ = ["SAFM", "ConvChannelMixer", "GatedFusion", "MultiFeatureExtraction", "MultiScaleSelectiveFusion"]

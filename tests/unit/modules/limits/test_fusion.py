@@ -51,4 +51,21 @@ def test_multi_scale_fusion_without_scores_projects_the_mean():
     torch.testing.assert_close(msf(*maps), F.relu(msf.norm(F.conv2d(maps.mean(0), msf.Wp.weight))))
 
 
+@limit("safm", "channel scaling")
+def test_feature_modulation_that_sees_nothing_multiplies_every_channel_by_a_constant():
+    safm, x = drawn("safm", channels=6, levels=3), randn(2, 6, 5, 7)
+    safm.Wa.weight.fill_(0.0)
+    torch.testing.assert_close(safm(x), x * F.gelu(safm.Wa.bias)[:, None, None])
+
+
+@limit("safm", "activation function")
+def test_feature_modulation_of_a_pixel_by_itself_is_an_activation_function():
+    safm, x = drawn("safm", channels=6, levels=1), randn(2, 6, 5, 7)
+    safm.dw[0].weight.copy_(F.pad(torch.ones(6, 1, 1, 1), (1, 1, 1, 1)))
+    safm.Wa.weight.copy_(torch.eye(6)[:, :, None, None])
+    safm.dw[0].bias.fill_(0.0)
+    safm.Wa.bias.fill_(0.0)
+    torch.testing.assert_close(safm(x), x * F.gelu(x))
+
+
 test_every_limit_is_proven = every_limit_is_proven("fusion")
