@@ -3,6 +3,14 @@
 from .ccnet import CrissCrossAttention
 from .genet import GatherExcite
 from .non_local import NonLocalAttention
+from .spnet import MixedPooling, StripPooling
 from .stn import SpatialTransformer
 
-__all__ = ["CrissCrossAttention", "GatherExcite", "NonLocalAttention", "SpatialTransformer"]
+__all__ = [
+    "CrissCrossAttention",
+    "GatherExcite",
+    "MixedPooling",
+    "NonLocalAttention",
+    "SpatialTransformer",
+    "StripPooling",
+]

@@ -65,6 +65,32 @@ def test_a_non_local_block_that_asks_nothing_adds_the_mean_of_the_image():
     torch.testing.assert_close(block(x), x + block.Wz(block.Wg(x).mean((2, 3), keepdim=True)))
 
 
+@limit("spnet", "identity")
+def test_strip_pooling_with_a_large_bias_of_its_gate_is_the_identity():
+    spm, x = drawn("spnet", channels=6), randn(2, 6, 5, 7)
+    spm.conv3.bias.fill_(1000.0)
+    assert torch.equal(spm(x), x)
+
+
+@limit("spnet", "row gate")
+def test_strip_pooling_without_its_strip_along_the_columns_is_a_gate_for_every_row():
+    spm, x = drawn("spnet", channels=6), randn(2, 6, 5, 7)
+    spm.bn2.weight.fill_(0.0)
+    y = (spm.bn1(spm.conv1(x.mean(3, keepdim=True))) + spm.bn2.bias[:, None, None]).relu()
+    torch.testing.assert_close(spm(x), x * torch.sigmoid(spm.conv3(y)))
+
+
+@limit("spnet", "se")
+def test_strip_pooling_of_a_single_pixel_is_squeeze_and_excitation():
+    spm, se, x = drawn("spnet", channels=6), drawn("se", channels=6, reduction=1), randn(2, 6, 1, 1)
+    a, b = ((bn.weight / (bn.running_var + bn.eps).sqrt()) for bn in (spm.bn1, spm.bn2))
+    se.W1.weight.copy_(a[:, None] * spm.conv1.weight[:, :, 1, 0] + b[:, None] * spm.conv2.weight[:, :, 0, 1])
+    se.W1.bias.copy_(spm.bn1.bias - a * spm.bn1.running_mean + spm.bn2.bias - b * spm.bn2.running_mean)
+    se.W2.weight.copy_(spm.conv3.weight[:, :, 0, 0])
+    se.W2.bias.copy_(spm.conv3.bias)
+    torch.testing.assert_close(spm(x), se(x))
+
+
 @limit("stn", "identity")
 def test_a_spatial_transformer_that_reads_every_pixel_where_it_is_is_the_identity():
     stn, x = drawn("stn", channels=3), randn(2, 3, 5, 7)
