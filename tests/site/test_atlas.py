@@ -1,0 +1,160 @@
+"""The atlas and the errata in a browser, used as a practitioner would."""
+
+import csv
+import gzip
+import io
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+import attn_lib
+from book.tools import notebooks
+from tests.site import browser as browsers
+
+ALL = len(attn_lib.list_modules())
+KILOBYTES = 60  # of the table with all that it holds, compressed as a server sends it
+
+
+@pytest.fixture
+def atlas(browser, site):
+    problems = []
+    with browsers.opened(browser, (site / "book" / "atlas.html").as_uri(), problems) as page:
+        expect(page.locator(".atlas-controls")).to_be_visible()
+        yield page
+    assert problems == []
+
+
+def shown(page) -> list[str]:
+    return page.locator(".atlas-table tbody tr:visible").evaluate_all("rows => rows.map(row => row.dataset.id)")
+
+
+def test_something_cheap_that_knows_positions(atlas):
+    """A click on the question, the cheapest first; what is chosen stands in the address and comes back with it."""
+    assert sorted(shown(atlas)) == attn_lib.list_modules()
+    atlas.get_by_role("button", name="Something cheap that knows").click()
+    found = shown(atlas)
+    assert "coord" in found and 0 < len(found) < ALL
+    for id in found:
+        entry = attn_lib.entry(id)
+        assert "spatial_permutation" not in entry.commutes_with and "H" in entry.layout.free
+    times = atlas.locator(".atlas-table tbody tr:visible td[data-k=time]").evaluate_all(
+        "cells => cells.map(cell => parseFloat(cell.dataset.v)).filter(time => !isNaN(time))")
+    assert times == sorted(times) and times
+    atlas.get_by_label("gates", exact=True).check()
+    gates = shown(atlas)
+    assert gates == [id for id in found if attn_lib.entry(id).action == "gate"] and gates
+    url = atlas.url
+    assert "action=gate" in url and "notices=spatial_permutation" in url
+    atlas.goto("about:blank")
+    atlas.goto(url)
+    assert shown(atlas) == gates and atlas.get_by_label("gates", exact=True).is_checked()
+    atlas.get_by_role("button", name="Show all").click()
+    assert len(shown(atlas)) == ALL
+
+
+@pytest.mark.parametrize("question", ["A channel gate", "Everything sees", "A series", "Into trained", "Two inputs",
+                                      "Any size"])
+def test_every_question_has_an_answer(atlas, question):
+    button = atlas.get_by_role("button", name=question)
+    button.click()
+    assert 0 < len(shown(atlas)) < ALL
+    expect(button).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.parametrize(("words", "id"), [
+    ("SENet", "se"), ("bottleneck transformer", "mhsa"), ("1811.11721", "ccnet"), ("parameter-free", "simam"),
+    ("Deformable Convolutional Networks", "deform"),
+])
+def test_search_knows_alias_name_sentence_title_and_number(atlas, words, id):
+    atlas.get_by_label("Search by name").fill(words)
+    assert id in shown(atlas)
+    atlas.get_by_label("Search by name").fill("nothing is called so")
+    assert shown(atlas) == []
+
+
+def test_columns_sort_and_say_so(atlas):
+    head = atlas.locator(".atlas-table thead th[data-k=params]")
+    for order, reverse in (("ascending", False), ("descending", True)):
+        head.get_by_role("button").click()
+        expect(head).to_have_attribute("aria-sort", order)
+        values = atlas.locator(".atlas-table tbody tr:visible td[data-k=params]").evaluate_all(
+            "cells => cells.map(cell => parseFloat(cell.dataset.v))")
+        assert values == sorted(values, reverse=reverse)
+
+
+def test_ticked_rows_stand_side_by_side_and_grow_in_the_chart(atlas):
+    for name in ("SE", "CCA"):
+        atlas.get_by_label(f"Compare {name}", exact=True).check()
+    side = atlas.locator(".atlas-side")
+    expect(side.locator("tr.differs th", has_text="Parameters")).to_be_visible()
+    assert side.locator("tr:not(.differs) th", has_text="Input").count() == 1, "both take a feature map"
+    assert atlas.locator("[data-chart=scaling] polyline").count() == 2
+    side.get_by_role("button", name="Untick all").click()
+    expect(side).to_be_hidden()
+
+
+def test_the_chart_shows_what_the_table_shows(atlas):
+    atlas.get_by_label("Convolution", exact=True).check()
+    ids = atlas.locator("[data-chart=cost] a").evaluate_all("points => points.map(point => point.dataset.id)")
+    assert set(ids) <= set(shown(atlas)) and "deform" in ids
+    atlas.locator("[data-chart=cost] a[data-id=deform]").click()
+    expect(atlas.locator("#m-deform th a").first).to_be_focused()
+
+
+def test_a_table_to_download(atlas):
+    atlas.get_by_label("Channel", exact=True).check()
+    with atlas.expect_download() as download:
+        atlas.get_by_role("button", name="Download as CSV").click()
+    with open(download.value.path(), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(io.StringIO(file.read())))
+    assert sorted(row["id"] for row in rows) == attn_lib.list_modules("channel")
+    se = next(row for row in rows if row["id"] == "se")
+    assert se["parameters"] == "580" and se["module"] == "Squeeze-and-Excitation" and 0 < float(se["seconds"]) < 1
+
+
+def test_without_a_script_it_is_a_table(browser, site):
+    problems = []
+    with browsers.opened(browser, (site / "book" / "atlas.html").as_uri(), problems, java_script_enabled=False) as page:
+        assert page.locator(".atlas-table tbody tr:visible").count() == ALL
+        assert page.locator(".atlas-controls").is_hidden()
+    assert problems == []
+
+
+def test_on_a_phone_it_is_cards(atlas):
+    atlas.set_viewport_size(browsers.PHONE)
+    expect(atlas.locator(".atlas-table thead")).to_be_hidden()
+    wide = atlas.locator(".atlas-table tbody tr:visible").first.bounding_box()["width"]
+    assert wide <= browsers.PHONE["width"] and browsers.overflow(atlas) == []
+
+
+def test_it_is_small_and_its_links_lead_somewhere(site):
+    page = (site / "book" / "atlas.html").read_text(encoding="utf-8")
+    table = page[page.index('<div class="attn-atlas">'):page.index("</table></div></div>")]
+    script = (site / "_static" / "atlas.js").read_bytes()
+    assert len(gzip.compress(table.encode() + script, 6)) < 1000 * KILOBYTES
+    for link in set(re.findall(r'href="([^"#]+\.html)', table)):
+        assert (site / "book" / link).exists(), link
+    for link in set(re.findall(r'href="(api/\w+)\.html#([\w.]+)"', table)):
+        assert f'id="{link[1]}"' in (site / "book" / f"{link[0]}.html").read_text(encoding="utf-8"), link
+
+
+def test_every_erratum_is_on_its_page(site):
+    page = (site / "book" / "errata.html").read_text(encoding="utf-8")
+    for id in attn_lib.list_modules():
+        entry = attn_lib.entry(id)
+        assert (f'id="errata-{id}"' in page) == bool(entry.errata)
+    files = set(re.findall(r"/blob/\w+/(tests/[\w/.]+)", page))
+    assert files and all((notebooks.ROOT / file).exists() for file in files)
+
+
+def test_the_reference_shows_what_has_no_chapter(site):
+    for id in attn_lib.list_modules():
+        entry = attn_lib.entry(id)
+        page = (site / "book" / "api" / f"{entry.family}.html").read_text(encoding="utf-8")
+        written = (site / f"{entry.chapter}.html").exists()
+        assert f'id="{entry.cls.__module__}.{entry.cls.__qualname__}"' in page
+        assert (f'data-module="{id}"' in page) != written, "a card where there is no chapter that has it"
+
+
+
