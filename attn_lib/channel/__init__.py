@@ -1,6 +1,7 @@
 """Channel attention: which feature maps matter, the same answer at every position."""
 
 from .eca import ECAAttention
+from .encnet import EncodingAttention
 from .fca import FcaAttention
 from .gct import GCTAttention
 from .gsop import GSoPAttention, GSoPSpatialAttention
@@ -11,6 +12,7 @@ from .srm import SRMAttention
 
 __all__ = [
     "ECAAttention",
+    "EncodingAttention",
     "FcaAttention",
     "GCTAttention",
     "GSoPAttention",
