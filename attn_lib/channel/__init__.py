@@ -2,6 +2,7 @@
 
 from .eca import ECAAttention
 from .encnet import EncodingAttention
+from .epsa import PSAAttention
 from .fca import FcaAttention
 from .gct import GCTAttention
 from .gsop import GSoPAttention, GSoPSpatialAttention
@@ -18,6 +19,7 @@ __all__ = [
     "GSoPAttention",
     "GSoPSpatialAttention",
     "NAMAttention",
+    "PSAAttention",
     "SEAttention",
     "SOCAAttention",
     "SRMAttention",

@@ -54,6 +54,12 @@ def test_encnet_whose_gate_reads_nothing_multiplies_every_channel_by_a_constant(
     torch.testing.assert_close(encnet(x), x * encnet.Wgamma.bias.sigmoid()[:, None, None])
 
 
+@limit("epsa", "convolution")
+def test_pyramid_squeeze_attention_of_one_branch_is_its_convolution():
+    psa, x = drawn("epsa", channels=6, kernel_sizes=(5,), groups=(2,), reduction=2), randn(2, 6, 5, 7)
+    torch.testing.assert_close(psa(x), F.conv2d(x, psa.convs[0].weight, padding=2, groups=2))
+
+
 @limit("fca", "se")
 def test_fca_with_the_lowest_frequency_alone_is_se_without_biases():
     fca, x = drawn("fca", channels=6, reduction=2, frequencies="top1", dct_h=7, dct_w=9), randn(2, 6, 7, 9)
