@@ -30,6 +30,36 @@ def test_eca_on_one_pixel_with_the_kernel_1_is_silu():
     torch.testing.assert_close(eca(x), F.silu(x))
 
 
+@limit("encnet", "se")
+def test_encnet_with_one_codeword_at_zero_is_se_without_a_reduction():
+    encnet, se, x = drawn("encnet", channels=6, codewords=1), drawn("se", channels=6, reduction=1), randn(2, 6, 5, 7)
+    x = x.abs()  # as behind a ReLU, so that the one before the encoding changes nothing
+    encnet.c.fill_(0.0)
+    encnet.Wx.weight.copy_(torch.eye(6)[:, :, None, None])
+    for norm in (encnet.norm_x, encnet.norm_e):
+        norm.weight.fill_(1.0)
+        norm.bias.fill_(0.0)
+        norm.running_mean.fill_(0.0)
+        norm.running_var.fill_(1.0 - norm.eps)
+    se.W1.weight.copy_(35 * torch.eye(6))  # a sum over the pixels, where SE has the mean
+    se.W1.bias.fill_(0.0)
+    se.W2.load_state_dict(encnet.Wgamma.state_dict())
+    torch.testing.assert_close(encnet(x), se(x))
+
+
+@limit("encnet", "channel scaling")
+def test_encnet_whose_gate_reads_nothing_multiplies_every_channel_by_a_constant():
+    encnet, x = drawn("encnet", channels=6, codewords=4), randn(2, 6, 5, 7)
+    encnet.Wgamma.weight.fill_(0.0)
+    torch.testing.assert_close(encnet(x), x * encnet.Wgamma.bias.sigmoid()[:, None, None])
+
+
+@limit("epsa", "convolution")
+def test_pyramid_squeeze_attention_of_one_branch_is_its_convolution():
+    psa, x = drawn("epsa", channels=6, kernel_sizes=(5,), groups=(2,), reduction=2), randn(2, 6, 5, 7)
+    torch.testing.assert_close(psa(x), F.conv2d(x, psa.convs[0].weight, padding=2, groups=2))
+
+
 @limit("fca", "se")
 def test_fca_with_the_lowest_frequency_alone_is_se_without_biases():
     fca, x = drawn("fca", channels=6, reduction=2, frequencies="top1", dct_h=7, dct_w=9), randn(2, 6, 7, 9)
