@@ -6,6 +6,7 @@ from .coord import CoordinateAttention
 from .danet import ChannelSelfAttention, DANetAttention, DANetHead, PositionAttention
 from .gala import GALAAttention
 from .gam import GAMAttention
+from .residual_attention import ResidualAttentionModule, ResidualUnit
 from .scnet import SelfCalibratedConv
 from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .simam import SimAM
@@ -24,6 +25,8 @@ __all__ = [
     "GAMAttention",
     "JointCBAM",
     "PositionAttention",
+    "ResidualAttentionModule",
+    "ResidualUnit",
     "SCSEAttention",
     "SSEAttention",
     "SelfCalibratedConv",
