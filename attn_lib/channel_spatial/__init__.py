@@ -8,6 +8,7 @@ from .ema import EMAAttention
 from .gala import GALAAttention
 from .gam import GAMAttention
 from .parnet import ParNetBlock, ParNetDownsampling, ParNetFusion
+from .residual_attention import ResidualAttentionModule, ResidualUnit
 from .scnet import SelfCalibratedConv
 from .scse import CSEAttention, SCSEAttention, SSEAttention
 from .shuffle import ShuffleAttention
@@ -31,6 +32,8 @@ __all__ = [
     "ParNetDownsampling",
     "ParNetFusion",
     "PositionAttention",
+    "ResidualAttentionModule",
+    "ResidualUnit",
     "SCSEAttention",
     "SSEAttention",
     "SelfCalibratedConv",

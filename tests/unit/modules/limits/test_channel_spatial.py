@@ -136,6 +136,29 @@ def test_gam_with_large_biases_of_both_gates_is_the_identity():
     assert torch.equal(gam(x), x)
 
 
+def _residual_attention_with_logits(value):
+    """Units of the trunk that do nothing, and a mask whose logits are all a value."""
+    module = drawn("residual_attention", channels=4, levels=2)
+    for unit in (*module.pre, *module.trunk, *module.post):
+        unit.W3.weight.zero_()
+    module.norm2.weight.zero_()
+    module.norm2.bias.fill_(1.0)
+    module.W2.weight.fill_(value)
+    return module
+
+
+@limit("residual_attention", "identity")
+def test_residual_attention_without_a_mask_is_its_trunk():
+    module, x = _residual_attention_with_logits(-1e4), randn(2, 4, 5, 7)
+    assert torch.equal(module(x), x)
+
+
+@limit("residual_attention", "constant gate")
+def test_residual_attention_that_knows_nothing_adds_one_half():
+    module, x = _residual_attention_with_logits(0.0), randn(2, 4, 5, 7)
+    assert torch.equal(module(x), 1.5 * x)
+
+
 @limit("scnet", "convolution")
 def test_a_self_calibrated_convolution_with_an_open_gate_is_plain_convolutions():
     conv, x = drawn("scnet", channels=6, norm=True), randn(2, 6, 8, 8)
