@@ -3,6 +3,7 @@
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .emsa import EMSA
+from .halo import HaloAttention
 from .mhsa import MHSA2d
 from .mobilevit import MobileViTBlock
 from .osra import OSRAttention
@@ -14,6 +15,7 @@ __all__ = [
     "AxialBlock",
     "BiLevelRoutingAttention",
     "EncoderBlock",
+    "HaloAttention",
     "MHSA2d",
     "MobileViTBlock",
     "OSRAttention",
