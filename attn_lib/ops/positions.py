@@ -4,22 +4,25 @@ import torch
 from torch import Tensor
 
 
-def relative_logits(q: Tensor, table: Tensor) -> Tensor:
-    """Logits of relative positions along one axis: q_i · r_{j−i}.
+def relative_logits(q: Tensor, table: Tensor, stride: int = 1) -> Tensor:
+    """Logits of relative positions along one axis: q_i · r_{j−s·i}.
 
-    Only the N·(N+Nk−1) products of queries and offsets are made, never the N·Nk·d vectors that they belong to.
+    Only the N·(s·(N−1)+Nk) products of queries and offsets are made, never the N·Nk·d vectors that they belong to.
 
     Args:
         q: queries (…, N, d).
-        table: r (N+Nk−1, d), a vector for each offset j − i of N queries and Nk keys, from −(N−1) to Nk−1.
+        table: r (s·(N−1)+Nk, d), a vector for each offset j − s·i of N queries and Nk keys, from −s·(N−1) to Nk−1.
+        stride: s, how many keys lie from one query to the next.
 
     Returns:
         (…, N, Nk)
     """
-    N, Nk = q.shape[-2], table.shape[0] - q.shape[-2] + 1
-    products = q @ table.transpose(-2, -1)  # (…, N, N+Nk−1): every query with every offset
+    N = q.shape[-2]
+    before = stride * (N - 1)  # offsets below 0
+    Nk = table.shape[0] - before
+    products = q @ table.transpose(-2, -1)  # (…, N, s·(N−1)+Nk): every query with every offset
     i, j = torch.arange(N, device=q.device)[:, None], torch.arange(Nk, device=q.device)
-    return products.gather(-1, (j - i + N - 1).expand(*products.shape[:-1], Nk))
+    return products.gather(-1, (j - stride * i + before).expand(*products.shape[:-1], Nk))
 
 
 def relative_bias(table: Tensor, H: int, W: int) -> Tensor:

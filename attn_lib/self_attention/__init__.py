@@ -9,6 +9,7 @@ from .dilateformer import DilateAttention
 from .emo import InvertedResidualMobileBlock
 from .emsa import EMSA
 from .external import ExternalAttention, ExternalAttentionBlock
+from .halo import HaloAttention
 from .mhsa import MHSA2d
 from .mobilevit import MobileViTBlock
 from .osra import OSRAttention
@@ -31,6 +32,7 @@ __all__ = [
     "EncoderBlock",
     "ExternalAttention",
     "ExternalAttentionBlock",
+    "HaloAttention",
     "InvertedResidualMobileBlock",
     "LongShortDistanceAttention",
     "MHSA2d",

@@ -88,14 +88,16 @@ def test_self_attention_is_torchs(lead):
 # ---- positions -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("N", "M"), [(5, 5), (3, 7), (4, 1), (1, 4)])
-def test_relative_logits_pick_the_vector_of_the_offset(N, M):
-    q, table = torch.randn(2, 3, N, 4, dtype=torch.float64), torch.randn(N + M - 1, 4, dtype=torch.float64)
+def test_relative_logits_pick_the_vector_of_the_offset(N, M, stride):
+    q = torch.randn(2, 3, N, 4, dtype=torch.float64)
+    table = torch.randn(stride * (N - 1) + M, 4, dtype=torch.float64)
     expected = torch.empty(2, 3, N, M, dtype=torch.float64)
     for i in range(N):
         for j in range(M):
-            expected[..., i, j] = q[:, :, i] @ table[(j - i) + (N - 1)]
-    torch.testing.assert_close(ops.relative_logits(q, table), expected)
+            expected[..., i, j] = q[:, :, i] @ table[(j - stride * i) + stride * (N - 1)]
+    torch.testing.assert_close(ops.relative_logits(q, table, stride), expected)
 
 
 def test_relative_bias_depends_on_the_offset_alone():

@@ -112,6 +112,32 @@ def test_efficient_self_attention_that_saves_and_transforms_nothing_is_full_atte
     torch.testing.assert_close(emsa(x), emsa.Wo(mhsa(x)))
 
 
+@limit("halo", "mhsa")
+def test_halo_attention_in_a_block_that_holds_the_map_is_attention_of_all_pixels():
+    halo = drawn("halo", channels=8, heads=2, block_size=8, halo_size=1)
+    mhsa = drawn("mhsa", channels=8, heads=2, height=5, width=7)
+    for name in ("Wq", "Wk", "Wv"):
+        getattr(mhsa, name).weight.copy_(getattr(halo, name).weight)
+    mhsa.Rh.copy_(halo.Rh[8 - 4:8 + 5])  # distance 0 stands in row 8
+    mhsa.Rw.copy_(halo.Rw[8 - 6:8 + 7])
+    x = randn(2, 8, 5, 7)
+    torch.testing.assert_close(halo(x), mhsa(x))
+
+
+@limit("halo", "window attention")
+def test_halo_attention_without_halo_and_positions_is_window_attention():
+    halo, x = drawn("halo", channels=8, heads=1, block_size=3, halo_size=0), randn(2, 8, 6, 9)
+    halo.Rh.fill_(0.0)
+    halo.Rw.fill_(0.0)
+    y = torch.empty_like(x)
+    for i in range(0, 6, 3):
+        for j in range(0, 9, 3):
+            window = x[:, :, i:i + 3, j:j + 3]
+            q, k, v = (tokens(W(window)) for W in (halo.Wq, halo.Wk, halo.Wv))
+            y[:, :, i:i + 3, j:j + 3] = softmax_attention(q, k, v, scale=8**-0.5).mT.reshape(window.shape)
+    torch.testing.assert_close(halo(x), y)
+
+
 @limit("mobilevit", "self-attention")
 def test_mobilevit_with_patches_of_one_pixel_lets_all_pixels_attend():
     m, x = drawn("mobilevit", channels=3, dim=8, heads=1, depth=1, patch_size=1), randn(2, 3, 4, 5)
