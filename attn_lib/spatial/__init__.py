@@ -3,8 +3,16 @@
 from .ccnet import CrissCrossAttention
 from .genet import GatherExcite
 from .non_local import NonLocalAttention
+from .psanet import PointwiseSpatialAttention
 from .spnet import MixedPooling, StripPooling
 from .stn import SpatialTransformer
 
-__all__ = ["CrissCrossAttention", "GatherExcite", "MixedPooling", "NonLocalAttention", "SpatialTransformer",
-           "StripPooling"]
+__all__ = [
+    "CrissCrossAttention",
+    "GatherExcite",
+    "MixedPooling",
+    "NonLocalAttention",
+    "PointwiseSpatialAttention",
+    "SpatialTransformer",
+    "StripPooling",
+]
