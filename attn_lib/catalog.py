@@ -162,8 +162,8 @@ class Entry:
         layout: axes of the inputs, see `attn_lib.layout`. A set of options that holds `layout`, of a module that takes
             several, has its own; see `layout_of`.
         output: axes of the output, or of several; those of the first input where nothing else is said.
-        example: options of a small runnable instance. `height` and `width`, where a module has them, are those of
-            its inputs: they follow the size that is asked for.
+        example: options of a small runnable instance. `height`, `width` and `frames`, where a module has them, are
+            those of its inputs: they follow the size that is asked for.
         variants: further named sets of options, tested like the example.
         variant_outputs: variant -> axes of its output, where it returns something else; see `output_of`.
         identity_at_init: whether a fresh module returns its (first) input exactly.
@@ -241,7 +241,8 @@ class Entry:
         """The example's options, or those of a variant, for inputs of a size as in `sizes`."""
         options = self._own(variant)
         sizes = self.sizes(size, variant)
-        return {**options} | {name: sizes[axis] for name, axis in (("height", "H"), ("width", "W")) if name in options}
+        made_for = (("height", "H"), ("width", "W"), ("frames", "T"))
+        return {**options} | {name: sizes[axis] for name, axis in made_for if name in options}
 
     def layout_of(self, variant: str | None = None) -> Layout:
         """Axes of the inputs of the example, or of a variant that takes another layout."""

@@ -3,6 +3,7 @@
 from .ccnet import CrissCrossAttention
 from .genet import GatherExcite
 from .non_local import NonLocalAttention
+from .psanet import PointwiseSpatialAttention
 from .spnet import MixedPooling, StripPooling
 from .stn import SpatialTransformer
 
@@ -11,6 +12,7 @@ __all__ = [
     "GatherExcite",
     "MixedPooling",
     "NonLocalAttention",
+    "PointwiseSpatialAttention",
     "SpatialTransformer",
     "StripPooling",
 ]

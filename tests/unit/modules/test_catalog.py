@@ -301,8 +301,9 @@ def test_shapes_follow_the_layout():
     series = catalog.Entry(**fields | dict(id="a", layout="B T N C, B 2", example=dict(channels=6)))
     assert series.shapes(3, (5, 7)) == [(3, 5, 7, 6), (3, 2)]
     assert series.output == "B T N C"
-    video = catalog.Entry(**fields | dict(id="b", layout="B C T H W", example=dict(channels=4)))
+    video = catalog.Entry(**fields | dict(id="b", layout="B C T H W", example=dict(channels=4, frames=9, width=9)))
     assert video.shapes(1, (2, 3, 5)) == [(1, 4, 2, 3, 5)]
+    assert video.options(size=(2, 3, 5)) == dict(channels=4, frames=2, width=5), "made for the size that is asked for"
 
 
 def test_variants_may_have_axes_of_their_own():

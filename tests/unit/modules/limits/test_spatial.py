@@ -1,6 +1,7 @@
 """Limits of the attention over positions."""
 
 import torch
+import torch.nn.functional as F
 
 from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention, tokens
@@ -40,7 +41,7 @@ def test_gather_excite_of_the_whole_map_is_a_gate_of_its_mean():
 @limit("genet", "SiLU")
 def test_gather_excite_of_single_pixels_is_the_silu():
     ge, x = drawn("genet", channels=6, extent=1), randn(2, 6, 5, 7)
-    torch.testing.assert_close(ge(x), torch.nn.functional.silu(x))
+    torch.testing.assert_close(ge(x), F.silu(x))
 
 
 @limit("non_local", "identity")
@@ -63,6 +64,28 @@ def test_a_non_local_block_that_asks_nothing_adds_the_mean_of_the_image():
     block, x = drawn("non_local", channels=8), randn(2, 8, 5, 7)
     block.Wtheta.weight.fill_(0.0)
     torch.testing.assert_close(block(x), x + block.Wz(block.Wg(x).mean((2, 3), keepdim=True)))
+
+
+@limit("psanet", "mean")
+def test_point_wise_attention_with_empty_maps_gives_every_pixel_the_mean():
+    psa, x = drawn("psanet", channels=6, height=5, width=7), randn(2, 6, 5, 7)
+    psa.attention[3].weight.fill_(0.0)
+    psa.attention_p[3].weight.fill_(0.0)
+    z = torch.cat([psa.reduce(x), psa.reduce_p(x)], 1).mean((2, 3), keepdim=True).expand(2, 2, 5, 7)
+    torch.testing.assert_close(psa(x), torch.cat([x, psa.proj(z)], 1))
+
+
+@limit("psanet", "convolution")
+def test_point_wise_attention_with_one_map_for_all_pixels_is_a_convolution_of_the_whole_image():
+    psa = drawn("psanet", channels=6, height=5, width=7, softmax=False)
+    x, kernel = randn(2, 6, 5, 7), randn(1, 1, 9, 13)                     # offsets −4 … 4 and −6 … 6
+    for attention in (psa.attention, psa.attention_p):
+        attention[1].weight.fill_(0.0)
+        attention[1].bias.fill_(1.0)
+        attention[3].weight.copy_(kernel.view(-1, 1, 1, 1))
+    collected = F.conv2d(psa.reduce(x), kernel, padding=(4, 6)) / 35
+    distributed = F.conv2d(psa.reduce_p(x), kernel.flip(2, 3), padding=(4, 6)) / 35
+    torch.testing.assert_close(psa(x), torch.cat([x, psa.proj(torch.cat([collected, distributed], 1))], 1))
 
 
 @limit("spnet", "identity")

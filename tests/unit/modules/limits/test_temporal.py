@@ -24,4 +24,28 @@ def test_pyramidal_attention_of_one_scale_is_banded_attention():
     torch.testing.assert_close(pam(x), pam.Wo(y))
 
 
+def ungated(tam, kernel):
+    """Its gates are 1, and every channel has the kernel softmax(kernel): BN without a slope passes on its bias."""
+    for branch in (tam.G, tam.L):
+        branch[1].weight.fill_(0.0)
+        branch[1].bias.fill_(1.0)
+    tam.L[3].weight.fill_(1000.0)
+    tam.G[3].weight.copy_(kernel[:, None].expand_as(tam.G[3].weight) / tam.G[3].in_features)
+
+
+@limit("tam", "identity")
+def test_temporal_adaptive_module_that_reads_each_frame_itself_is_the_identity():
+    tam, x = drawn("tam", channels=6, frames=5), randn(2, 6, 5, 3, 4)
+    ungated(tam, torch.tensor([0.0, 1000.0, 0.0]))
+    assert torch.equal(tam(x), x)
+
+
+@limit("tam", "convolution")
+def test_temporal_adaptive_module_with_a_fixed_kernel_is_a_convolution_in_time():
+    tam, x, kernel = drawn("tam", channels=6, frames=5), randn(2, 6, 5, 3, 4), randn(3)
+    ungated(tam, kernel)
+    weight = kernel.softmax(0).view(1, 1, 3, 1, 1).expand(6, 1, 3, 1, 1)
+    torch.testing.assert_close(tam(x), F.conv3d(x, weight, padding=(1, 0, 0), groups=6))
+
+
 test_every_limit_is_proven = every_limit_is_proven("temporal")
