@@ -85,6 +85,8 @@ OPERATIONS = {
 
 DEFAULT_SIZE = {"H": 12, "W": 16, "N": 20, "L": 40, "T": 10}
 
+MEASURED = "measured"  # as a variant: the options that a module is counted and timed with
+
 _ENTRIES: dict[str, "Entry"] = {}
 _complete = False
 _here = threading.local()  # .importing: whether this thread is importing the families
@@ -164,6 +166,9 @@ class Entry:
         output: axes of the output, or of several; those of the first input where nothing else is said.
         example: options of a small runnable instance. `height`, `width` and `frames`, where a module has them, are
             those of its inputs: they follow the size that is asked for.
+        measured: options that it is counted and timed with instead of the example's, which is small so that tests are
+            fast: 64 channels, as near as its heads or groups allow, and the paper's own defaults. Cards, charts and the
+            atlas compare modules by these; they are the variant `MEASURED`.
         variants: further named sets of options, tested like the example.
         variant_outputs: variant -> axes of its output, where it returns something else; see `output_of`.
         identity_at_init: whether a fresh module returns its (first) input exactly.
@@ -188,6 +193,7 @@ class Entry:
     layout: Layout
     example: Mapping[str, Any]
     output: Layout = ""
+    measured: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     variant_outputs: Mapping[str, Layout] = field(default_factory=dict)
     identity_at_init: bool = False
@@ -209,6 +215,8 @@ class Entry:
             check_choice("commutes_with", symmetry, SYMMETRIES)
         for rule in self.forbids:
             check_choice("forbids", rule, CONTRACT)
+        if MEASURED in self.variants:
+            raise ValueError(f"variants: {MEASURED!r} is the name of the options in `measured`")
         for variant in self.variant_outputs:
             check_choice("variant_outputs", variant, self.variants)
         layout = Layout(self.layout)
@@ -219,6 +227,7 @@ class Entry:
             "layout": layout,
             "output": Layout(self.output) if self.output else layout.first,
             "example": MappingProxyType(dict(self.example)),
+            "measured": MappingProxyType(dict(self.measured or self.example)),
             "variants": MappingProxyType({n: MappingProxyType(dict(v)) for n, v in self.variants.items()}),
             "variant_outputs": MappingProxyType({n: Layout(v) for n, v in self.variant_outputs.items()}),
             "commutes_with": frozenset(self.commutes_with),
@@ -257,8 +266,8 @@ class Entry:
         return self.output if own is None else self.output.each(own)
 
     def _own(self, variant: str | None) -> Mapping[str, Any]:
-        if variant is None:
-            return self.example
+        if variant in (None, MEASURED):
+            return self.example if variant is None else self.measured
         check_choice("variant", variant, self.variants)
         return self.variants[variant]
 
@@ -384,7 +393,7 @@ def example(id: str, variant: str | None = None, *, batch: int = 2, size: tuple[
 
     Args:
         id: the module.
-        variant: one of `entry(id).variants`, or None for the plain example.
+        variant: one of `entry(id).variants`, `MEASURED`, or None for the plain example.
         batch, size: see `Entry.shapes`.
         seed: of the weights and the inputs.
         generic: draw every parameter anew at random, so that no zero initialisation hides anything.

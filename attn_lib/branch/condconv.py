@@ -42,6 +42,7 @@ def _timm(timm: ModuleType, channels: int) -> nn.Module:
     layout="B C H W",
     output="B O Ho Wo",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={
         "release": dict(channels=4, experts=3, routing_bias=True, bias=True),
         "stride 2": dict(channels=6, out_channels=9, experts=2, kernel_size=(3, 5), stride=(2, 1), dilation=(1, 2),

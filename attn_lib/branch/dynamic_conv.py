@@ -25,6 +25,7 @@ from ..tap import tap
     layout="B C H W",
     output="B O Ho Wo",
     example=dict(channels=32, temperature=1.0),
+    measured=dict(channels=64),
     variants={
         "stride 2": dict(channels=6, out_channels=9, kernels=2, kernel_size=(3, 5), stride=(2, 1), dilation=(1, 2),
                          groups=3, reduction=2, bias=False),

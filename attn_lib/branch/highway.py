@@ -65,6 +65,7 @@ class Highway(nn.Module):
     )],
     layout="B C H W",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={"dense": dict(channels=6, kernel_size=1), "tanh": dict(channels=4, activation="tanh")},
     commutes_with={"translation"},
     reduces_to={

@@ -25,6 +25,7 @@ from ..tap import tap
     layout="B C H W",
     output="B O Ho Wo",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={
         "cardinal groups": dict(channels=12, out_channels=8, cardinality=2, radix=3, stride=2, reduction=3,
                                 min_dim=4),

@@ -26,6 +26,7 @@ AGGREGATES = ("sum", "mean")
     )],
     layout="B C H W",
     example=dict(channels=16, codewords=6),
+    measured=dict(channels=64),
     variants={
         "release": dict(channels=12, codewords=4, residual=True, aggregate="mean"),
         "with logits": dict(channels=12, codewords=4, classes=5),

@@ -35,6 +35,7 @@ METHODS = {f"{name}{n}": tuple((int(u), int(v)) for u, v in ranked.split()[:n])
     )],
     layout="B C H W",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={
         "another grid": dict(channels=8, dct_h=14, dct_w=9, reduction=4, frequencies="low4"),
         "lowest alone": dict(channels=6, reduction=3, frequencies="top1"),

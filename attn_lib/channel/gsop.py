@@ -46,6 +46,7 @@ class _Excitation(nn.Module):
     )],
     layout="B C H W",
     example=dict(channels=16, reduced=8),
+    measured=dict(channels=64),
     variants={"release": dict(channels=12, reduced=6, pre_relu=True, stride=2, negative_slope=1.0)},
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
     builds_on=("se",),

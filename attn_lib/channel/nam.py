@@ -25,6 +25,7 @@ FORMS = ("channel", "spatial", "both")
     )],
     layout="B C H W",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={
         "spatial": dict(channels=6, form="spatial", height=12, width=16),
         "both": dict(channels=6, form="both", height=12, width=16),

@@ -24,6 +24,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16, reduction=2),
+    measured=dict(channels=64),
     variants={"two iterations": dict(channels=6, reduction=2, iterations=2)},
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
     builds_on=("se",),

@@ -22,6 +22,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={"release": dict(channels=12, unbiased=True), "drawn": dict(channels=6, zero_init=False)},
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
     forbids={"batch_one": "z is normalised over the batch, and one style of a channel has no variance"},

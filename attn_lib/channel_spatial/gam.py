@@ -27,6 +27,7 @@ SHUFFLE = ("between", "gate")
     )],
     layout="B C H W",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={
         "groups": dict(channels=8, reduction=2, groups=2),
         "copies": dict(channels=6, reduction=3, channel_sigmoid=False, padding_mode="replicate", groups=2,

@@ -68,7 +68,7 @@ class Reparameterised(nn.Module):
     name="ParNet block",
     summary="It widens a layer instead of deepening the network: a gate of the whole map beside two convolutions that "
             "become one.",
-    aliases=("ParNet", "Skip-Squeeze-Excitation", "SSE", "Partnet"),
+    aliases=("ParNet", "Skip-Squeeze-Excitation", "Partnet"),
     action="mix",
     papers=[Paper(
         key="goyal2022parnet", venue="NeurIPS", year=2022, arxiv="2110.07641",
@@ -77,6 +77,7 @@ class Reparameterised(nn.Module):
     )],
     layout="B C H W",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={"narrow": dict(channels=3)},
     commutes_with={"translation"},
     builds_on=("se",),

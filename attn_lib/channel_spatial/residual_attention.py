@@ -55,6 +55,7 @@ class ResidualUnit(nn.Module):
     )],
     layout="B C H W",
     example=dict(channels=16, levels=1, t=1),
+    measured=dict(channels=64),
     variants={
         "three levels": dict(channels=8, levels=3, t=1),
         "naive": dict(channels=8, levels=2, t=1, residual=False, align_corners=True),

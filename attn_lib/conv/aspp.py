@@ -38,6 +38,7 @@ def valid_weights(height: int, width: int, rate: int) -> Tensor:
     layout="B C H W",
     output="B O H W",
     example=dict(channels=16, out_channels=8),
+    measured=dict(channels=64),
     variants={"two rates": dict(channels=6, out_channels=8, rates=(1, 3), image_pooling=False)},
     commutes_with={"translation"},
     forbids={"batch_one": "the pooled vector is normalised over the batch, and one vector has no variance"},

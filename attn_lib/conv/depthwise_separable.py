@@ -34,6 +34,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6}
     layout="B C H W",
     output="B O Ho Wo",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={
         "MobileNet": dict(channels=8, out_channels=12, stride=2, form="mobilenet"),
         "release": dict(channels=8, form="mobilenet", activation="relu6"),

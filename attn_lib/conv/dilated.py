@@ -58,6 +58,7 @@ def reached(dilations: tuple[int, ...], kernel_size: int = 3) -> list[int]:
     layout="B C H W",
     output="B O Ho Wo",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={
         "stride 2": dict(channels=8, out_channels=12, dilation=4, stride=2, bias=False),
         "uneven": dict(channels=6, kernel_size=(3, 5), dilation=(2, 1), padding=(1, 0)),

@@ -140,6 +140,7 @@ class ChannelReconstructionUnit(nn.Module):
     )],
     layout="B C H W",
     example=dict(channels=32),
+    measured=dict(channels=64),
     variants={
         "mask": dict(channels=8, norm_groups=2, gate="mask"),
         "uneven": dict(channels=12, norm_groups=4, alpha=0.25, reduction=3, groups=1, threshold=0.6),

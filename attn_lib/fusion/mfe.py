@@ -24,6 +24,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16, atrous_rates=(2, 3)),
+    measured=dict(channels=64),
     variants={"paper": dict(channels=6)},
     commutes_with={"translation"},
     builds_on=("msf",),

@@ -24,6 +24,7 @@ from ..tap import tap
     )],
     layout="B C H W, B C H W, B C H W, B C H W",
     example=dict(channels=16),
+    measured=dict(channels=64),
     variants={"narrow": dict(channels=3)},
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
     builds_on=("sk",),

@@ -24,6 +24,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=12, levels=3),
+    measured=dict(channels=64),
     variants={"one level": dict(channels=5, levels=1), "two levels": dict(channels=8, levels=2)},
     reduces_to={
         "channel scaling": "W_a = 0: every channel times GELU(b_a)",

@@ -123,8 +123,9 @@ def _row(case: Case, device: torch.device, limits: Ceilings, backward: bool, sec
                          "peak_bytes", "roofline", "error")),
     }
     try:
-        row["shapes"] = [list(shape) for shape in catalog.entry(case.id).shapes(case.batch, case.size)]
-        module, inputs = catalog.example(case.id, batch=case.batch, size=case.size)
+        shapes = catalog.entry(case.id).shapes(case.batch, case.size, catalog.MEASURED)
+        row["shapes"] = [list(shape) for shape in shapes]
+        module, inputs = catalog.example(case.id, catalog.MEASURED, batch=case.batch, size=case.size)
         module = module.to(device, case.dtype).train(backward)
         inputs = map_tensors(lambda t: t.to(device, case.dtype if t.is_floating_point() else t.dtype), inputs)
         with true_float32():

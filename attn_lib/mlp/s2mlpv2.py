@@ -24,6 +24,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16),
+    measured=dict(channels=64),
     variants={"narrow": dict(channels=4)},
     commutes_with={"translation"},
     builds_on=("vip",),

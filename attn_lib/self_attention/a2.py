@@ -22,6 +22,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16, m=8, n=5),
+    measured=dict(channels=64),
     variants={
         "no bias": dict(channels=8, m=3, n=4, bias=False),
         "defaults": dict(channels=8),

@@ -72,6 +72,7 @@ class AxialBlock(nn.Module):
     )],
     layout="B C H W",
     example=dict(channels=16, heads=4),
+    measured=dict(channels=64),
     variants={
         "positions": dict(channels=6, heads=2, height=12, width=16, mlp_ratio=2.0),
         "causal columns": dict(channels=6, heads=1, causal="column"),

@@ -25,6 +25,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16, min_dim=8),
+    measured=dict(channels=64),
     variants={"CoTNeXt": dict(channels=16, groups=8, cardinality=2, share=4, min_dim=4)},
     commutes_with={"translation"},
     forbids={"batch_one": "the fusion is normalised over the batch, and one pooled vector has no variance"},

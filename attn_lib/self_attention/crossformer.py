@@ -27,6 +27,7 @@ DISTANCES = ("short", "long")
     )],
     layout="B C H W",
     example=dict(channels=16, heads=2, group=4),
+    measured=dict(channels=64),
     variants={
         "long": dict(channels=16, heads=2, group=4, distance="long"),
         "fixed interval": dict(channels=12, heads=3, group=None, interval=4, distance="long"),

@@ -26,6 +26,7 @@ PADDING = ("zeros", "masked")
     )],
     layout="B C H W",
     example=dict(channels=12, heads=3),
+    measured=dict(channels=72, heads=3),
     variants={
         "masked": dict(channels=8, heads=2, dilations=(1, 4), padding="masked", qkv_bias=True),
         "one dilation": dict(channels=6, heads=2, kernel_size=5, dilations=(1,)),

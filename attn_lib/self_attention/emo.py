@@ -32,6 +32,7 @@ PADDING = ("masked", "zeros")
     layout="B C H W",
     output="B O Ho Wo",
     example=dict(channels=16, heads=2, expansion=2.0, window=5),
+    measured=dict(channels=64),
     variants={
         "release": dict(channels=12, heads=3, expansion=2.5, window=4, attend_first=True, padding="zeros"),
         "whole map": dict(channels=8, heads=2, expansion=1.5, window=None, norm="batch", activation="silu"),

@@ -29,6 +29,7 @@ LAYOUTS = ("B C H W", "B N C")
     )],
     layout="B C H W",
     example=dict(channels=16, slots=8),
+    measured=dict(channels=64),
     variants={
         "tokens": dict(channels=8, slots=5, layout="B N C"),
         "heads": dict(channels=8, slots=5, heads=2),

@@ -26,6 +26,7 @@ from ..tap import tap
     layout="B C H W",
     output="B C Ho Wo",
     example=dict(channels=16, heads=2, block_size=4, halo_size=1),
+    measured=dict(channels=64),
     variants={
         "stride 2": dict(channels=6, heads=3, block_size=4, halo_size=2, stride=2),
         "unmasked": dict(channels=8, heads=1, block_size=5, halo_size=3, masked=False, scale_positions=False),

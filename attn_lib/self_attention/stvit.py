@@ -27,6 +27,7 @@ PADDING = ("masked", "zeros")
     )],
     layout="B C H W",
     example=dict(channels=16, heads=2, token_size=(4, 4)),
+    measured=dict(channels=64),
     variants={
         "zeros": dict(channels=8, heads=2, token_size=(2, 4), iterations=2, padding="zeros", qkv_bias=True),
         "1 × 1": dict(channels=6, heads=3, token_size=(1, 1)),

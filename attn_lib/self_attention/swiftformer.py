@@ -26,6 +26,7 @@ LAYOUTS = ("B C H W", "B N C")
     )],
     layout="B C H W",
     example=dict(channels=16),
+    measured=dict(channels=64),
     variants={
         "tokens": dict(channels=8, layout="B N C"),
         "wide": dict(channels=6, out_channels=4, heads=3),

@@ -26,6 +26,7 @@ LAYOUTS = ("B C H W", "B N C")
     )],
     layout="B C H W",
     example=dict(channels=16, heads=2),
+    measured=dict(channels=64),
     variants={
         "tokens": dict(channels=12, heads=3, layout="B N C"),
         "no bias": dict(channels=6, heads=1, bias=False),

@@ -27,6 +27,7 @@ POOLS = ("token", "mean")
     )],
     layout="B N C",
     example=dict(channels=24, heads=3),
+    measured=dict(channels=64, heads=4),
     variants={"release": dict(channels=8, heads=2, mlp_ratio=2.5, approximate="tanh")},
     commutes_with={"spatial_permutation", "translation"},
     builds_on=("mhsa",),

@@ -27,6 +27,7 @@ EXCITES = ("sigmoid", "mlp")
     )],
     layout="B C H W",
     example=dict(channels=32, extent=4),
+    measured=dict(channels=64),
     variants={
         "global": dict(channels=8),
         "mean and MLP": dict(channels=8, extent=2, excite="mlp", reduction=2),

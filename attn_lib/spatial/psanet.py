@@ -28,6 +28,7 @@ BRANCHES = ("both", "collect", "distribute")
     layout="B C H W",
     output="B O H W",
     example=dict(channels=8, height=12, width=16, reduction=2),
+    measured=dict(channels=64, height=12, width=16),
     variants={
         "collect, no softmax": dict(channels=8, height=12, width=16, branches="collect", softmax=False),
         "distribute, compact": dict(channels=8, height=12, width=16, branches="distribute", compact=True),

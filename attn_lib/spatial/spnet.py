@@ -23,6 +23,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16),
+    measured=dict(channels=64),
     variants={"equations alone": dict(channels=6, norm=False)},
     commutes_with={"translation"},
     builds_on=("se",),

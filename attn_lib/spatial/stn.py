@@ -25,6 +25,7 @@ TRANSFORMS = ("affine", "attention", "thin_plate")
     )],
     layout="B C H W",
     example=dict(channels=8, hidden=6, units=6),
+    measured=dict(channels=64),
     variants={
         "attention": dict(channels=4, transform="attention", hidden=4, units=4),
         "thin plate": dict(channels=4, transform="thin_plate", points=3, hidden=4, units=4),

@@ -22,6 +22,7 @@ from ..tap import tap
     )],
     layout="B C T H W",
     example=dict(channels=8, frames=10),
+    measured=dict(channels=64, frames=10),
     variants={"wide kernel": dict(channels=6, frames=10, kernel_size=5, reduction=3, expansion=1)},
     commutes_with={"spatial_permutation", "row_column_permutation", "flip_h", "flip_w", "transpose"},
     builds_on=("se",),

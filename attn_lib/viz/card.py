@@ -128,8 +128,8 @@ def _costs(entry: catalog.Entry) -> list[Row]:
     half, whole = sizes(entry.layout, [SIDE // 2, SIDE])
     counted = cost(*_evaluating(entry, whole))
     grown = counted.saved_bytes / max(1, saved_bytes(*_evaluating(entry, half)))
-    options = ", ".join(f"{name}={value!r}" for name, value in entry.options(size=whole).items())
-    one = "one input of " + style.times(entry.shapes(1, whole)[0][1:])
+    options = ", ".join(f"{name}={value!r}" for name, value in entry.options(catalog.MEASURED, whole).items())
+    one = "one input of " + style.times(entry.shapes(1, whole, catalog.MEASURED)[0][1:])
     doubled = f"{style.times(half)} → {style.times(whole)}"
     memory = f"{style.si(counted.saved_bytes, 'B')} for {one}; × {grown:.1f} for {doubled}"
     return [
@@ -141,7 +141,7 @@ def _costs(entry: catalog.Entry) -> list[Row]:
 
 def _evaluating(entry: catalog.Entry, size: tuple[int, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The example in evaluation mode, where a batch of one is enough for every module."""
-    module, inputs = catalog.example(entry.id, batch=1, size=size)
+    module, inputs = catalog.example(entry.id, catalog.MEASURED, batch=1, size=size)
     return module.eval(), inputs
 
 

@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import attn_lib
-from attn_lib.catalog import FAMILIES, SYMMETRIES, Entry
+from attn_lib.catalog import FAMILIES, MEASURED, SYMMETRIES, Entry
 from attn_lib.measure import records
 from attn_lib.measure.suite import SIDES, sizes
 from attn_lib.viz import style
@@ -139,9 +139,9 @@ def atlas(has_chapter: set[str]) -> str:
     where = (f"on {html.escape(device[1])}" if device else "not recorded yet")
     return (
         f'<div class="attn-atlas">{_controls()}<div class="atlas-side" hidden></div>'
-        f'<p class="atlas-note">One item of {SIDE} × {SIDE} positions in float32, examples as in the reference (mostly '
-        f"64 channels). Times: {where}. FLOPs count matrix products and convolutions only, so that a module without "
-        f"any has 0: sort by time. Small numbers are exponents in the number of positions.</p>"
+        f'<p class="atlas-note">One item of {SIDE} × {SIDE} positions in float32, 64 channels or the nearest number '
+        f"that fits, otherwise the paper's defaults. Times: {where}. FLOPs count matrix products and convolutions only, so "
+        f"that a module without any has 0: sort by time. Small numbers are exponents in the number of positions.</p>"
         f'<div class="atlas-scroll"><table class="atlas-table"><thead><tr>{header}</tr></thead><tbody>{rows}</tbody>'
         f'</table></div></div>'
     )
@@ -152,7 +152,7 @@ def _row(entry: Entry, m: Measured | None, chapter: bool, slowest: float) -> str
     also = [name for name in entry.aliases[1:] if name.lower() not in (entry.name.lower(), entry.id)]
     reference = f"api/{entry.family}.html#{entry.cls.__module__}.{entry.cls.__qualname__}"
     way = f"../{entry.chapter}.html" if chapter else reference
-    module, _ = attn_lib.example(entry.id, batch=1, size=sizes(entry.layout, [SIDE])[0])
+    module, _ = attn_lib.example(entry.id, MEASURED, batch=1, size=sizes(entry.layout, [SIDE])[0])
     params = sum(p.numel() for p in module.parameters())
     broken = [name for name in SYMMETRIES if name not in entry.commutes_with]
     search = " ".join([entry.id, *entry.aliases, entry.paper.title, entry.paper.arxiv or ""])

@@ -43,6 +43,17 @@ def test_entry_stands_where_it_says(id):
     assert set(e.reduces_to) <= {*attn_lib.list_modules(), *catalog.OPERATIONS}
 
 
+@each_module
+def test_modules_are_measured_on_one_footing(id):
+    """64 channels, or the nearest number that the paper's heads or groups allow; the example's layouts."""
+    e = attn_lib.entry(id)
+    assert 60 <= e.measured["channels"] <= 72, "a module of another width cannot be compared"
+    assert (e.layout_of(catalog.MEASURED), e.output_of(catalog.MEASURED)) == (e.layout, e.output)
+    module, inputs = attn_lib.example(id, catalog.MEASURED)
+    y = module.eval()(*inputs)
+    assert all(torch.isfinite(t).all() for t in (y if isinstance(y, tuple) else (y,)))
+
+
 def test_an_alias_names_one_module():
     """So that a search for it ends at one row; ids are names too."""
     names = [alias.lower() for id in attn_lib.list_modules() for alias in attn_lib.entry(id).aliases]
@@ -159,6 +170,7 @@ def test_registration_refuses_what_it_does_not_know():
         (dict(aliases=[]), "aliases=.* must hold at least one name"),
         (dict(aliases="SE"), "aliases='SE' must hold"),
         (dict(action="gaet"), "action='gaet' must be one of .*did you mean 'gate'"),
+        (dict(variants={"measured": {}}), "'measured' is the name of the options in `measured`"),
         (dict(papers=[]), "papers=.* must hold at least one Paper"),
         (dict(layout="B C h w"), "'h' is no axis"),
         (dict(output="B, "), "layout='B, ' must name the axes"),

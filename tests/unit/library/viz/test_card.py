@@ -6,6 +6,7 @@ import pytest
 
 import attn_lib
 from attn_lib import viz
+from attn_lib.catalog import MEASURED
 from attn_lib.measure.suite import sizes
 from tests.unit.library.viz.drawn import recorded
 
@@ -14,7 +15,7 @@ from tests.unit.library.viz.drawn import recorded
 def test_a_card_says_what_the_catalog_and_the_module_say(id):
     entry, card = attn_lib.entry(id), attn_lib.card(id)
     said = {row.label: row.text for row in card.rows}
-    module, _ = attn_lib.example(id, size=sizes(entry.layout, [56])[0])
+    module, _ = attn_lib.example(id, MEASURED, size=sizes(entry.layout, [56])[0])
     assert said["Parameters"].startswith(f"{sum(p.numel() for p in module.parameters()):,} (")
     papers = said["Paper" if len(entry.papers) == 1 else "Papers"]
     for paper in entry.papers:
