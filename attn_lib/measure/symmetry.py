@@ -170,8 +170,7 @@ def _translation(run, xs, ins, outs) -> float:
         return _attempt(run, [_on_canvas(x, axes, shift) for x, axes in zip(xs, ins, strict=True)])
 
     placed = place(dict.fromkeys(moved, 0))
-    # Input positions to one output position, such as 2 after a stride of 2, 1/2 after an upsampling by 2.
-    ratio = {axis: Fraction(_canvas_size(sizes[axis]), size) for axis, size in _sizes(placed, outs).items()
+    ratio = {axis: _ratio(_canvas_size(sizes[axis]), size) for axis, size in _sizes(placed, outs).items()
              if axis in moved}
     if any(max(r.numerator, r.denominator) > CROP for r in ratio.values()):
         raise Undefined
@@ -187,6 +186,14 @@ def _translation(run, xs, ins, outs) -> float:
         got.append(y)
         expected.append(before)
     return _deviation(got, expected)
+
+
+def _ratio(size: int, out: int) -> Fraction:
+    """Input positions to one output position, such as 2 after a stride of 2, 1/2 after an upsampling by 2.
+
+    An output that is somewhat shorter has lost a border, as by a convolution without padding, and no stride.
+    """
+    return Fraction(1) if size * 2 < out * 3 <= size * 3 else Fraction(size, out)
 
 
 def _canvas_size(size: int) -> int:

@@ -1,6 +1,15 @@
 """Temporal attention: which steps of a series matter to which."""
 
+from .mtgnn import DilatedInception, GraphLearning, MixHopPropagation, TemporalConv
 from .pyraformer import CoarserScaleConstruction, PyramidalAttention
 from .tam import TemporalAdaptiveModule
 
-__all__ = ["CoarserScaleConstruction", "PyramidalAttention", "TemporalAdaptiveModule"]
+__all__ = [
+    "CoarserScaleConstruction",
+    "DilatedInception",
+    "GraphLearning",
+    "MixHopPropagation",
+    "PyramidalAttention",
+    "TemporalAdaptiveModule",
+    "TemporalConv",
+]

@@ -494,6 +494,7 @@ class TestSymmetries:
             "translation", "flip_h", "flip_w", "transpose", "scaling", "channel_permutation"}
         strided = measure.symmetries(nn.Conv2d(4, 4, 3, stride=2, padding=1), self.x)
         assert commuting(strided) == {"translation"}
+        assert commuting(measure.symmetries(nn.Conv2d(4, 4, (3, 5)), self.x)) == {"translation"}  # loses a border
 
     def test_an_output_that_is_not_finite_is_refused(self):
         with pytest.raises(ValueError, match="NaN or infinities"):

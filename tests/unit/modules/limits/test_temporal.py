@@ -7,6 +7,17 @@ from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention
 
 
+@limit("mtgnn", "convolution")
+def test_mtgnn_with_one_kernel_and_an_open_gate_is_a_dilated_causal_convolution():
+    layer, x = drawn("mtgnn", channels=6, kernel_sizes=(3,), dilation=2), randn(2, 11, 4, 6)
+    layer.gate.tconv[0].weight.fill_(0.0)
+    layer.gate.tconv[0].bias.fill_(1000.0)
+    conv = layer.filter.tconv[0]
+    series = x.permute(0, 2, 3, 1).flatten(0, 1)  # every place by itself, steps last
+    y = F.conv1d(series, conv.weight[:, :, 0], conv.bias, dilation=2)
+    torch.testing.assert_close(layer(x), torch.tanh(y).view(2, 4, 6, 7).permute(0, 3, 1, 2))
+
+
 @limit("pyraformer", "self-attention")
 def test_pyramidal_attention_of_one_scale_with_enough_neighbours_is_self_attention():
     pam, x = drawn("pyraformer", channels=8, heads=1, scales=1, neighbours=13), randn(2, 7, 8)
