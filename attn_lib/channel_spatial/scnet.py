@@ -134,7 +134,7 @@ class SelfCalibratedConv(nn.Module):
         H, W = like.shape[2:]
         down, right = (n * self.pooling_r for n in t.shape[2:])
         t = resize(t, down, right, self.up)
-        return F.pad(t, (0, W - right, 0, H - down))  # cut; a slice ties a recorded graph to sizes that r divides, or not
+        return F.pad(t, (0, W - right, 0, H - down))  # cut: a slice ties a recorded graph to its size
 
     def extra_repr(self) -> str:
         names = ("channels", "stride", "pooling_r", "up", "project")
