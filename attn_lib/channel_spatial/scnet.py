@@ -131,9 +131,10 @@ class SelfCalibratedConv(nn.Module):
 
     def enlarge(self, t: Tensor, like: Tensor) -> Tensor:
         """The context r times as large, cut to the map that it came from: windows at the end may be smaller."""
-        P, Q = t.shape[2:]
-        t = resize(t, P * self.pooling_r, Q * self.pooling_r, self.up)
-        return t[:, :, :like.shape[2], :like.shape[3]]
+        H, W = like.shape[2:]
+        down, right = (n * self.pooling_r for n in t.shape[2:])
+        t = resize(t, down, right, self.up)
+        return F.pad(t, (0, W - right, 0, H - down))  # cut: a slice ties a recorded graph to its size
 
     def extra_repr(self) -> str:
         names = ("channels", "stride", "pooling_r", "up", "project")

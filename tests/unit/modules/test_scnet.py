@@ -213,6 +213,17 @@ def test_a_constant_map_has_itself_for_context_at_any_size():
         torch.testing.assert_close(trace(conv, x)["X1'"], x[:, :2])
 
 
+def test_a_graph_recorded_at_one_size_runs_at_others():
+    """At sizes that r divides, and at others: nothing about the size is decided while it is recorded."""
+    conv, auto = make().float(), torch.export.Dim.AUTO
+    for recorded in ((8, 12), (7, 9)):
+        x = randn(2, 4, *recorded).float()
+        graph = torch.export.export(conv, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},)).module()
+        for size in ((8, 12), (7, 9), (13, 16)):
+            x = randn(3, 4, *size).float()
+            torch.testing.assert_close(graph(x), conv(x))
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (dict(channels=7), "channels=7 must be divisible by halves=2"),
     (dict(channels=8, up="bicubic"), "up='bicubic' must be one of 'bilinear', 'nearest'"),
