@@ -2,6 +2,7 @@
 
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
+from .cloformer import AttnConv, CloAttention
 from .emsa import EMSA
 from .halo import HaloAttention
 from .mhsa import MHSA2d
@@ -11,9 +12,11 @@ from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
     "EMSA",
+    "AttnConv",
     "AxialAttention",
     "AxialBlock",
     "BiLevelRoutingAttention",
+    "CloAttention",
     "EncoderBlock",
     "HaloAttention",
     "MHSA2d",
