@@ -3,6 +3,7 @@
 from .a2 import DoubleAttention
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
+from .cloformer import AttnConv, CloAttention
 from .cot import CoTAttention
 from .crossformer import CrossScaleEmbedding, DynamicPositionBias, LongShortDistanceAttention
 from .dilateformer import DilateAttention
@@ -20,9 +21,11 @@ from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
     "EMSA",
+    "AttnConv",
     "AxialAttention",
     "AxialBlock",
     "BiLevelRoutingAttention",
+    "CloAttention",
     "CoTAttention",
     "CrossScaleEmbedding",
     "DilateAttention",

@@ -102,6 +102,27 @@ def test_axial_attention_of_a_single_row_with_silent_columns_is_self_attention()
     torch.testing.assert_close(tokens(axial(x)), tokens(x) + attended)
 
 
+@limit("cloformer", "mhsa")
+def test_cloformer_attention_with_global_heads_alone_and_windows_of_one_pixel_is_full_attention():
+    clo = drawn("cloformer", channels=8, heads=2, group_split=(2,), kernel_sizes=(), window_size=1)
+    mhsa = drawn("mhsa", channels=8, heads=2, position=None)
+    for name in ("Wq", "Wk", "Wv"):  # biases of CloFormer's q, k, v are none of MHSA's
+        getattr(clo, name).bias.fill_(0.0)
+        getattr(clo, name).weight.copy_(getattr(mhsa, name).weight)
+    x = randn(2, 8, 5, 7)
+    torch.testing.assert_close(clo(x), clo.Wo(mhsa(x)))
+
+
+@limit("cloformer", "convolution")
+def test_cloformer_attention_with_open_local_gates_is_three_convolutions():
+    clo, x = drawn("cloformer", channels=8, heads=2, group_split=(2, 0), kernel_sizes=(3,)), randn(2, 8, 5, 7)
+    local = clo.local[0]
+    local.W2.bias.fill_(1e4)
+    v = F.conv2d(x, local.Wqkv.weight[16:], local.Wqkv.bias[16:])
+    v = F.conv2d(v, local.DWConv.weight[16:], local.DWConv.bias[16:], padding=1, groups=8)
+    torch.testing.assert_close(clo(x), clo.Wo(v))
+
+
 @limit("emsa", "mhsa")
 def test_efficient_self_attention_that_saves_and_transforms_nothing_is_full_attention():
     emsa, mhsa = drawn("emsa", channels=8, heads=2, transform=False), drawn("mhsa", channels=8, heads=2, position=None)
