@@ -1,5 +1,6 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
+from .acmix import ACmix
 from .biformer import BiLevelRoutingAttention
 from .cot import CoTAttention
 from .crossformer import CrossScaleEmbedding, DynamicPositionBias, LongShortDistanceAttention
@@ -9,6 +10,7 @@ from .mhsa import MHSA2d
 from .stvit import SuperTokenAttention
 
 __all__ = [
+    "ACmix",
     "BiLevelRoutingAttention",
     "CoTAttention",
     "CrossScaleEmbedding",
