@@ -43,8 +43,9 @@ def unwindows(x: Tensor, i: int, j: int, H: int, W: int, *, interleaved: bool = 
     return rearrange(x, "B (P Q) (i j) C -> B C (P i) (Q j)", P=H // i, Q=W // j, i=i, j=j)
 
 
-def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1) -> tuple[Tensor, Tensor]:
-    """The K = kH·kW neighbours of every pixel, itself in the middle.
+def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1,
+                   stride: int = 1) -> tuple[Tensor, Tensor]:
+    """The K = kH·kW neighbours of every pixel, or of one in `stride` rows and columns, itself in the middle.
 
     Neighbours outside the map are zeros. A softmax has to mask them by the second output: a zero is a key like
     any other, and takes its share.
@@ -53,14 +54,16 @@ def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1) -
         x: feature map (B, C, H, W).
         kernel_size: (kH, kW), both odd.
         dilation: distance between neighbours in pixels.
+        stride: distance between the pixels that are asked about, the first of them being (0, 0).
 
     Returns:
-        (B, C, K, H, W), neighbours row by row, and which of them lie on the map, (K, H, W) in bool.
+        (B, C, K, Ho, Wo), neighbours row by row, and which of them lie on the map, (K, Ho, Wo) in bool, Ho = ⌈H/stride⌉
+        and Wo = ⌈W/stride⌉.
     """
     B, C, H, W = x.shape
     padding = tuple(dilation * (k // 2) for k in kernel_size)
     on_map = F.pad(torch.ones(H, W, dtype=torch.bool, device=x.device), (padding[1],) * 2 + (padding[0],) * 2)
-    rows, cols = (torch.arange(k, device=x.device)[:, None] * dilation + torch.arange(n, device=x.device)
+    rows, cols = (torch.arange(k, device=x.device)[:, None] * dilation + torch.arange(0, n, stride, device=x.device)
                   for k, n in zip(kernel_size, (H, W), strict=True))
     on_map = on_map[rows[:, None, :, None], cols[None, :, None, :]].flatten(0, 1)
-    return F.unfold(x, kernel_size, dilation, padding).view(B, C, -1, H, W), on_map
+    return F.unfold(x, kernel_size, dilation, padding, stride).view(B, C, *on_map.shape), on_map

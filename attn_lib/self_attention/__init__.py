@@ -1,6 +1,7 @@
 """Self-attention on feature maps: every position asks, and some or all of the others answer."""
 
 from .a2 import DoubleAttention
+from .acmix import ACmix
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .cloformer import AttnConv, CloAttention
@@ -21,6 +22,7 @@ from .vit import EncoderBlock, VisionTransformer
 
 __all__ = [
     "EMSA",
+    "ACmix",
     "AttnConv",
     "AxialAttention",
     "AxialBlock",

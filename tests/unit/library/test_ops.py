@@ -162,6 +162,14 @@ def test_neighbourhoods_against_indexing(kernel_size, dilation):
                 assert torch.equal(near[:, :, k, row, col], x[:, :, r, c] if there else torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("size", [(4, 6), (5, 3), (1, 1)], ids=str)
+def test_neighbourhoods_with_a_stride_are_some_of_all(size):
+    x = torch.randn(2, 3, *size)
+    near, on_map = ops.neighbourhoods(x, (3, 5), 2)
+    some, there = ops.neighbourhoods(x, (3, 5), 2, stride=2)
+    assert torch.equal(some, near[..., ::2, ::2]) and torch.equal(there, on_map[:, ::2, ::2])
+
+
 # ---- pooling along axes ----------------------------------------------------------------------------------------------
 
 

@@ -210,6 +210,31 @@ def test_an_encoder_block_without_its_mlp_adds_self_attention_of_the_normalised_
     normal = block.norm1(z)
     q, k, v = (W(normal) for W in (block.MSA.Wq, block.MSA.Wk, block.MSA.Wv))
     torch.testing.assert_close(block(z), z + block.MSA.Wo(softmax_attention(q, k, v, scale=8**-0.5)))
+@limit("acmix", "convolution")
+def test_acmix_without_attention_is_one_convolution():
+    acmix, x = drawn("acmix", channels=8, heads=2, conv_order="release"), randn(2, 8, 5, 7)
+    acmix.alpha.fill_(0.0)
+    for W in (acmix.Wq, acmix.Wk, acmix.Wv):
+        W.bias.fill_(0.0)
+    rows = torch.cat([W.weight[:, :, 0, 0].unflatten(0, (2, 4)) for W in (acmix.Wq, acmix.Wk, acmix.Wv)])  # 3h d C
+    maps = torch.einsum("mt,tdC->dmC", acmix.Wf.weight[:, :, 0, 0], rows)
+    kernel = torch.einsum("dnmij,dmC->dnCij", acmix.Ws.weight.unflatten(0, (4, 2)), maps).flatten(0, 1)
+    torch.testing.assert_close(acmix(x), acmix.beta * torch.conv2d(x, kernel, padding=1))
+
+
+@limit("acmix", "mhsa")
+def test_acmix_that_looks_everywhere_and_does_not_convolve_is_full_attention():
+    acmix, x = drawn("acmix", channels=8, heads=2, kernel_size=13), randn(2, 8, 5, 7)
+    mhsa = drawn("mhsa", channels=8, heads=2, position=None)
+    acmix.alpha.fill_(1.0)
+    acmix.beta.fill_(0.0)
+    acmix.Wp.weight.fill_(0.0)
+    for name in ("Wq", "Wk", "Wv"):
+        getattr(acmix, name).bias.fill_(0.0)
+        getattr(mhsa, name).weight.copy_(getattr(acmix, name).weight)
+    torch.testing.assert_close(acmix(x), mhsa(x))
+
+
 @limit("cot", "convolution")
 def test_a_contextual_transformer_that_takes_the_static_context_alone_is_a_convolution():
     cot, x = drawn("cot", channels=8, min_dim=4), randn(2, 8, 5, 7)
