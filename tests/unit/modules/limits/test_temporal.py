@@ -7,6 +7,27 @@ from tests.unit.draw import randn
 from tests.unit.modules.limits.proof import drawn, every_limit_is_proven, limit, softmax_attention
 
 
+@limit("gltr", "convolution")
+def test_gltr_with_a_normalisation_of_zeros_is_its_dilated_convolutions():
+    gltr, x = drawn("gltr", channels=4), randn(2, 7, 4)
+    gltr.norm.weight.fill_(0.0)
+    gltr.norm.bias.fill_(0.0)
+    scales = [F.conv1d(x.mT, conv.weight, padding=r, dilation=r).mT for conv, r in zip(gltr.pyramid, (1, 2, 3),
+                                                                                       strict=True)]
+    torch.testing.assert_close(gltr(x), torch.cat([x, *scales], 2).mean(1))
+
+
+@limit("gltr", "non_local")
+def test_gltr_of_the_frames_alone_is_a_non_local_block_over_time():
+    gltr, x = drawn("gltr", channels=4, dilations=(), pool=False), randn(2, 7, 4)
+    block = drawn("non_local", channels=4, bias=True, norm=True)
+    for name in ("Wtheta", "Wphi", "Wg", "Wz"):
+        getattr(block, name).weight.copy_(getattr(gltr, name).weight[:, :, None, None])
+        getattr(block, name).bias.copy_(getattr(gltr, name).bias)
+    block.norm.load_state_dict(gltr.norm.state_dict())
+    torch.testing.assert_close(gltr(x), block(x.mT[:, :, None])[:, :, 0].mT)
+
+
 @limit("pyraformer", "self-attention")
 def test_pyramidal_attention_of_one_scale_with_enough_neighbours_is_self_attention():
     pam, x = drawn("pyraformer", channels=8, heads=1, scales=1, neighbours=13), randn(2, 7, 8)
