@@ -16,6 +16,25 @@ def test_mtgnn_with_one_kernel_and_an_open_gate_is_a_dilated_causal_convolution(
     series = x.permute(0, 2, 3, 1).flatten(0, 1)  # every place by itself, steps last
     y = F.conv1d(series, conv.weight[:, :, 0], conv.bias, dilation=2)
     torch.testing.assert_close(layer(x), torch.tanh(y).view(2, 4, 6, 7).permute(0, 3, 1, 2))
+@limit("gltr", "convolution")
+def test_gltr_with_a_normalisation_of_zeros_is_its_dilated_convolutions():
+    gltr, x = drawn("gltr", channels=4), randn(2, 7, 4)
+    gltr.norm.weight.fill_(0.0)
+    gltr.norm.bias.fill_(0.0)
+    scales = [F.conv1d(x.mT, conv.weight, padding=r, dilation=r).mT for conv, r in zip(gltr.pyramid, (1, 2, 3),
+                                                                                       strict=True)]
+    torch.testing.assert_close(gltr(x), torch.cat([x, *scales], 2).mean(1))
+
+
+@limit("gltr", "non_local")
+def test_gltr_of_the_frames_alone_is_a_non_local_block_over_time():
+    gltr, x = drawn("gltr", channels=4, dilations=(), pool=False), randn(2, 7, 4)
+    block = drawn("non_local", channels=4, bias=True, norm=True)
+    for name in ("Wtheta", "Wphi", "Wg", "Wz"):
+        getattr(block, name).weight.copy_(getattr(gltr, name).weight[:, :, None, None])
+        getattr(block, name).bias.copy_(getattr(gltr, name).bias)
+    block.norm.load_state_dict(gltr.norm.state_dict())
+    torch.testing.assert_close(gltr(x), block(x.mT[:, :, None])[:, :, 0].mT)
 
 
 @limit("pyraformer", "self-attention")
