@@ -140,8 +140,9 @@ def atlas(has_chapter: set[str]) -> str:
     return (
         f'<div class="attn-atlas">{_controls()}<div class="atlas-side" hidden></div>'
         f'<p class="atlas-note">One item of {SIDE} × {SIDE} positions in float32, 64 channels or the nearest number '
-        f"that fits, otherwise the paper's defaults. Times: {where}. FLOPs count matrix products and convolutions only, "
-        f"so that a module without any has 0: sort by time. Small numbers are exponents in the number of positions.</p>"
+        f"that fits, otherwise the paper's defaults. Times: {where}. FLOPs count matrix products and convolutions "
+        "only, so that a module without any has 0: sort by time. Small numbers are exponents in the number of "
+        "positions.</p>"
         f'<div class="atlas-scroll"><table class="atlas-table"><thead><tr>{header}</tr></thead><tbody>{rows}</tbody>'
         f'</table></div></div>'
     )
