@@ -7,6 +7,7 @@ from .depthwise_separable import DepthwiseSeparableConv
 from .dilated import ContextModule, DilatedConv, reached, receptive_field
 from .pconv import PartialConv
 from .scconv import ChannelReconstructionUnit, SpatialChannelReconstructionConv, SpatialReconstructionUnit
+from .snake import DynamicSnakeConv, MultiViewFusion, TCLoss, hausdorff, persistence_diagrams
 
 __all__ = [
     "ASPP",
@@ -16,10 +17,15 @@ __all__ = [
     "DeformConv2d",
     "DepthwiseSeparableConv",
     "DilatedConv",
+    "DynamicSnakeConv",
+    "MultiViewFusion",
     "PartialConv",
     "SpatialChannelReconstructionConv",
     "SpatialReconstructionUnit",
+    "TCLoss",
     "deform_conv2d",
+    "hausdorff",
+    "persistence_diagrams",
     "reached",
     "receptive_field",
     "valid_weights",

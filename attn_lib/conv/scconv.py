@@ -23,7 +23,7 @@ class SpatialReconstructionUnit(nn.Module):
 
     Args:
         channels: C, even.
-        norm_groups: groups of GN, divides C; the copies have 16 or 4, the paper does not say.
+        norm_groups: groups of GN, divides C; the paper does not say, copies have 4 or 16.
         threshold: t; ½ in the paper. At 0 the unit is the identity, at 1 nothing is above it.
         gate: "fill", as the paper's sentence is read: above t the weights become 1 and 0, the others stay in both.
             "mask" keeps w in w₁ where it is above t, in w₂ where it is not, and is 0 elsewhere.
@@ -36,7 +36,7 @@ class SpatialReconstructionUnit(nn.Module):
         ValueError: for an argument out of range, or an input that is not a feature map of C channels.
     """
 
-    def __init__(self, channels: int, *, norm_groups: int = 16, threshold: float = 0.5, gate: str = "fill",
+    def __init__(self, channels: int, *, norm_groups: int = 4, threshold: float = 0.5, gate: str = "fill",
                  epsilon: float = 1e-5):
         super().__init__()
         self.channels = check_int("channels", channels)
@@ -200,7 +200,7 @@ class SpatialChannelReconstructionConv(nn.Module):
         Li, Wen and He, SCConv: Spatial and Channel Reconstruction Convolution for Feature Redundancy, CVPR 2023.
     """
 
-    def __init__(self, channels: int, *, norm_groups: int = 16, threshold: float = 0.5, gate: str = "fill",
+    def __init__(self, channels: int, *, norm_groups: int = 4, threshold: float = 0.5, gate: str = "fill",
                  alpha: float = 0.5, reduction: int = 2, groups: int = 2, kernel_size: int = 3, epsilon: float = 1e-5):
         super().__init__()
         self.channels = check_int("channels", channels)

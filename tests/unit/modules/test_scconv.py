@@ -237,7 +237,7 @@ def test_the_step_has_no_gradient_and_the_rest_has():
 
 @pytest.mark.parametrize(("channels", "options", "message"), [
     (9, dict(norm_groups=3), "channels=9 must be divisible by halves=2"),
-    (30, dict(), "channels=30 must be divisible by norm_groups=16"),
+    (30, dict(), "channels=30 must be divisible by norm_groups=4"),
     (32, dict(threshold=1.5), "threshold=1.5 must be a number from 0 to 1"),
     (32, dict(gate="soft"), "gate='soft' must be one of 'fill', 'mask'"),
     (32, dict(alpha=1), "alpha=1 must be a number above 0 and below 1"),

@@ -131,4 +131,15 @@ def test_channel_reconstruction_without_its_convolved_part_is_a_channel_wise_gat
     torch.testing.assert_close(scconv(x), Y2.mean((2, 3), keepdim=True).sigmoid() * Y2)
 
 
+@limit("snake", "convolution")
+def test_a_snake_that_lies_straight_is_a_convolution():
+    for axis, side in (("x", (1, 5)), ("y", (5, 1))):
+        snake, x = drawn("snake", channels=8, kernel_size=5, axis=axis), randn(2, 8, 6, 7)
+        snake.offset_norm.weight.zero_()
+        snake.offset_norm.bias.zero_()
+        repeated = F.pad(x, (side[1] // 2,) * 2 + (side[0] // 2,) * 2, mode="replicate")
+        straight = F.conv2d(repeated, snake.weight.view(8, 8, *side), snake.bias)
+        torch.testing.assert_close(snake(x), F.relu(snake.norm(straight)))
+
+
 test_every_limit_is_proven = every_limit_is_proven("conv")
