@@ -89,7 +89,7 @@ class SSEAttention(nn.Module):
     name="Concurrent squeeze and excitation",
     summary="It gates every pixel beside every channel, so that a channel that is closed can still be seen where it "
             "counts.",
-    aliases=("scSE", "cSE", "sSE", "concurrent spatial and channel squeeze and excitation"),
+    aliases=("scSE", "cSE", "spatial squeeze and excitation", "concurrent squeeze and excitation"),
     action="gate",
     papers=[
         Paper(
