@@ -8,7 +8,7 @@ from .halo import HaloAttention
 from .mhsa import MHSA2d
 from .mobilevit import MobileViTBlock
 from .osra import OSRAttention
-from .vit import EncoderBlock, VisionTransformer
+from .vit import EncoderBlock, VisionTransformer, resize_positions
 
 __all__ = [
     "EMSA",
@@ -23,4 +23,5 @@ __all__ = [
     "MobileViTBlock",
     "OSRAttention",
     "VisionTransformer",
+    "resize_positions",
 ]
