@@ -18,7 +18,7 @@ from .osra import OSRAttention
 from .stvit import SuperTokenAttention
 from .swiftformer import EfficientAdditiveAttention
 from .ufo import UFOAttention
-from .vit import EncoderBlock, VisionTransformer
+from .vit import EncoderBlock, VisionTransformer, resize_positions
 
 __all__ = [
     "EMSA",
@@ -46,4 +46,5 @@ __all__ = [
     "SuperTokenAttention",
     "UFOAttention",
     "VisionTransformer",
+    "resize_positions",
 ]

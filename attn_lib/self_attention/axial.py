@@ -120,8 +120,8 @@ class AxialAttention(nn.Module):
     In the form "sum" there is no block: y = Attention_row(x + P) + Attention_column(x + P).
 
     Weights of the release: layernorm_attn is norm1, attn's q, k, v and proj_out are Wq, Wk, Wv and Wo, layernorm_mlp is
-    norm2, mlp's proj_in and proj_out are W1 and W2 (transposed), pos_embs_h and pos_embs_w Ph and Pw. Its W_o and W_2
-    start close to zero.
+    norm2, mlp's proj_in and proj_out are W1 and W2 (transposed), pos_embs_h and pos_embs_w Ph and Pw. There W_o and W_2
+    start close to zero, and positions with a deviation of 5/√C; here of 1/√C.
 
     Args:
         channels: C, at least 1.

@@ -53,6 +53,10 @@ POOLS = ("token", "mean")
             "VisionTransformer refuses such an image and names sizes that it takes.",
             "test_a_remainder_is_refused_and_not_dropped"),
         Erratum(
+            "release", "For images of another size it resizes the positions of square grids alone.",
+            "`resize_positions` takes any grid, and does to square ones what the release does.",
+            "test_positions_are_resized_with_corners_on_corners"),
+        Erratum(
             "copies", "They add positions to the patches alone.",
             "The class token has a position as well.",
             "test_the_comparison_of_the_network_notices"),
@@ -128,10 +132,11 @@ class VisionTransformer(nn.Module):
     The image is cut into N patches of P × P pixels, row by row, and E, a convolution with stride P, makes a token of
     each. A learned class token comes first; E_pos, a learned vector for each place, is added to all N + 1. The answer
     is read from the class token, or, with `pool="mean"`, from the mean of all tokens, none of which is then a class.
+    The paper trains first with a hidden layer, W_head tanh(W_rep y), and fine-tunes without.
 
     The class token and W_head start at zero, E_pos normal with deviation 0.02. Weights of the release: embedding is E,
-    cls x_class, pos_embedding Epos, encoderblock_0 blocks.0, encoder_norm norm, head Whead; the first axis of cls and
-    pos_embedding is left out.
+    cls x_class, pos_embedding Epos, encoderblock_0 blocks.0, encoder_norm norm, pre_logits Wrep, head Whead; the first
+    axis of cls and pos_embedding is left out.
 
     Args:
         channels: C, the width of a token; 768 in ViT-B.
@@ -139,7 +144,8 @@ class VisionTransformer(nn.Module):
         in_channels: of the image.
         patch_size: P, divides height and width.
         depth: L, blocks, at least 0.
-        classes: of the answer; None returns y.
+        classes: of the answer; None returns y, or the hidden layer.
+        representation_size: width of the hidden layer; None for none.
         positions: whether there is E_pos.
         pool: "token" or "mean".
         heads, mlp_ratio, approximate, dropout, epsilon: of every block, see `EncoderBlock`; dropout follows E_pos too.
@@ -153,8 +159,9 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, channels: int = 768, *, height: int | None = None, width: int | None = None,
                  in_channels: int = 3, patch_size: int = 16, depth: int = 12, heads: int = 12,
-                 classes: int | None = 1000, positions: bool = True, pool: str = "token", mlp_ratio: float = 4.0,
-                 approximate: str = "none", dropout: float = 0.0, epsilon: float = 1e-6):
+                 classes: int | None = 1000, representation_size: int | None = None, positions: bool = True,
+                 pool: str = "token", mlp_ratio: float = 4.0, approximate: str = "none", dropout: float = 0.0,
+                 epsilon: float = 1e-6):
         super().__init__()
         self.channels = check_int("channels", channels)
         self.in_channels = check_int("in_channels", in_channels)
@@ -177,9 +184,11 @@ class VisionTransformer(nn.Module):
         options = dict(heads=heads, mlp_ratio=mlp_ratio, approximate=approximate, dropout=dropout, epsilon=epsilon)
         self.blocks = nn.Sequential(*(EncoderBlock(channels, **options) for _ in range(depth)))
         self.norm = nn.LayerNorm(channels, eps=epsilon)
-        self.Whead = None
+        self.Wrep = self.Whead = None
+        if representation_size is not None:
+            self.Wrep = nn.Linear(channels, check_int("representation_size", representation_size))
         if classes is not None:
-            self.Whead = nn.Linear(channels, check_int("classes", classes))
+            self.Whead = nn.Linear(representation_size or channels, check_int("classes", classes))
             nn.init.zeros_(self.Whead.weight)
             nn.init.zeros_(self.Whead.bias)
 
@@ -196,7 +205,33 @@ class VisionTransformer(nn.Module):
         z = self.blocks(tap("z", self.dropout(z), "B N C"))                                       # eqs. 1 to 3
         z = self.norm(z)
         y = tap("y", z.mean(1) if self.x_class is None else z[:, 0], "B C")                       # eq. 4
+        if self.Wrep is not None:
+            y = tap("y_rep", torch.tanh(self.Wrep(y)), "B Cr")
         return y if self.Whead is None else tap("logits", self.Whead(y), "B O")
+
+
+def resize_positions(Epos: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """E_pos of one grid of patches made into that of another, for images of another size (Section 3.2 of the paper).
+
+    Bilinear, corners on corners: row i of the new grid reads row i (H − 1) / (Ho − 1) of the old. The vector of a class
+    token, which comes first, stays.
+
+    Args:
+        Epos: (N, C) for the N = H · W patches of the old grid, or (N + 1, C) with a class token.
+        old, new: grids (H, W) and (Ho, Wo), in patches.
+
+    Returns:
+        (Ho · Wo, C), or one more row.
+
+    Raises:
+        ValueError: if Epos has another number of rows.
+    """
+    N = old[0] * old[1]
+    if Epos.ndim != 2 or len(Epos) not in (N, N + 1):
+        raise ValueError(f"Epos has shape {tuple(Epos.shape)}; it must have {N} or {N + 1} rows for the grid old={old}")
+    first, grid = Epos[:len(Epos) - N], Epos[len(Epos) - N:].unflatten(0, old)
+    grid = F.interpolate(grid.movedim(2, 0)[None], new, mode="bilinear", align_corners=True)[0]
+    return torch.cat([first, grid.flatten(1).T])
 
 
 def _rate(dropout: float) -> float:

@@ -240,7 +240,7 @@ def test_causal_layers_see_nothing_that_comes_later():
     assert torch.equal(reach(axial(causal="column"), (1, 2), x), (i <= 1) & (j >= 0))  # whole rows, down to its own
 
 
-def test_fresh_positions_have_the_deviation_of_the_paper():
+def test_fresh_positions_make_a_vector_of_length_one():
     m = AxialAttention(256, height=40, width=40)
     assert m.Ph.std().item() == pytest.approx(256**-0.5, rel=0.05)
     assert m.Pw.std().item() == pytest.approx(256**-0.5, rel=0.05)

@@ -229,6 +229,13 @@ def test_a_fresh_bias_does_nothing_and_learns():
     assert (m.bias.grad != 0).all()
 
 
+def test_blocks_may_share_one_bias():
+    m, other, x = osra(height=4, width=6), osra(height=4, width=6, seed=1), randn(2, 6, 4, 6)
+    other.bias = m.bias
+    m.bias.add_(1.0 + m.bias.square())
+    assert other.bias is m.bias and (run(other, x)["bias"] == m.bias).all()
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (dict(C=6, heads=4), "channels=6 must be divisible by heads=4; 4 and 8 are"),
     (dict(ratio=0), "ratio=0 must be an integer of at least 1"),

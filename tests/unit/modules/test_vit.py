@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import attn_lib
 from attn_lib import measure
-from attn_lib.self_attention import EncoderBlock, VisionTransformer
+from attn_lib.self_attention import EncoderBlock, VisionTransformer, resize_positions
 from tests.unit.draw import D, permutation, randn, randomised
 from tests.unit.reference import reference
 
@@ -162,12 +162,15 @@ def network_equations(vit, image):
         tokens = equations(block, tokens)
     tokens = [layer_norm(z, vit.norm) for z in tokens]
     y = tokens[0] if vit.x_class is not None else [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
+    if vit.Wrep is not None:
+        y = [math.tanh(value) for value in linear(y, vit.Wrep)]
     return y if vit.Whead is None else linear(y, vit.Whead)
 
 
 NETWORKS = [
     {}, dict(depth=0), dict(pool="mean"), dict(classes=None), dict(patch_size=1, height=2, width=3),
     dict(height=None, width=None, positions=False), dict(in_channels=1, height=2, width=2),
+    dict(representation_size=3), dict(representation_size=3, classes=None),
 ]
 
 
@@ -230,6 +233,30 @@ def test_without_positions_the_answer_does_not_notice_the_order_of_the_patches()
     blind, sees = network(height=None, width=None, positions=False), network()
     assert_close(blind(shuffled), blind(x), rtol=0, atol=1e-12)
     assert (sees(shuffled) - sees(x)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("token", [0, 1])
+@pytest.mark.parametrize(("old", "new"), [((3, 3), (5, 5)), ((2, 3), (3, 2)), ((4, 4), (2, 2)), ((3, 4), (3, 4))])
+def test_positions_are_resized_with_corners_on_corners(old, new, token):
+    Epos = randn(old[0] * old[1] + token, 4)
+    expected = [Epos[n] for n in range(token)]
+    for i in range(new[0]):
+        for j in range(new[1]):
+            y, x = i * (old[0] - 1) / (new[0] - 1), j * (old[1] - 1) / (new[1] - 1)
+            expected.append(sum(max(0.0, 1 - abs(y - a)) * max(0.0, 1 - abs(x - b)) * Epos[token + a * old[1] + b]
+                                for a in range(old[0]) for b in range(old[1])))
+    assert_close(resize_positions(Epos, old, new), torch.stack(expected), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"it must have 4 or 5 rows for the grid old=\(2, 2\)"):
+        resize_positions(randn(7, 4), (2, 2), new)
+
+
+def test_a_network_for_a_larger_image_takes_resized_positions():
+    small, large = network(), network(height=6, width=8)
+    state = small.state_dict()
+    large.load_state_dict({**state, "Epos": resize_positions(state["Epos"], (2, 3), (3, 4))})
+    assert large(randn(1, 3, 6, 8)).shape == (1, 5)
+    for n, corner in ((1, 1), (4, 3), (9, 4), (12, 6)):  # corners keep their vectors
+        assert_close(large.Epos[n], small.Epos[corner])
 
 
 def test_depth_0_with_a_class_token_has_not_seen_the_image():
