@@ -7,6 +7,7 @@ from .crossformer import CrossScaleEmbedding, DynamicPositionBias, LongShortDist
 from .dilateformer import DilateAttention
 from .emo import InvertedResidualMobileBlock
 from .mhsa import MHSA2d
+from .seaformer import SeaAttention
 from .stvit import SuperTokenAttention
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "InvertedResidualMobileBlock",
     "LongShortDistanceAttention",
     "MHSA2d",
+    "SeaAttention",
     "SuperTokenAttention",
 ]
