@@ -57,8 +57,8 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     lead, pairs = q.shape[:-2], (q.shape[-2], k.shape[-2])
     if bias is not None and bias.ndim > 2:
-        bias = bias.expand(*lead, *pairs).reshape(-1, 1, *pairs)
-    q, k, v = (t.reshape(-1, 1, *t.shape[-2:]) for t in (q, k, v))
+        bias = bias.expand(*lead, *pairs).reshape(-1, lead[-1], *pairs)
+    q, k, v = (t.reshape(-1, lead[-1], *t.shape[-2:]) for t in (q, k, v))  # two axes: CUDA has 65,535 blocks in each
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     return y.reshape(*lead, *y.shape[-2:])
 

@@ -15,6 +15,7 @@ from .halo import HaloAttention
 from .mhsa import MHSA2d
 from .mobilevit import MobileViTBlock
 from .osra import OSRAttention
+from .seaformer import SeaAttention
 from .stvit import SuperTokenAttention
 from .swiftformer import EfficientAdditiveAttention
 from .ufo import UFOAttention
@@ -43,6 +44,7 @@ __all__ = [
     "MHSA2d",
     "MobileViTBlock",
     "OSRAttention",
+    "SeaAttention",
     "SuperTokenAttention",
     "UFOAttention",
     "VisionTransformer",

@@ -1,6 +1,7 @@
 """Shared operations against their definitions."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -42,6 +43,16 @@ def test_attend_takes_any_number_of_leading_axes(lead, biased):
     bias = None if biased is None else torch.randn(shape, generator=g, dtype=torch.float64)
     A = (q @ k.mT / 2 + (0 if bias is None else bias)).softmax(-1)
     torch.testing.assert_close(ops.attend(q, k, v, bias=bias), A @ v)
+
+
+@pytest.mark.parametrize("lead", [(2,), (2, 3, 5), (2, 2, 3, 5)], ids=str)
+def test_attend_spreads_the_leading_axes_over_two(lead, monkeypatch):
+    """Kernels on a GPU start a block for each, and have 65,535 at most in either direction."""
+    seen, fused = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
+                        lambda q, *args, **options: seen.append(q.shape) or fused(q, *args, **options))
+    ops.attend(*(torch.randn(*lead, n, 4) for n in (1, 7, 7)), bias=torch.zeros(lead[-1], 1, 7))
+    assert seen[0][1] == lead[-1] and seen[0].numel() == math.prod(lead) * 4
 
 
 @pytest.mark.parametrize("widths", [(16, 16, 6), (6, 6, 16)], ids=["values narrower", "values wider"])

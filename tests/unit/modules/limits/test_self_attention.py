@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch.nn.functional import hardsigmoid, relu6
 
 import attn_lib
 from tests.unit.draw import randn
@@ -343,6 +344,38 @@ def test_a_mobile_block_with_one_window_and_no_convolution_is_self_attention():
     V = torch.nn.functional.gelu(x_hat @ emo.Wv.weight[:, :, 0, 0].T + emo.Wv.bias)
     attended = softmax_attention(q, k, V, scale=8**-0.5)
     torch.testing.assert_close(tokens(emo(x)), tokens(x) + attended @ emo.Wo.weight[:, :, 0, 0].T)
+
+
+def _sea(**options):
+    """A module without positions, and what its output is for given results of the attention of rows and columns."""
+    sea = drawn("seaformer", channels=6, key_dim=4, heads=1, attn_ratio=1.0, **options)
+    for r in (sea.rq_row, sea.rk_row, sea.rq_col, sea.rk_col):
+        r.fill_(0.0)
+
+    def output(x, rows, cols):
+        q, k, v = sea.norm_q(sea.Wq(x)), sea.norm_k(sea.Wk(x)), sea.norm_v(sea.Wv(x))
+        mixed = v + sea.norm_row(sea.Wrow(relu6(rows))) + sea.norm_col(sea.Wcol(relu6(cols)))
+        detail = relu6(sea.norm_dw(sea.DW(torch.cat((q, k, v), 1))))
+        return hardsigmoid(sea.norm_o(sea.Wo(relu6(mixed)))) * sea.norm_d(sea.Wd(detail))
+
+    return sea, output
+
+
+@limit("seaformer", "self-attention")
+def test_squeezed_columns_of_a_map_of_one_row_are_pixels_that_attend_to_each_other():
+    (sea, output), x = _sea(), randn(2, 6, 1, 7)
+    q, k, v = (tokens(norm(W(x))) for W, norm in ((sea.Wq, sea.norm_q), (sea.Wk, sea.norm_k), (sea.Wv, sea.norm_v)))
+    attended = softmax_attention(q, k, v, scale=4**-0.5).mT[:, :, None]
+    torch.testing.assert_close(sea(x), output(x, rows=v.mean(1)[:, :, None, None], cols=attended))
+
+
+@limit("seaformer", "mean")
+def test_squeezed_axial_attention_that_asks_nothing_knows_the_mean_alone():
+    (sea, output), x = _sea(), randn(2, 6, 5, 7)
+    sea.norm_q.weight.fill_(0.0)
+    sea.norm_q.bias.fill_(0.0)
+    mean = sea.norm_v(sea.Wv(x)).mean((2, 3), keepdim=True)
+    torch.testing.assert_close(sea(x), output(x, rows=mean, cols=mean))
 
 
 @limit("stvit", "mhsa")
