@@ -2,6 +2,7 @@
 
 from .a2 import DoubleAttention
 from .acmix import ACmix
+from .aft import AFTAttention
 from .axial import AxialAttention, AxialBlock
 from .biformer import BiLevelRoutingAttention
 from .cloformer import AttnConv, CloAttention
@@ -24,6 +25,7 @@ from .vit import EncoderBlock, VisionTransformer, resize_positions
 __all__ = [
     "EMSA",
     "ACmix",
+    "AFTAttention",
     "AttnConv",
     "AxialAttention",
     "AxialBlock",

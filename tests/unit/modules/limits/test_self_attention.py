@@ -395,4 +395,27 @@ def test_one_super_token_is_the_mean():
     torch.testing.assert_close(sta(x), sta.Wo(v).expand_as(x))
 
 
+@limit("aft", "token mixing")
+def test_attention_free_transformer_without_keys_and_an_open_gate_is_token_mixing():
+    aft, x = drawn("aft", channels=8, length=9, rank=3), randn(2, 7, 8)
+    aft.Wk.weight.fill_(0.0)
+    aft.Wq.bias.fill_(1000.0)
+    w = (aft.u @ aft.v.T)[:7, :7].softmax(1)  # one matrix for all channels and all inputs
+    torch.testing.assert_close(aft(x), torch.einsum("ij,BjC->BiC", w, aft.Wv(x)))
+
+
+@limit("aft", "mean")
+def test_attention_free_transformer_without_keys_and_positions_is_the_mean_of_the_values():
+    x = randn(2, 7, 8)
+    for options in (dict(length=9, rank=3), dict(form="local", length=9, window=2), dict(form="simple"),
+                    dict(form="conv", heads=2, kernel_size=3)):
+        aft = drawn("aft", channels=8, **options)
+        aft.Wk.weight.fill_(0.0)
+        aft.Wq.bias.fill_(1000.0)
+        for name in ("u", "w", "gamma", "beta"):
+            if getattr(aft, name, None) is not None:
+                getattr(aft, name).fill_(0.0)
+        torch.testing.assert_close(aft(x), aft.Wv(x).mean(1, keepdim=True).expand_as(x))
+
+
 test_every_limit_is_proven = every_limit_is_proven("self_attention")
