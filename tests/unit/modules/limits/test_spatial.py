@@ -88,6 +88,18 @@ def test_point_wise_attention_with_one_map_for_all_pixels_is_a_convolution_of_th
     torch.testing.assert_close(psa(x), torch.cat([x, psa.proj(torch.cat([collected, distributed], 1))], 1))
 
 
+@limit("ram", "identity")
+def test_a_glimpse_as_large_as_the_image_is_the_image():
+    sensor, x = drawn("ram", channels=3, size=(5, 7), scales=1), randn(2, 3, 5, 7)
+    assert torch.equal(sensor(x, torch.zeros(2, 2, dtype=x.dtype))[:, 0], x)
+
+
+@limit("ram", "mean")
+def test_a_glimpse_of_one_pixel_as_wide_as_the_image_is_its_mean():
+    sensor, x = drawn("ram", channels=3, size=1, scales=2, factor=6.0), randn(2, 3, 6, 6)
+    torch.testing.assert_close(sensor(x, torch.zeros(2, 2, dtype=x.dtype))[:, 1, :, 0, 0], x.mean((2, 3)))
+
+
 @limit("spnet", "identity")
 def test_strip_pooling_with_a_large_bias_of_its_gate_is_the_identity():
     spm, x = drawn("spnet", channels=6), randn(2, 6, 5, 7)
