@@ -44,6 +44,7 @@ NORMS = ("euclidean", "maximum")
     layout="B C H W",
     output="B O H W",
     example=dict(channels=16),
+    measured=dict(channels=64),
     variants={
         "y": dict(channels=6, out_channels=8, kernel_size=5, axis="y"),
         "first release": dict(channels=6, kernel_size=3, border="zeros", offset_norm="batch", extent=1.5),

@@ -29,6 +29,7 @@ ORDERS = ("heads", "release")
     layout="B C H W",
     output="B O Ho Wo",
     example=dict(channels=8, heads=2, kernel_size=5),
+    measured=dict(channels=64),
     variants={
         "release": dict(channels=6, out_channels=8, heads=2, stride=2, padding="reflect", conv_order="release"),
         "dilated": dict(channels=4, heads=1, kernel_size=3, dilation=2),

@@ -29,6 +29,7 @@ EPSILON = 1e-12  # beside the variance of a kernel
     )],
     layout="B N C",
     example=dict(channels=16, length=3136, rank=8),
+    measured=dict(channels=64, length=3136),
     variants={
         "causal": dict(channels=6, length=20, rank=None, causal=True),
         "local": dict(channels=8, form="local", length=20, window=3),

@@ -75,6 +75,7 @@ def _context(q: Tensor, k: Tensor, W1: Tensor, b1: Tensor, W2: Tensor, b2: Tenso
     )],
     layout="B C H W",
     example=dict(channels=16, heads=4, group_split=(2, 2), kernel_sizes=(5,), window_size=2),
+    measured=dict(channels=64),
     variants={
         "two kernels": dict(channels=12, heads=4, group_split=(2, 1, 1), kernel_sizes=(3, 5), window_size=5),
         "local": dict(channels=4, heads=2, group_split=(2, 0), kernel_sizes=(3,), qkv_bias=False),

@@ -25,6 +25,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16, key_dim=4, heads=2),
+    measured=dict(channels=64),
     variants={"narrow": dict(channels=6, key_dim=2, heads=3, attn_ratio=1.5, positions=5, zero_init=False)},
     builds_on=("coord", "mhsa"),
     reduces_to={

@@ -30,6 +30,7 @@ Size = int | tuple[int, int]
     layout="B C H W, B 2",
     output="B M C Ho Wo",
     example=dict(channels=8, size=4),
+    measured=dict(channels=64),
     variants={"no whole factor": dict(channels=4, size=(3, 5), scales=2, factor=1.5)},
     commutes_with={"channel_permutation"},
     reduces_to={

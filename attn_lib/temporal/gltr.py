@@ -25,6 +25,7 @@ from ..tap import tap
     layout="B T C",
     output="B O",
     example=dict(channels=8),
+    measured=dict(channels=64),
     variants={
         "frames": dict(channels=6, dilations=(1, 4), pool=False),
         "pyramid alone": dict(channels=6, dilations=(1, 2, 4), with_input=False, kernel_size=5, reduction=4),

@@ -79,6 +79,7 @@ class DilatedInception(nn.Module):
     layout="B T N C",
     output="B To N O",
     example=dict(channels=16),
+    measured=dict(channels=64),
     variants={"dilated": dict(channels=5, out_channels=7, kernel_sizes=(2, 3, 1), dilation=2)},
     commutes_with={"spatial_permutation", "translation"},
     reduces_to={"convolution": "a single kernel and an open gate: a dilated causal convolution, then tanh"},

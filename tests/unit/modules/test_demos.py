@@ -64,6 +64,12 @@ DEMOS = [
     ("msf", dict(channels=64), [(1, 64, 192, 192)] * 4, SAME),
     ("msf", dict(channels=3), [(4, 3, 2, 2)] * 4, SAME),
     ("mfe", dict(channels=64, atrous_rates=(2, 4, 8)), [(1, 64, 192, 192)], SAME),
+    # AFT_FULL(d_model=512, n=64)
+    ("aft", dict(channels=512, length=64, rank=None), [(64, 64, 512)], SAME),
+    ("seaformer", dict(channels=512, key_dim=64, heads=8), [(1, 512, 7, 7)], SAME),
+    # DSConv(in_ch=5, out_ch=10, extend_scope=1, morph=0 and 1)
+    *[("snake", dict(channels=5, out_channels=10, kernel_size=15, axis=axis), [(2, 5, 28, 20)], (2, 10, 28, 20))
+      for axis in ("x", "y")],
     ("osra", dict(channels=64), [(1, 64, 7, 7)], SAME),
 ]
 
