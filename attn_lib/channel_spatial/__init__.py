@@ -1,7 +1,7 @@
 """Channel and spatial attention: which feature maps matter, and where."""
 
 from .bam import BAM
-from .cbam import CBAM, ChannelAttention, JointCBAM, SpatialAttention
+from .cbam import CBAM, ChannelAttention, JointCBAM, LogitCBAM, SpatialAttention
 from .coord import CoordinateAttention
 from .danet import ChannelSelfAttention, DANetAttention, DANetHead, PositionAttention
 from .ema import EMAAttention
@@ -28,6 +28,7 @@ __all__ = [
     "GALAAttention",
     "GAMAttention",
     "JointCBAM",
+    "LogitCBAM",
     "ParNetBlock",
     "ParNetDownsampling",
     "ParNetFusion",

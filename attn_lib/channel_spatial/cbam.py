@@ -162,8 +162,7 @@ class JointCBAM(nn.Module):
     and close channels of the other. Each map has a spatial gate of its own, so their sizes may differ.
 
     A variation, not in the paper. The nearest published module is MMTM (Vaezi Joze et al., CVPR 2020,
-    arXiv 1911.08670), which joins the means of two maps. A class of this name in circulation is another one: it
-    joins the channel and the spatial logits of a single map of fixed size.
+    arXiv 1911.08670), which joins the means of two maps. What circulates as "CBAM, joint" is `LogitCBAM`.
 
     Args:
         channels: C of either map, at least 1.
@@ -194,3 +193,50 @@ class JointCBAM(nn.Module):
         M_c = tap("M_c", self.channel.gate(c_avg, c_max), "B 2*C")[:, :, None, None]
         M_ca, M_cb = M_c.chunk(2, 1)
         return self.spatial_a(M_ca * a), self.spatial_b(M_cb * b)
+
+
+class LogitCBAM(nn.Module):
+    """Both gates of one map from one MLP over both their logits: y_c = σ(l_c) · x and y_s = σ(l_s) · x.
+
+    [l_c; l_s] = W₃ δ(W₂ [a; s]) with a = MLP(avg x) + MLP(max x), the C logits of CBAM's channel gate, and
+    s = f([avg; max]), the HW logits of its spatial gate, here on x itself; δ = ReLU. So which channels speak may depend
+    on where something is, and the other way round. The price is a map of fixed size, and 2 (C + HW) C/r weights.
+
+    Not in the CBAM paper: lists of attention modules have it as "CBAM" with the argument HW, and return both maps;
+    other code adds them up. Its layers have no bias but for the one of f, and its f sees the maximum first.
+
+    Args:
+        channels: C, at least 1.
+        height, width: H and W.
+        reduction: r, from 1 to C: both MLPs have C/r hidden units.
+        kernel_size: k of f, odd.
+        bias: whether the MLP of the channel logits and f carry biases.
+
+    Shape:
+        x (B, C, H, W) → y_c, y_s of the same shape.
+
+    Raises:
+        ValueError: for an argument out of range, an even kernel, or an input of another shape.
+    """
+
+    def __init__(self, channels: int, *, height: int, width: int, reduction: int = 16, kernel_size: int = 7,
+                 bias: bool = True):
+        super().__init__()
+        self.channels, self.height, self.width = channels, check_int("height", height), check_int("width", width)
+        self.channel = ChannelAttention(channels, reduction=reduction, bias=bias)
+        self.spatial = SpatialAttention(kernel_size=kernel_size, bias=bias)
+        logits = channels + height * width
+        self.W2 = nn.Linear(logits, channels // reduction, bias=False)
+        self.W3 = nn.Linear(channels // reduction, logits, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor(x, "B C H W", {"C": self.channels, "H": self.height, "W": self.width})
+        a = tap("a", sum(self.channel.mlp(z.flatten(1)) for z in mean_and_max(x, (2, 3))), "B C")
+        s = tap("s", self.spatial.f(torch.cat(mean_and_max(x, 1), 1)).flatten(1), "B H*W")
+        gates = torch.sigmoid(self.W3(F.relu(self.W2(torch.cat([a, s], 1)))))
+        M_c, M_s = gates.split([self.channels, self.height * self.width], 1)
+        M_s = tap("M_s", M_s.unflatten(1, (1, self.height, self.width)), "B 1 H W")
+        return x * tap("M_c", M_c, "B C")[:, :, None, None], x * M_s
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, height={self.height}, width={self.width}"

@@ -9,7 +9,7 @@ from torch import nn
 
 import attn_lib
 from attn_lib import measure
-from attn_lib.channel_spatial import CBAM, ChannelAttention, JointCBAM, SpatialAttention
+from attn_lib.channel_spatial import CBAM, ChannelAttention, JointCBAM, LogitCBAM, SpatialAttention
 from tests.unit.draw import D, permutation, randn, randomised
 from tests.unit.reference import reference
 
@@ -344,6 +344,9 @@ def test_part_in_half_precision_and_compiled(part):
     (lambda: ChannelAttention(16)(randn(2, 8, 3, 3)), "axis C must be 16, not 8"),
     (lambda: SpatialAttention(kernel_size=4), "kernel_size=4 must be odd"),
     (lambda: SpatialAttention()(randn(8, 3, 3)), "x1 has shape .* must have 4 axes"),
+    (lambda: LogitCBAM(8, height=0, width=3), "height=0 must be an integer of at least 1"),
+    (lambda: LogitCBAM(8, height=4, width=3, reduction=9), "reduction=9 must be at most channels=8"),
+    (lambda: LogitCBAM(8, height=4, width=3, reduction=2)(randn(2, 8, 3, 4)), "axis H must be 4, not 3"),
     (lambda: JointCBAM(4), "reduction=16 must be at most channels=8"),
     (lambda: JointCBAM(0), "channels=0 must be an integer of at least 1"),
     (lambda: JointCBAM(8)(randn(2, 8, 3, 3), randn(2, 7, 3, 3)), "b has shape .* axis C must be 8, not 7"),
@@ -391,6 +394,61 @@ def test_joint_cbam_by_its_formula():
 
 
 # ---- the release and other packages ----------------------------------------------------------------------------------
+
+
+def with_logits():
+    return randomised(LogitCBAM(6, height=4, width=5, reduction=2, kernel_size=3)).requires_grad_(False)
+
+
+def logits_by_hand(x, cbam):
+    """y_c and y_s of LogitCBAM, one image and one logit at a time."""
+    C, H, W = x.shape[1:]
+    f, channel = cbam.spatial.f, cbam.channel
+    out = []
+    for image in x:
+        pooled = [image.flatten(1).mean(1), image.flatten(1).max(1).values]
+        a = sum(channel.W1.weight @ (channel.W0.weight @ z + channel.W0.bias).clamp(min=0) + channel.W1.bias
+                for z in pooled)
+        planes = F.pad(torch.stack([image.mean(0), image.max(0).values]), (1, 1, 1, 1))
+        s = [(f.weight[0] * planes[:, i:i + 3, j:j + 3]).sum() + f.bias[0] for i in range(H) for j in range(W)]
+        logits = cbam.W3.weight @ (cbam.W2.weight @ torch.cat([a, torch.stack(s)])).clamp(min=0)
+        gates = [sigmoid(logit) for logit in logits.tolist()]
+        out.append((torch.stack([g * plane for g, plane in zip(gates[:C], image, strict=True)]),
+                    image * torch.tensor(gates[C:], dtype=D).view(H, W)))
+    return [torch.stack(maps) for maps in zip(*out, strict=True)]
+
+
+def test_logit_cbam_by_its_formula():
+    cbam, x = with_logits(), randn(2, 6, 4, 5)
+    for y, expected in zip(cbam(x), logits_by_hand(x, cbam), strict=True):
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+
+
+def test_logit_cbam_lets_place_gate_channels_and_channels_place():
+    cbam, x = with_logits(), randn(1, 6, 4, 5)
+    moved = x.roll(1, 3)  # the same pixels elsewhere: CBAM's channel gate would not notice
+    assert (cbam(moved)[0] - cbam(x)[0].roll(1, 3)).abs().max() > 1e-2
+    nn.init.zeros_(cbam.W2.weight[:, 6:])
+    torch.testing.assert_close(cbam(moved)[0], cbam(x)[0].roll(1, 3), rtol=0, atol=1e-12)
+
+
+def test_logit_cbam_halves_where_its_mlp_is_zero():
+    cbam, x = with_logits(), randn(2, 6, 4, 5)
+    nn.init.zeros_(cbam.W3.weight)
+    assert all(torch.equal(y, x / 2) for y in cbam(x))
+
+
+def test_logit_cbam_learns_compiles_and_runs_in_half_precision():
+    cbam, x = with_logits().requires_grad_(True), randn(2, 6, 4, 5).requires_grad_()
+    sum(y.square().sum() for y in cbam(x)).backward()
+    assert all(p.grad.abs().sum() > 0 for p in (*cbam.parameters(), x))
+    cbam, x = cbam.float(), x.detach().float()
+    expected = cbam(x)
+    torch.compiler.reset()
+    for y, e in zip(torch.compile(cbam, fullgraph=True, backend="aot_eager")(x), expected, strict=True):
+        torch.testing.assert_close(y, e, rtol=1e-4, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all((y - e).abs().max() < 0.05 * e.abs().max() for y, e in zip(cbam(x), expected, strict=True))
 
 
 def test_the_release_is_norm_and_a_flipped_kernel():

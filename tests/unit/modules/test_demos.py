@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import attn_lib
+from attn_lib.channel_spatial import LogitCBAM
 
 SAME = None  # the output has the shape of the (first) input
 
@@ -72,6 +73,14 @@ DEMOS = [
       for axis in ("x", "y")],
     ("osra", dict(channels=64), [(1, 64, 7, 7)], SAME),
 ]
+
+
+@pytest.mark.module("cbam")
+def test_the_cbam_of_the_lists_returns_both_maps():
+    """CBAMBlock(channel=64, reduction=8, kernel_size=7, HW=49): a class of the same file, not of the paper."""
+    x = torch.randn(1, 64, 7, 7)
+    maps = LogitCBAM(64, height=7, width=7, reduction=8)(x)
+    assert [y.shape for y in maps] == [x.shape] * 2
 
 
 @pytest.mark.parametrize(("id", "options", "inputs", "output"), [
