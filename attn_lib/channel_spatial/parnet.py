@@ -182,8 +182,8 @@ class ParNetDownsampling(Reparameterised):
         return tap("y", channel_shuffle(y, self.groups), "B O Ho Wo")
 
     def _means(self, x: Tensor) -> Tensor:
-        """Of 2 × 2 pixels; zeros, below and to the right, count where a size is odd."""
-        return x if self.stride == 1 else F.avg_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2)
+        """Of 2 × 2 pixels; where a size is odd the last are quarters of a sum, as if zeros lay beside them."""
+        return x if self.stride == 1 else F.avg_pool2d(x, 2, ceil_mode=True, divisor_override=4)
 
     def extra_repr(self) -> str:
         names = ("channels", "out_channels", "stride", "groups")
