@@ -107,7 +107,8 @@ class CloAttention(nn.Module):
     The h heads of d = C/h channels are dealt out: `group_split` names how many each local branch gets, and how many
     the global one. A local branch is an `AttnConv`, with a kernel of its own. The global branch is softmax attention of
     every pixel to the means of windows of w × w pixels; where w does not divide H or W the last windows are smaller. A
-    branch without heads is not there. In CloFormer a group normalisation of one group stands before the module.
+    branch without heads is not there. In CloFormer a group normalisation of one group stands before the module. The
+    defaults are those of the third stage of CloFormer-XXS.
 
     Weights of the release: qkvs.0, convs.0 and act_blocks.0.act_block's 0 and 2 are local.0's Wqkv, DWConv, W1 and W2,
     global_q is Wq, the rows of global_kv are Wk and then Wv, proj Wo.
@@ -119,8 +120,6 @@ class CloAttention(nn.Module):
         kernel_sizes: of the local branches, odd, one fewer than there are groups.
         window_size: w, at least 1.
         qkv_bias: whether the 1 × 1 convolutions before the branches and W_o have a bias.
-
-        The defaults are those of the third stage of CloFormer-XXS.
 
     Shape:
         x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
