@@ -133,10 +133,11 @@ class LongShortDistanceAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         B, _, H, W = x.shape
-        padded, real, size, block, long = self.cut(x)
-        real = _group(real[None, None].to(x), size, block, long)[0, :, :, 0] > 0                    # R n
+        size, block = self.groups(H, W)
+        padded, real = pad_to_multiple(x, *block)
+        real = _cut(real[None, None].to(x), size, block)[0, :, :, 0] > 0                               # R n
         real = real | ~real.any(1, keepdim=True)  # a group of padding alone: its output is dropped
-        tokens = tap("x_g", _group(padded, size, block, long), "B R n C")
+        tokens = tap("x_g", _cut(padded, size, block), "B R n C")
         R = tokens.shape[1]
         q, k, v = (tap(name, t, "B R n C") for name, t in zip("qkv", self.Wqkv(tokens).chunk(3, -1), strict=True))
         bias = x.new_zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None].repeat(B, 1, 1, 1)
@@ -145,21 +146,16 @@ class LongShortDistanceAttention(nn.Module):
         q, k, v = (rearrange(t, "B R n (h d) -> (B R) h n d", h=self.heads) for t in (q, k, v))
         y = attend(q, k, v, bias=bias, name="A", dims="B*R h n n")
         y = self.Wo(rearrange(y, "(B R) h n d -> B R n (h d)", R=R))
-        return tap("y", _ungroup(y, size, block, long, padded.shape[2:])[..., :H, :W], "B C H W")
+        return tap("y", _join(y, size, block, *padded.shape[2:])[..., :H, :W], "B C H W")
 
-    def cut(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[int, int], tuple[int, int], bool]:
-        """The map padded, which of its pixels are real, the size of a group, of a block, and whether it is long."""
-        H, W = x.shape[2:]
-        G, I, long = self.group, self.interval, self.distance == "long"  # noqa: E741  the paper's letter
+    def groups(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """How many rows and columns a group has, and how many the block has that it spans."""
+        G, I = self.group, 1 if self.distance == "short" else self.interval  # noqa: E741  the paper's letters
         if self.shrink and min(H, W) <= G:
-            G, I, long = min(H, W), None, False  # noqa: E741
-        if G is None:
-            padded, real = pad_to_multiple(x, I, I)
-            Hp, Wp = padded.shape[2:]
-            return padded, real, (Hp // I, Wp // I), (Hp, Wp), long
-        side = G if I is None else G * I
-        padded, real = pad_to_multiple(x, side, side)
-        return padded, real, (G, G), tuple(padded.shape[2:]) if I is None else (side, side), long
+            G, I = min(H, W), 1  # noqa: E741
+        size = tuple(G or -(-n // I) for n in (H, W))
+        apart = tuple(I or -(-n // G) for n in (H, W))
+        return size, (size[0] * apart[0], size[1] * apart[1])
 
     def extra_repr(self) -> str:
         names = ("channels", "heads", "group", "interval", "distance", "shrink")
@@ -269,20 +265,15 @@ class CrossScaleEmbedding(nn.Module):
         return tap("z", torch.cat([conv(x) for conv in self.convs], 1), "B O Ho Wo")
 
 
-def _group(x: Tensor, size: tuple[int, int], block: tuple[int, int], long: bool) -> Tensor:
-    """A map (B, C, H, W) as groups (B, R, n, C), block by block if they are long."""
-    if long:
-        B = len(x)
-        x = rearrange(x, "B C (P i) (Q j) -> (B P Q) C i j", i=block[0], j=block[1])
-        return windows(x, *size, interleaved=True).unflatten(0, (B, -1)).flatten(1, 2)
-    return windows(x, *size)
+def _cut(x: Tensor, size: tuple[int, int], block: tuple[int, int]) -> Tensor:
+    """A map (B, C, H, W) as groups (B, R, n, C), which span blocks; the groups of a block are interleaved."""
+    B = len(x)
+    x = rearrange(x, "B C (P i) (Q j) -> (B P Q) C i j", i=block[0], j=block[1])
+    return windows(x, *size, interleaved=True).unflatten(0, (B, -1)).flatten(1, 2)
 
 
-def _ungroup(y: Tensor, size: tuple[int, int], block: tuple[int, int], long: bool, shape: tuple[int, int]) -> Tensor:
-    """The map of `shape` that `_group` cut."""
-    H, W = shape
-    if long:
-        P, Q = H // block[0], W // block[1]
-        y = unwindows(y.unflatten(1, (P * Q, -1)).flatten(0, 1), *size, *block, interleaved=True)
-        return rearrange(y, "(B P Q) C i j -> B C (P i) (Q j)", P=P, Q=Q)
-    return unwindows(y, *size, H, W)
+def _join(y: Tensor, size: tuple[int, int], block: tuple[int, int], H: int, W: int) -> Tensor:
+    """The map (B, C, H, W) of its groups: undoes `_cut`."""
+    P, Q = H // block[0], W // block[1]
+    y = unwindows(y.unflatten(1, (P * Q, -1)).flatten(0, 1), *size, *block, interleaved=True)
+    return rearrange(y, "(B P Q) C i j -> B C (P i) (Q j)", P=P, Q=Q)

@@ -118,9 +118,10 @@ class SeaAttention(nn.Module):
         self.Wrow, self.norm_row = conv(Cv, Cv), nn.BatchNorm2d(Cv)
         self.Wcol, self.norm_col = conv(Cv, Cv), nn.BatchNorm2d(Cv)
         self.Wo, self.norm_o = conv(Cv, channels), nn.BatchNorm2d(channels)
-        Ce = 2 * Ck + Cv
-        self.DW, self.norm_dw = nn.Conv2d(Ce, Ce, 3, padding=1, groups=Ce, bias=False), nn.BatchNorm2d(Ce)
-        self.Wd, self.norm_d = conv(Ce, channels), nn.BatchNorm2d(channels)
+        all_three = 2 * Ck + Cv
+        self.DW = nn.Conv2d(all_three, all_three, 3, padding=1, groups=all_three, bias=False)
+        self.norm_dw = nn.BatchNorm2d(all_three)
+        self.Wd, self.norm_d = conv(all_three, channels), nn.BatchNorm2d(channels)
         if zero_init:
             for norm in (self.norm_row, self.norm_col, self.norm_o):
                 nn.init.zeros_(norm.weight)

@@ -149,12 +149,13 @@ class SuperTokenAttention(nn.Module):
 
     def associate(self, X: Tensor, S: Tensor) -> Tensor:
         """a = softmax(X Sᵀ / √C) over the K = 9 super tokens around every cell."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.association_gradient):
-            near, on_grid = _around(S)
-            logits = in_float32(torch.matmul, X, near) * self.channels**-0.5
-            if self.padding == "masked":
-                logits = logits.masked_fill(~on_grid[:, None], -torch.inf)
-            return logits.softmax(-1)
+        if not self.association_gradient:
+            X, S = X.detach(), S.detach()
+        near, on_grid = _around(S)
+        logits = in_float32(torch.matmul, X, near) * self.channels**-0.5
+        if self.padding == "masked":
+            logits = logits.masked_fill(~on_grid[:, None], -torch.inf)
+        return logits.softmax(-1)
 
     def gather(self, a: Tensor, X: Tensor, S: Tensor) -> Tensor:
         """S_j = Σ_i a_ij X_i / Σ_i a_ij; what would belong to a super token outside the grid is lost."""
