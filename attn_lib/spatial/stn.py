@@ -9,7 +9,12 @@ from ..checks import check_choice, check_feature_map, check_int
 from ..ops import bilinear_sample, in_float32
 from ..tap import tap
 
-TRANSFORMS = ("affine", "attention", "thin_plate")
+TRANSFORMS = {  # θ of the identity, its shape, its axes
+    "affine": ([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], (2, 3), "B 2 3"),
+    "attention": ([1.0, 0.0, 0.0], (3,), "B 3"),
+    "projective": ([1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0], (8,), "B 8"),
+    "thin_plate": ([0.0, 0.0], (-1, 2), "B K 2"),
+}
 
 
 @register(
@@ -28,6 +33,7 @@ TRANSFORMS = ("affine", "attention", "thin_plate")
     measured=dict(channels=64),
     variants={
         "attention": dict(channels=4, transform="attention", hidden=4, units=4),
+        "projective": dict(channels=4, transform="projective", hidden=4, units=4),
         "thin plate": dict(channels=4, transform="thin_plate", points=3, hidden=4, units=4),
         "zoom": dict(channels=4, size=(5, 6), hidden=3, units=4),
     },
@@ -58,11 +64,12 @@ class SpatialTransformer(nn.Module):
 
         affine       (x, y) = θ (x_t, y_t, 1) with θ of 2 × 3
         attention    (x, y) = s (x_t, y_t) + (t_x, t_y), θ = (s, t_x, t_y)
+        projective   (x, y) = (θ₁ x_t + θ₂ y_t + θ₃, θ₄ x_t + θ₅ y_t + θ₆) / (θ₇ x_t + θ₈ y_t + 1)
         thin_plate   (x, y) = (x_t, y_t) + the thin plate spline through the displacements θ of K control points, which
                      stand on a regular grid from border to border
 
-    so θ says where an output pixel is read, not where an input pixel goes. Outside the image there are zeros. The
-    paper's projective transformation is left out: its denominator may vanish within the image.
+    so θ says where an output pixel is read, not where an input pixel goes. Outside the image there are zeros. Towards
+    places where its denominator is 0, a projective map reads further and further out.
 
     The paper leaves f_loc open. Here it is two 3 × 3 convolutions with ReLU, the means over a grid of cells, brought to
     mean 0 and variance 1 so that a brighter image is read at the same places, a hidden layer with ReLU, and a last one
@@ -73,7 +80,7 @@ class SpatialTransformer(nn.Module):
 
     Args:
         channels: C, at least 1.
-        transform: one of the three above.
+        transform: one of the four above.
         points: control points along each side of a thin plate spline, at least 2: K = points². The paper has 4.
         size: (Ho, Wo) of the output; that of the input when None.
         hidden: channels of the convolutions in f_loc, at least 1.
@@ -104,9 +111,8 @@ class SpatialTransformer(nn.Module):
         self.conv1 = nn.Conv2d(channels, check_int("hidden", hidden), 3, padding=1)
         self.conv2 = nn.Conv2d(hidden, hidden, 3, padding=1)
         self.W1 = nn.Linear(hidden * cells**2, check_int("units", units))
-        self.shape = {"affine": (2, 3), "attention": (3,), "thin_plate": (points**2, 2)}[transform]
-        start = {"affine": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0], "attention": [1.0, 0.0, 0.0]}.get(
-            transform, [0.0] * 2 * points**2)
+        start, self.shape, self.dims = TRANSFORMS[transform]
+        start = start * (points**2 if transform == "thin_plate" else 1)
         self.Wtheta = nn.Linear(units, len(start))
         nn.init.zeros_(self.Wtheta.weight)
         self.Wtheta.bias.data.copy_(torch.tensor(start))
@@ -118,11 +124,11 @@ class SpatialTransformer(nn.Module):
         return tap("V", bilinear_sample(x, rows, cols), "B C Ho Wo")                        # eq. 5
 
     def localise(self, x: Tensor) -> Tensor:
-        """θ = f_loc(x), (B, 2, 3), (B, 3) or (B, K, 2); autocast leaves it alone, for θ has to tell pixels apart."""
+        """θ = f_loc(x), one an image; autocast leaves it alone, for θ has to tell pixels apart."""
         z = F.relu(self.conv2(F.relu(self.conv1(x.to(self.conv1.weight.dtype)))))
         z = F.adaptive_avg_pool2d(z, self.cells).flatten(1)
         theta = self.Wtheta(F.relu(self.W1(F.layer_norm(z, z.shape[1:])))).unflatten(1, self.shape)
-        return tap("theta", theta, {"affine": "B 2 3", "attention": "B 3", "thin_plate": "B K 2"}[self.transform])
+        return tap("theta", theta, self.dims)
 
     def positions(self, theta: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
         """Rows and columns (B, Ho, Wo) of a map of H × W at which the output is read, in pixels.
@@ -146,6 +152,12 @@ class SpatialTransformer(nn.Module):
         """The same with the θ of eq. 2: one scale, no rotation."""
         s, t = theta[:, None].split((1, 2), 2)
         return (s - 1) * p + t
+
+    def projective(self, theta: Tensor, p: Tensor) -> Tensor:
+        """The same with eight numbers: a 3 × 3 matrix whose last entry is 1, and a division by its third row."""
+        a, b = theta[:, :6].unflatten(1, (2, 3)), theta[:, None, 6:]
+        q = (p * b).sum(2, keepdim=True)                                                   # the denominator less 1
+        return (self.affine(a, p) - p * q) / (1 + q)
 
     def thin_plate(self, theta: Tensor, p: Tensor) -> Tensor:
         """The same by a thin plate spline through the displacements θ (B, K, 2) of the control points."""

@@ -15,7 +15,7 @@ from tests.unit.reference import reference
 
 CASES = [("affine", {}, (5, 7)), ("affine", dict(size=(3, 4)), (6, 5)), ("attention", {}, (4, 6)),
          ("thin_plate", dict(points=3), (4, 5)), ("thin_plate", dict(points=2, size=(5, 3)), (3, 4)),
-         ("affine", {}, (1, 1)), ("attention", {}, (1, 6))]
+         ("projective", {}, (5, 4)), ("affine", {}, (1, 1)), ("attention", {}, (1, 6))]
 
 
 def make(transform="affine", channels=2, seed=0, **options):
@@ -58,6 +58,9 @@ def map_of(stn, theta):
         return lambda x, y: tuple(a * x + b * y + t for a, b, t in theta)                    # eq. 1
     if stn.transform == "attention":
         return lambda x, y: (theta[0] * x + theta[1], theta[0] * y + theta[2])               # eq. 2
+    if stn.transform == "projective":
+        a, b, c, d, e, f, g, h = theta
+        return lambda x, y: ((a * x + b * y + c) / (g * x + h * y + 1), (d * x + e * y + f) / (g * x + h * y + 1))
     side = [-1 + 2 * k / (stn.points - 1) for k in range(stn.points)]
     controls = [(x, y) for y in side for x in side]
     splines = [spline_through(controls, [c[axis] + d[axis] for c, d in zip(controls, theta, strict=True)])
@@ -166,11 +169,12 @@ def test_two_conventions_do_not_make_an_identity():
     x = randn(1, 2, 5, 7)
     grid = F.affine_grid(torch.eye(2, 3, dtype=D)[None], x.shape, align_corners=False)
     assert (F.grid_sample(x, grid, align_corners=True) - x).abs().max() > 0.1
-    for transform, theta in (("affine", torch.eye(2, 3)), ("attention", [1, 0, 0]), ("thin_plate", torch.zeros(16, 2))):
+    for transform, theta in (("affine", torch.eye(2, 3)), ("attention", [1, 0, 0]), ("thin_plate", torch.zeros(16, 2)),
+                             ("projective", [1, 0, 0, 0, 1, 0, 0, 0])):
         assert torch.equal(fixed(theta, transform)(x), x)
 
 
-@pytest.mark.parametrize("transform", ["affine", "attention", "thin_plate"])
+@pytest.mark.parametrize("transform", ["affine", "attention", "projective", "thin_plate"])
 def test_takes_any_size(transform):
     stn = SpatialTransformer(3, transform=transform)  # a fresh one, with the paper's 4 × 4 control points
     for size in ((28, 28), (1, 1), (1, 9), (33, 20)):
@@ -199,6 +203,20 @@ def test_a_quarter_turn_is_torchs():
 def test_attention_is_the_affine_form_with_one_scale():
     x = randn(2, 2, 5, 7)
     torch.testing.assert_close(fixed([0.6, 0.2, -0.3], "attention")(x), fixed([[0.6, 0, 0.2], [0, 0.6, -0.3]])(x))
+
+
+def test_a_projective_map_with_a_denominator_of_one_is_affine():
+    x, theta = randn(2, 2, 5, 7), [0.7, 0.2, 0.1, -0.3, 0.8, -0.1]
+    torch.testing.assert_close(fixed([*theta, 0.0, 0.0], "projective")(x), fixed(theta)(x))
+
+
+def test_a_projective_map_keeps_lines_and_shortens_what_is_far():
+    """Rows stay rows, and further down more of them are read at once."""
+    stn = fixed([1, 0, 0, 0, 1, 0, 0, -0.5], "projective")
+    rows, _ = stn.positions(stn.Wtheta.bias[None], 8, 9)
+    torch.testing.assert_close(rows, rows[..., :1].expand_as(rows))
+    steps = rows[0, :, 0].diff()
+    assert (steps.diff() > 0).all()
 
 
 def test_a_spline_through_an_affine_map_is_that_map():
@@ -279,7 +297,7 @@ def test_memory_grows_with_the_pixels(transform):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (dict(transform="projective"), "transform='projective' must be one of 'affine'"),
+    (dict(transform="rigid"), "transform='rigid' must be one of 'affine'"),
     (dict(points=1), "points=1 must be an integer of at least 2"),
     (dict(size=7), r"size=7 must be None or the output's \(height, width\), such as \(28, 28\)"),
     (dict(size=(0, 3)), "size=0 must be an integer of at least 1"),
