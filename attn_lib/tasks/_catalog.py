@@ -145,6 +145,10 @@ class Task:
         """A function that makes a module of the library for the place."""
         layout, options = self._layout_and_options(entry)
         first, *names = inspect.signature(entry.cls).parameters
+        if "O" in entry.output.tensors[0] and "out_channels" not in names:
+            place = f"the place in task {self.id!r} offers {self.layout.replace(', ', ' and ')}"
+            theirs = f"{entry.layout} and returns {entry.output} with an O of its own"
+            raise ValueError(f"module {entry.id!r} takes {theirs}, but {place}")
         options |= {name: value for name, value in self.options.items() if name in names}
         options[first] = self.channels
         widens = self.out_channels == self.channels or "out_channels" in names

@@ -266,7 +266,7 @@ def test_a_module_that_does_not_fit_is_refused_in_a_sentence(id):
     wrong = [m for m in attn_lib.list_modules() if not task.fits(m)]
     assert wrong
     for module in wrong:
-        takes = f"module '{module}' takes B .+, but the place in task '{id}' offers B "
+        takes = f"module '{module}' takes .+, but the place in task '{id}' offers B "
         made = f"module '{module}' cannot be made for the place in task '{id}', which offers .+ must "
         with pytest.raises(ValueError, match=f"{takes}|{made}"):
             task.network(module)
