@@ -69,7 +69,7 @@ class PSAAttention(nn.Module):
         channels: C, divisible by every number of groups.
         out_channels: O, divisible by M times every number of groups; C when None.
         kernel_sizes: one a branch, odd; M is their number.
-        groups: one a branch.
+        groups: one a branch, or one number for all.
         stride: of every branch, at least 1.
         reduction: r of the shared SE, from 1 to O/M; 16 in the release, so that the default needs O ≥ 64.
 
@@ -85,7 +85,7 @@ class PSAAttention(nn.Module):
     """
 
     def __init__(self, channels: int, out_channels: int | None = None, *,
-                 kernel_sizes: tuple[int, ...] = (3, 5, 7, 9), groups: tuple[int, ...] = (1, 4, 8, 16),
+                 kernel_sizes: tuple[int, ...] = (3, 5, 7, 9), groups: tuple[int, ...] | int = (1, 4, 8, 16),
                  stride: int = 1, reduction: int = 16):
         super().__init__()
         self.channels = check_int("channels", channels)
@@ -118,8 +118,11 @@ class PSAAttention(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
-def _check_branches(kernel_sizes: tuple[int, ...], groups: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _check_branches(kernel_sizes: tuple[int, ...],
+                    groups: tuple[int, ...] | int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Kernel sizes and groups as tuples, one of each a branch."""
+    if isinstance(groups, int) and isinstance(kernel_sizes, tuple | list):
+        groups = (groups,) * len(kernel_sizes)
     for name, value in (("kernel_sizes", kernel_sizes), ("groups", groups)):
         if not isinstance(value, tuple | list) or not value:
             raise ValueError(f"{name}={value!r} must hold one integer a branch, such as (3, 5)")
@@ -132,5 +135,5 @@ def _check_multiple(name: str, value: int, of: int, why: str) -> None:
     """`value` must be a multiple; the message names the nearest."""
     if value % of:
         below = value - value % of
-        near = " and ".join(str(n) for n in (below, below + of) if n)
-        raise ValueError(f"{name}={value} must be divisible by {of} {why}; {near} would be")
+        near, verb = (f"{below} and {below + of}", "are") if below else (of, "is")
+        raise ValueError(f"{name}={value} must be divisible by {of} {why}; {near} {verb}")

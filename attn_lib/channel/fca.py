@@ -175,7 +175,7 @@ def _check_frequencies(value: str | tuple[tuple[int, int], ...], channels: int) 
             check_at_most("frequencies", f, "the highest", GRID - 1)
     G = len(pairs)
     if channels % G:
-        near = [f"{n}" for n in (channels - channels % G, channels - channels % G + G) if n]
-        raise ValueError(f"channels={channels} must be divisible by the number of frequencies, {G}; "
-                         f"{' and '.join(near)} would be")
+        below = channels - channels % G
+        near = f"{below} and {below + G} are" if below else f"{G} is"
+        raise ValueError(f"channels={channels} must be divisible by the number of frequencies, {G}; {near}")
     return pairs

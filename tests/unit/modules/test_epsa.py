@@ -227,15 +227,20 @@ def test_the_input_stays_and_all_layers_are_parameters():
     assert not torch.equal(x, before)
 
 
+def test_one_number_of_groups_is_that_of_every_branch():
+    assert PSAAttention(32, groups=2, reduction=4).groups == (2, 2, 2, 2)
+
+
 @pytest.mark.parametrize(("channels", "options", "message"), [
-    (32, {}, "out_channels=32 must be divisible by 64 for 4 branches of groups=(1, 4, 8, 16); 64 would be"),
-    (100, dict(out_channels=64), "channels=100 must be divisible by 16 for groups=(1, 4, 8, 16); 96 and 112 would be"),
+    (32, {}, "out_channels=32 must be divisible by 64 for 4 branches of groups=(1, 4, 8, 16); 64 is"),
+    (100, dict(out_channels=64), "channels=100 must be divisible by 16 for groups=(1, 4, 8, 16); 96 and 112 are"),
     (64, dict(out_channels=96), "out_channels=96 must be divisible by 64 for 4 branches of groups=(1, 4, 8, 16); "
-                                "64 and 128 would be"),
+                                "64 and 128 are"),
     (64, dict(reduction=17), "reduction=17 must be at most out_channels/4=16"),
     (64, dict(kernel_sizes=(3, 4, 5, 7)), "kernel_sizes=4 must be odd"),
     (64, dict(kernel_sizes=3), "kernel_sizes=3 must hold one integer a branch"),
     (64, dict(groups=()), "groups=() must hold one integer a branch"),
+    (64, dict(groups=0), "groups=0 must be an integer of at least 1"),
     (64, dict(groups=(1, 4)), "kernel_sizes=(3, 5, 7, 9) and groups=(1, 4) must hold one number a branch each"),
 ])
 def test_arguments_out_of_range(channels, options, message):

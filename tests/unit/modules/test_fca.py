@@ -242,8 +242,8 @@ def test_a_checkpoint_of_the_release_loads_by_two_names():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (dict(channels=30), "channels=30 must be divisible by the number of frequencies, 16; 16 and 32 would be"),
-    (dict(channels=5), "channels=5 must be divisible by the number of frequencies, 16; 16 would be"),
+    (dict(channels=30), "channels=30 must be divisible by the number of frequencies, 16; 16 and 32 are"),
+    (dict(channels=5), "channels=5 must be divisible by the number of frequencies, 16; 16 is"),
     (dict(frequencies="top3"), "frequencies='top3' must be one of"),
     (dict(frequencies=()), r"frequencies=\(\) must be a name such as 'top16', or pairs"),
     (dict(frequencies=(1, 2)), r"frequencies=\(1, 2\) must be a name"),
