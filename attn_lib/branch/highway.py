@@ -57,7 +57,7 @@ class Highway(nn.Module):
     name="Highway layer",
     summary="It lets every unit choose between being computed anew and being carried through, so that depth costs "
             "nothing.",
-    aliases=("Highway Networks", "highway convolution"),
+    aliases=("Highway", "Highway Networks", "highway convolution"),
     action="mix",
     papers=[Paper(
         key="srivastava2015highway", venue="ICML Deep Learning Workshop", year=2015, arxiv="1505.00387",

@@ -20,7 +20,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6}
     name="Depthwise separable convolution",
     summary="It looks at neighbours in each channel alone, then mixes the channels: a ninth of the weights of a 3 × 3 "
             "convolution, and nearly all of its reach.",
-    aliases=("separable convolution", "SeparableConv2d", "Xception", "MobileNet"),
+    aliases=("SepConv", "separable convolution", "SeparableConv2d", "Xception", "MobileNet"),
     action="mix",
     papers=[Paper(
         key="chollet2017xception", venue="CVPR", year=2017, arxiv="1610.02357",

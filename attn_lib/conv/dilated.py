@@ -48,7 +48,7 @@ def reached(dilations: tuple[int, ...], kernel_size: int = 3) -> list[int]:
     family="conv",
     name="Dilated convolution",
     summary="It reads every l-th pixel, so that a few layers see the whole image without any pooling.",
-    aliases=("atrous convolution", "DilatedConv", "context module"),
+    aliases=("dilated", "atrous convolution", "DilatedConv", "context module"),
     action="mix",
     papers=[Paper(
         key="yu2016multiscale", venue="ICLR", year=2016, arxiv="1511.07122",

@@ -18,7 +18,7 @@ LAYOUTS = ("B C H W", "B T N C")
     family="fusion",
     name="Gated fusion",
     summary="It decides at every position and channel, from both inputs, how much of each comes through.",
-    aliases=("gated fusion", "GMAN fusion"),
+    aliases=("gated", "gated fusion", "GMAN fusion"),
     action="mix",
     papers=[Paper(
         key="zheng2020gman", venue="AAAI", year=2020, arxiv="1911.08415",

@@ -63,7 +63,7 @@ class AxialBlock(nn.Module):
     name="Axial attention",
     summary="It reaches every pixel of the map in two steps, along the row and along the column, and never compares "
             "all pairs.",
-    aliases=("axial attention", "Axial Transformer"),
+    aliases=("Axial", "axial attention", "Axial Transformer"),
     action="mix",
     papers=[Paper(
         key="ho2019axial", venue="arXiv", year=2019, arxiv="1912.12180",

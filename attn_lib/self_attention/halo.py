@@ -17,7 +17,7 @@ from ..tap import tap
     name="Halo attention",
     summary="It shares one neighbourhood among all queries of a block, so that local attention becomes a few large "
             "products.",
-    aliases=("halo attention", "HaloNet", "blocked local attention"),
+    aliases=("Halo", "HaloNet", "halo attention", "blocked local attention"),
     action="mix",
     papers=[Paper(
         key="vaswani2021scaling", venue="CVPR", year=2021, arxiv="2103.12731",

@@ -16,7 +16,7 @@ from ..tap import tap
     family="self_attention",
     name="Squeeze-enhanced axial attention",
     summary="It attends between means of rows and between means of columns, and puts the detail back by a convolution.",
-    aliases=("SEA attention", "SeaFormer", "squeeze-enhanced axial attention"),
+    aliases=("SeaFormer", "SEA attention", "squeeze-enhanced axial attention"),
     action="gate",
     papers=[Paper(
         key="wan2023seaformer", venue="ICLR", year=2023, arxiv="2301.13156",

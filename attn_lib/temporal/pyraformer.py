@@ -108,7 +108,7 @@ class CoarserScaleConstruction(nn.Module):
     family="temporal",
     name="Pyramidal attention",
     summary="It joins any two steps of a series by a short way over coarser scales, at a price linear in the length.",
-    aliases=("PAM", "Pyraformer", "pyramidal attention"),
+    aliases=("Pyraformer", "PAM", "pyramidal attention"),
     action="mix",
     papers=[Paper(
         key="liu2022pyraformer", venue="ICLR", year=2022,
