@@ -27,7 +27,7 @@ LAYOUTS = ("B C H W", "B N C")
     layout="B C H W",
     example=dict(channels=16, heads=2),
     variants={
-        "tokens": dict(channels=12, heads=3, layout="B N C"),
+        "tokens": dict(channels=12, heads=2, layout="B N C"),
         "no bias": dict(channels=6, heads=1, bias=False),
     },
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
