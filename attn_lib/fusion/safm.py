@@ -23,9 +23,9 @@ from ..tap import tap
         code="https://github.com/sunny2109/SAFMN",
     )],
     layout="B C H W",
-    example=dict(channels=12, levels=3),
+    example=dict(channels=16, levels=2),
     measured=dict(channels=64),
-    variants={"one level": dict(channels=5, levels=1), "two levels": dict(channels=8, levels=2)},
+    variants={"one level": dict(channels=5, levels=1), "three levels": dict(channels=12, levels=3)},
     reduces_to={
         "channel scaling": "W_a = 0: every channel times GELU(b_a)",
         "activation function": "one level that looks at its own pixel, W_a = 1: x · GELU(x)",

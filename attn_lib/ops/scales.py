@@ -34,4 +34,4 @@ def scale_weights(maps: Sequence[Tensor], W: Tensor, norm: nn.Module | None = No
 
 def weighted_sum(maps: Sequence[Tensor], w: Tensor) -> Tensor:
     """Σ_m w_m ⊙ y_m of M maps (B, C, H, W) with weights (B, M, C): the maps are not copied side by side."""
-    return sum(w_m[..., None, None].to(y.dtype) * y for w_m, y in zip(w.unbind(1), maps, strict=True))
+    return sum([w_m[..., None, None].to(y.dtype) * y for w_m, y in zip(w.unbind(1), maps, strict=True)])

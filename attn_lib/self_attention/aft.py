@@ -36,7 +36,7 @@ EPSILON = 1e-12  # beside the variance of a kernel
         "simple": dict(channels=8, form="simple"),
         "simple, causal": dict(channels=6, form="simple", causal=True),
         "conv": dict(channels=8, form="conv", heads=2, kernel_size=5),
-        "conv on a map": dict(channels=6, form="conv", heads=3, kernel_size=3, layout="B C H W"),
+        "conv on a map": dict(channels=6, form="conv", heads=2, kernel_size=3, layout="B C H W"),
     },
     reduces_to={
         "token mixing": "full, W_k = 0, b_q → ∞: by the softmax of w",
@@ -183,7 +183,7 @@ class AFTAttention(nn.Module):
         exp_K = (K - log_sum).exp()
         near = torch.cat([exp_K * V, exp_K], 2)
         N, near = near.shape[1], F.pad(near, (0, 0, s - 1, s - 1))
-        near = sum(exp_w_1[:, tap_, None] * near[:, tap_:tap_ + N] for tap_ in range(2 * s - 1))
+        near = sum([exp_w_1[:, tap_, None] * near[:, tap_:tap_ + N] for tap_ in range(2 * s - 1)])
         num, den = near.chunk(2, 2)
         return (mean + num) / (1 + den)
 

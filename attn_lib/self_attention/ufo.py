@@ -28,7 +28,7 @@ LAYOUTS = ("B C H W", "B N C")
     example=dict(channels=16, heads=2),
     measured=dict(channels=64),
     variants={
-        "tokens": dict(channels=12, heads=3, layout="B N C"),
+        "tokens": dict(channels=12, heads=2, layout="B N C"),
         "no bias": dict(channels=6, heads=1, bias=False),
     },
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
