@@ -361,12 +361,6 @@ def test_three_views_compile_learn_and_name_a_bad_input():
 # ---- the loss: what persistence counts -------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def gudhi(request):
-    if "loss" in request.node.name or "diagram" in request.node.name:
-        return reference("gudhi")
-
-
 def areas(on, neighbours):
     """Connected areas of True pixels, filled one by one."""
     H, W = len(on), len(on[0])
