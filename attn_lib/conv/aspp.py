@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..catalog import Counterpart, Erratum, Paper, register
-from ..checks import check_at_most, check_feature_map, check_int, check_positive
+from ..checks import check_feature_map, check_int, check_positive
 from ..tap import tap
 
 
@@ -112,7 +112,8 @@ class ASPP(nn.Module):
             raise ValueError(f"rates={rates!r} must hold one integer a branch, such as (6, 12, 18)")
         self.rates = tuple(check_int("rates", rate) for rate in rates)
         self.image_pooling = image_pooling
-        check_at_most("momentum", check_positive("momentum", momentum), "the whole", 1)
+        if check_positive("momentum", momentum) > 1:
+            raise ValueError(f"momentum={momentum} must be at most 1")
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout={dropout!r} must be a number from 0 to below 1")
 

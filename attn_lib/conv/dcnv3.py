@@ -57,6 +57,9 @@ FORMS = ("paper", "release")
         Erratum("release", "Its PyTorch path fails at any stride but 1, as the offsets have the size of x.",
                 "Offsets are made where the outputs are, at any stride, padding and dilation.",
                 "test_offsets_are_made_around_the_centre_of_each_window"),
+        Erratum("release", "Positions are computed in float32, whatever x is.",
+                "In float64 where x is, so that the equation holds to rounding.",
+                "test_equals_the_paper"),
         Erratum("copies", "Text about v3 stands above code of v2, with a sigmoid and a matrix for each tap.",
                 "Weights are a softmax over the taps of a group, and one matrix serves all of them.",
                 "test_the_comparison_with_the_paper_notices"),
@@ -156,7 +159,7 @@ class DCNv3(nn.Module):
         p = tap("p", self._grid(Ho, Wo, like=dp) + self.offset_scale * dp, "B G K 2 Ho Wo")  # p₀ + p_k + Δp_gk
         v_p = bilinear_sample(v.reshape(B * G, C // G, H, W), *p.flatten(0, 1).unbind(2))
         v_p = tap("v_p", v_p.unflatten(0, (B, G)), "B G S K Ho Wo")
-        u = torch.einsum("BGKHW,BGSKHW->BGSHW", m.to(v_p.dtype), v_p)
+        u = (m.to(v_p.dtype)[:, :, None] * v_p).sum(3)                                       # over the K taps
         if self.Wc is not None:
             s = tap("s", torch.sigmoid(self.Wc(h)).movedim(-1, 1).to(u.dtype), "B G Ho Wo")[:, :, None]
             u = (1 - s) * u + s * self._at_centres(v).unflatten(1, (G, -1))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_feature_map, check_int, check_pair
 from ..ops import output_size, same_padding
-from ..tap import tap
+from ..tap import recording, tap
 
 Pair = int | tuple[int, int]  # (rows, columns); an integer stands for both
 
@@ -130,7 +130,8 @@ class DilatedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         output_size(x.shape[2:], self.kernel_size, **self.geometry)           # a clear error where x is too small
-        tap("k", self.weight.flatten(2).flip(2), "O C K")                     # k(t), mirrored
+        if recording():
+            tap("k", self.weight.flatten(2).flip(2), "O C K")                 # k(t), mirrored
         return tap("y", F.conv2d(x, self.weight, self.bias, **self.geometry), "B O Ho Wo")
 
     def extra_repr(self) -> str:

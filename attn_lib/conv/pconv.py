@@ -83,7 +83,7 @@ class PartialConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
-        x1, x2 = x.tensor_split([self.convolved], 1)
+        x1, x2 = x.split([self.convolved, self.channels - self.convolved], 1)
         y1 = tap("y1", self.conv(x1), "B Cr H W")
         return tap("y", torch.cat([y1, x2], 1), "B C H W")
 

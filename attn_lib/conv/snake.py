@@ -59,8 +59,8 @@ NORMS = ("euclidean", "maximum")
         Erratum("release", "The first one leaves out the ends: taps ±⌊K/2⌋ have an offset of their own alone.",
                 "Offsets add up from the centre to both ends, as in the second and in the paper.",
                 "test_offsets_add_up_to_the_ends"),
-        Erratum("release", "The first one fades to zero outside the map, the second repeats its border.",
-                "The border is repeated; border=\"zeros\" is zero outside, but for the first one's last half pixels.",
+        Erratum("release", "The first one reads zero outside the map, the second repeats its border.",
+                "The border is repeated; border=\"zeros\" fades to zero over a pixel, where the first one jumps.",
                 "test_two_borders"),
         Erratum("release", "The second one normalises offsets in pairs, one of which holds an offset of either axis.",
                 "So does offset_norm=\"group\", to equal it; \"batch\" normalises each by itself, as the first one.",
@@ -71,6 +71,9 @@ NORMS = ("euclidean", "maximum")
         Erratum("release", "Fewer than four output channels, or a map with a side of 1, end in a division by zero.",
                 "Both work.",
                 "test_small_maps_and_few_channels"),
+        Erratum("release", "Positions are computed in float32, whatever x is.",
+                "In float64 where x is, so that the equation holds to rounding.",
+                "test_equals_the_paper"),
         Erratum("release", "The topological continuity loss was promised, and is in neither.",
                 "`TCLoss`, after the paper; what that leaves open are its options.",
                 "test_loss_is_cross_entropy_and_the_distance_of_the_diagrams"),
@@ -150,10 +153,11 @@ class DynamicSnakeConv(nn.Module):
         delta = torch.tanh(self.offset_norm(self.offset_conv(x)))[:, self.used]
         delta = tap("delta", delta, "B K-1 H W")                                 # of every tap but the centre
         s = tap("s", self._outward(delta), "B K H W")                            # eq. 3
-        p = tap("p", torch.stack(self._positions(self.extent * s), 2), "B K 2 H W")
-        x_p = tap("x_p", bilinear_sample(x, *p.unbind(2)), "B C K H W")          # eqs. 5 and 6
-        u = torch.einsum("OCK,BCKHW->BOHW", self.weight, x_p)
-        u = tap("u", u + self.bias.to(u.dtype)[:, None, None], "B O H W")
+        rows, cols = self._positions(self.extent * s)
+        tap("rows", rows, "B K H W"), tap("cols", cols, "B K H W")
+        x_p = tap("x_p", bilinear_sample(x, rows, cols), "B C K H W")            # eqs. 5 and 6
+        u = F.conv2d(x_p.flatten(1, 2), self.weight.flatten(1)[..., None, None], self.bias)
+        u = tap("u", u, "B O H W")                                               # over all taps of all channels
         return tap("y", F.relu(self.norm(u)), "B O H W")
 
     def _outward(self, delta: Tensor) -> Tensor:
@@ -170,11 +174,10 @@ class DynamicSnakeConv(nn.Module):
         options = dict(dtype=aside.dtype, device=aside.device)
         i, j = torch.arange(H, **options)[:, None], torch.arange(W, **options)
         c = (torch.arange(self.kernel_size, **options) - self.kernel_size // 2)[:, None, None]
-        if self.axis == "x":
-            rows, cols = i + aside, (j + c).expand_as(aside)
-        else:
-            rows, cols = (i + c).expand_as(aside), j + aside
-        return (_onto(rows, H), _onto(cols, W)) if self.border == "replicate" else (rows, cols)
+        rows, cols = (i + aside, j + c) if self.axis == "x" else (i + c, j + aside)
+        if self.border == "replicate":
+            rows, cols = _onto(rows, H), _onto(cols, W)
+        return rows.expand_as(aside), cols.expand_as(aside)
 
     def extra_repr(self) -> str:
         names = ("channels", "out_channels", "kernel_size", "axis", "extent", "border")

@@ -191,7 +191,7 @@ def test_one_image_in_training_is_refused_with_a_sentence():
     (dict(rates=()), r"rates=\(\) must hold one integer a branch"),
     (dict(rates=6), "rates=6 must hold"),
     (dict(rates=(6, 0)), "rates=0 must be an integer of at least 1"),
-    (dict(momentum=1.5), "momentum=1.5 must be at most"),
+    (dict(momentum=1.5), "momentum=1.5 must be at most 1"),
     (dict(momentum=0), "momentum=0 must be a positive number"),
     (dict(dropout=1.0), "dropout=1.0 must be a number from 0 to below 1"),
 ])

@@ -136,7 +136,7 @@ def test_taps_are_the_equations():
     m, x = make(), randn(2, 2, 4, 5)
     with attn_lib.trace() as t:
         y = m(x)
-    assert t.names() == ["delta", "s", "p", "x_p", "u", "y"] and torch.equal(t["y"], y)
+    assert t.names() == ["delta", "s", "rows", "cols", "x_p", "u", "y"] and torch.equal(t["y"], y)
     assert t["delta"].shape == (2, 4, 4, 5) and t["delta"].abs().max() < 1
     s = t["s"]
     assert not s[:, 2].any()
@@ -359,12 +359,6 @@ def test_three_views_compile_learn_and_name_a_bad_input():
 
 
 # ---- the loss: what persistence counts -------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def gudhi(request):
-    if "loss" in request.node.name or "diagram" in request.node.name:
-        return reference("gudhi")
 
 
 def areas(on, neighbours):
