@@ -74,8 +74,7 @@ class AxialBlock(nn.Module):
     example=dict(channels=16, heads=4),
     measured=dict(channels=64),
     variants={
-        "positions": dict(channels=6, heads=2, height=12, width=16, mlp_ratio=2.0),
-        "causal columns": dict(channels=6, heads=1, causal="column"),
+        "causal columns": dict(channels=6, heads=2, height=12, width=16, mlp_ratio=2.0, causal="column"),
         "sum": dict(channels=8, heads=2, form="sum", qkv_bias=False),
     },
     commutes_with={"row_column_permutation", "translation", "flip_h", "flip_w"},

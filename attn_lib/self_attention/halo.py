@@ -30,7 +30,6 @@ from ..tap import tap
     variants={
         "stride 2": dict(channels=6, heads=3, block_size=4, halo_size=2, stride=2),
         "unmasked": dict(channels=8, heads=1, block_size=5, halo_size=3, masked=False, scale_positions=False),
-        "windows": dict(channels=6, heads=1, block_size=3, halo_size=0),
     },
     builds_on=("mhsa",),
     reduces_to={

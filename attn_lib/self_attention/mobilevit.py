@@ -28,10 +28,7 @@ from ..tap import tap
     layout="B C H W",
     example=dict(channels=16, dim=24, heads=2),
     measured=dict(channels=64),
-    variants={
-        "patch 3": dict(channels=6, dim=8, heads=2, depth=1, patch_size=3, kernel_size=1),
-        "pixels": dict(channels=4, dim=4, heads=1, depth=1, patch_size=1, mlp_ratio=1.0),
-    },
+    variants={"patch 3": dict(channels=6, dim=8, heads=2, depth=1, patch_size=3, kernel_size=1)},
     commutes_with={"translation"},
     builds_on=("vit",),
     reduces_to={

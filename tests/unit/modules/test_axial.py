@@ -262,19 +262,6 @@ def test_bad_option_is_named(make, message):
         make()
 
 
-# ---- the block alone -------------------------------------------------------------------------------------------------
-
-
-def test_a_block_compiles_and_takes_half_precision():
-    block, x = block_of("column", causal=True).float(), torch.randn(2, 6, 5, 3)
-    expected = block(x)
-    torch.compiler.reset()
-    assert_close(torch.compile(block, fullgraph=True, backend="aot_eager")(x), expected)
-    for dtype in (torch.bfloat16, torch.float16):
-        half = block_of("column", causal=True).to(dtype)(x.to(dtype))
-        assert half.dtype == dtype and (half.float() - expected).abs().max() < 0.05 * expected.abs().max()
-
-
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 

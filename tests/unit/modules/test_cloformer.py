@@ -220,11 +220,10 @@ def test_the_local_branch_equals_the_paper(H, W):
     assert_close(m(x), expected, rtol=0, atol=1e-12)
 
 
-def test_the_local_branch_compiles_and_takes_half_precision():
+def test_the_local_branch_takes_half_precision():
+    torch.manual_seed(0)
     m, x = AttnConv(6, heads=2, head_dim=2, kernel_size=3), torch.randn(2, 6, 5, 3)
     expected = m(x)
-    torch.compiler.reset()
-    assert_close(torch.compile(m, fullgraph=True, backend="aot_eager")(x), expected)
     for dtype in (torch.bfloat16, torch.float16):
         half = AttnConv(6, heads=2, head_dim=2, kernel_size=3).to(dtype)
         half.load_state_dict(m.state_dict())
