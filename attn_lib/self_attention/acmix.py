@@ -32,7 +32,6 @@ ORDERS = ("heads", "release")
     measured=dict(channels=64),
     variants={
         "release": dict(channels=6, out_channels=8, heads=2, stride=2, padding="reflect", conv_order="release"),
-        "dilated": dict(channels=4, heads=1, kernel_size=3, dilation=2),
     },
     commutes_with={"translation"},
     builds_on=("mhsa",),
