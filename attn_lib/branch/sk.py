@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import Counterpart, Paper, register
+from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_divisible, check_feature_map, check_int
 from ..tap import tap
 
@@ -35,6 +35,30 @@ from ..tap import tap
     counterpart=Counterpart(
         "timm SelectiveKernel", "timm.layers.selective_kernel",
         lambda timm, channels: timm.SelectiveKernel(channels, groups=32, rd_divisor=32, split_input=False)),
+    errata=[
+        Erratum("release",
+                "In the later PyTorch ResNets no branch is dilated and one has no groups, so that there is no size to "
+                "choose.",
+                "Dilations 1 and 2, in 32 groups each, as in the paper and in the Caffe release.",
+                "test_defaults_are_the_papers"),
+        Erratum("release",
+                "Those ResNets leave L out: Cr is C/16, 4 in the first stage.",
+                "Cr is max(O/r, L), 32 at least.",
+                "test_width_of_z"),
+        Erratum("package",
+                "timm's `SelectiveKernel` divides the channels among the branches by default, and rounds Cr to a "
+                "multiple of `rd_divisor`.",
+                "Every branch sees all channels, and Cr is a maximum.",
+                "test_timm_differs_in_its_defaults"),
+        Erratum("copies",
+                "Neither BN nor ReLU stands between W_z and W_a, which are then one matrix.",
+                "Both do, by equation 3.",
+                "test_the_comparison_with_the_paper_notices"),
+        Erratum("copies",
+                "Kernels of 1, 3, 5 and 7 without groups: 84 C² weights in place of 18 C²/32.",
+                "3 × 3 kernels, dilated and in groups.",
+                "test_defaults_are_the_papers"),
+    ],
 )
 class SKAttention(nn.Module):
     """Selective kernel convolution: V = Σₘ aₘ · Uₘ with a = softmaxₘ(W_a z), z = δ(BN(W_z s)), s = mean of ΣₘUₘ.
@@ -42,8 +66,7 @@ class SKAttention(nn.Module):
     Uₘ = δ(BN(convₘ(x))) is a 3 × 3 convolution with G groups and dilation dₘ, δ = ReLU; the paper's wider kernels,
     5 × 5 and 7 × 7, are 3 × 3 with dilation 2 and 3. The mean runs over H and W, the softmax over the M branches,
     for each channel apart. W_z is Cr × O and W_a is M·O × Cr with Cr = max(O/r, L), O/r rounded down; the paper writes
-    W, A and B, and d for Cr. No layer has a bias, as in the authors' Caffe release, which is the paper's module. Their
-    later PyTorch ResNets are not: both branches there have dilation 1 and only one has groups, and L is left out.
+    W, A and B, and d for Cr. No layer has a bias, as in the authors' Caffe release, which is the paper's module.
 
     BN of s takes its mean over the batch: a training batch holds at least two images.
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..catalog import Counterpart, Paper, register
+from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int, check_odd, check_positive
 from ..tap import tap
 
@@ -46,13 +46,40 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
         "SiLU": "k = 1, w = 1, an image of one pixel",
     },
     counterpart=Counterpart("timm EcaModule", "timm.layers.eca", lambda timm, channels: timm.EcaModule(channels)),
+    errata=[
+        Erratum("release",
+                "The module does not use its argument `channel`: k is 3 unless told otherwise, and the ResNets were "
+                "given theirs by hand, 3, 5, 5, 7 with 50 layers and 3, 3, 5, 7 with more.",
+                "k follows from C by equation 12; pass `kernel_size` to load those weights.",
+                "test_parameters_in_resnet_50_are_those_of_the_paper"),
+        Erratum("paper",
+                "The 80 parameters of the abstract are those of k = 3, 5, 5, 7, where equation 12 gives 5, 5, 5, 7 for "
+                "the channels that the gates see.",
+                "Equation 12 is the default, with 86.",
+                "test_parameters_in_resnet_50_are_those_of_the_paper"),
+        Erratum("paper",
+                "Equation 12 asks for the nearest odd number, of which an even one has two: so at C = 8 and C = 128.",
+                "The larger of the two, as the listing in Figure 3 computes it.",
+                "test_listing_in_the_paper_rounds_to_the_nearest_odd_number_too"),
+        Erratum("package",
+                "timm's `EcaModule` has k = 3 at least, also for fewer than 8 channels.",
+                "k is 1 there, by equation 12.",
+                "test_timm_goes_no_lower_than_three"),
+        Erratum("copies",
+                "The convolution has a bias.",
+                "It has none: a centred map is halved whatever the kernel.",
+                "test_a_centred_map_is_halved_whatever_the_kernel"),
+        Erratum("copies",
+                "Without the rounding to an odd number k is 4 at C = 128, and one gate is missing.",
+                "An even k is refused.",
+                "test_arguments_out_of_range"),
+    ],
 )
 class ECAAttention(nn.Module):
     """Efficient channel attention: y = s · x with s_c = σ(∑ⱼ wⱼ z_{c+j}), |j| ≤ (k − 1)/2, z = mean of x over H, W.
 
     One kernel of k weights for all channels, no bias. Channels before the first and after the last count as zero.
-    k follows from C by the paper's equation 12; the released module has 3 unless told otherwise, and the released
-    ResNets were given 3, 5, 5, 7 and 3, 3, 5, 7 by hand.
+    k follows from C by the paper's equation 12.
 
     Args:
         channels: C, at least 1.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..catalog import Paper, register
+from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_feature_map, check_int, check_positive
 from ..tap import tap
 
@@ -32,6 +32,29 @@ from ..tap import tap
         "channel scaling": "γ = 0: every channel times 1 + tanh β",
         "constant gate": "a single channel, ε → 0: ŝ is the sign of α",
     },
+    errata=[
+        Erratum("release",
+                "Squares are summed in the type of x: in float16 a sum above 65,504 is infinite, and the output NaN.",
+                "Sums are taken in float32 at least.",
+                "test_sums_beyond_the_range_of_float16"),
+        Erratum("release",
+                "An option of the l1 mode, `after_relu`, leaves the absolute value out.",
+                "It is always taken, which is the same behind a ReLU.",
+                "test_behind_a_relu_l1_is_the_mean_that_se_squeezes"),
+        Erratum("release",
+                "An unknown mode is noticed in the first call, which ends in a NameError.",
+                "It is refused when the module is made, with the modes there are.",
+                "test_arguments_out_of_range"),
+        Erratum("copies",
+                "α, γ and β are plain tensors, which no optimiser moves and no checkpoint holds.",
+                "They are parameters.",
+                "test_three_parameters_a_channel_that_start_at_the_papers_values"),
+        Erratum("copies",
+                "The Gaussian context transformer goes by the same three letters: its gate is a bell curve of the "
+                "standardised means.",
+                "The gated channel transformation, which looks at norms.",
+                "test_the_gaussian_context_transformer_is_another_module"),
+    ],
 )
 class GCTAttention(nn.Module):
     """Gated channel transformation: y = g · x with g = 1 + tanh(γ ŝ + β), ŝ = √C s / ‖s‖, s_c = α_c ‖x_c‖.
@@ -44,9 +67,8 @@ class GCTAttention(nn.Module):
     γ = β = 0 at the start: the module is the identity, exactly, and can be put before any convolution, also of a
     trained network. There α has no gradient at all, and moves only once γ has. The authors spare β weight decay.
 
-    From the release: mode="l1", s_c = α_c ∑ |x| and ŝ = s / (mean of |s| + ε). Its `after_relu` leaves out the
-    absolute value where x is not negative anyway, and its parameters are 1 × C × 1 × 1: flatten them to load them. Sums
-    and squares are taken in float32 at least. The Gaussian context transformer, called GCT as well, is another module.
+    From the release: mode="l1", s_c = α_c ∑ |x| and ŝ = s / (mean of |s| + ε). Its parameters are 1 × C × 1 × 1:
+    flatten them to load them.
 
     Args:
         channels: C, at least 1.

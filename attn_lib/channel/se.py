@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import Counterpart, Paper, register
+from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int
 from ..tap import tap
 
@@ -29,12 +29,33 @@ from ..tap import tap
     counterpart=Counterpart(
         "timm SEModule", "timm.layers.squeeze_excite",
         lambda timm, channels: timm.SEModule(channels, rd_channels=channels // 16, bias=True)),
+    errata=[
+        Erratum("paper",
+                "Equation 3 writes no biases, and the journal version speaks against them.",
+                "W₁ and W₂ have one each, as in the released models; `bias=False` is the equation.",
+                "test_equals_the_paper"),
+        Erratum("copies",
+                "Many drop the biases: where all means are zero the gate is then ½, whatever was learned.",
+                "The biases are there unless `bias=False` says otherwise.",
+                "test_the_comparison_with_the_paper_notices"),
+        Erratum("copies",
+                "Where r is larger than C no hidden unit is left, and the gate is a constant.",
+                "r is at most C.",
+                "test_a_reduction_that_leaves_no_hidden_unit_is_refused"),
+        Erratum("package",
+                "timm's `SEModule` rounds the hidden width to a multiple of 8: 8 and not 4 for C = 64, r = 16.",
+                "C/r is rounded down.",
+                "test_timm_rounds_the_width_to_eight"),
+        Erratum("package",
+                "torchvision's `SqueezeExcitation` takes the hidden width itself where others take r.",
+                "`reduction` is r, and the hidden width is C/r.",
+                "test_equals_torchvision"),
+    ],
 )
 class SEAttention(nn.Module):
     """Squeeze-and-Excitation: y = s · x with s = σ(W₂ δ(W₁ z)), z = mean of x over H and W, δ = ReLU.
 
-    W₁ is C/r × C and W₂ is C × C/r, both with a bias as in the authors' release; most copies drop it. C/r is
-    rounded down where r does not divide C.
+    W₁ is C/r × C and W₂ is C × C/r, both with a bias. C/r is rounded down where r does not divide C.
 
     Args:
         channels: C, at least 1.

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import Counterpart, Paper, register
+from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int, check_odd, check_tensor
 from ..ops import maximum, mean_and_max
 from ..tap import tap
@@ -116,14 +116,42 @@ class SpatialAttention(nn.Module):
         "timm CbamModule", "timm.layers.cbam",
         lambda timm, channels: timm.CbamModule(channels, rd_channels=channels // 16, mlp_bias=True),
         options=dict(norm=True)),
+    errata=[
+        Erratum("release",
+                "The spatial gate stacks [maximum; mean], and has a batch normalisation in place of the bias of f.",
+                "[mean; maximum] and a bias as in equation 3; `norm=True` is the normalisation, and kernels load with "
+                "their two input planes exchanged.",
+                "test_the_release_is_norm_and_a_flipped_kernel"),
+        Erratum("release",
+                "Its ResNets start the scale of that normalisation at 0: every place gets ½, and f has no gradient in "
+                "the first step.",
+                "The scale starts at 1.",
+                "test_a_norm_that_starts_at_zero_keeps_the_kernel_from_learning"),
+        Erratum("paper",
+                "The equations write no biases.",
+                "The MLP has them as in the release, and f has one; `bias=False` leaves them out.",
+                "test_equals_the_paper"),
+        Erratum("package",
+                "timm's `CbamModule` leaves the biases of the MLP out.",
+                "They are there; timm has them with `mlp_bias=True`.",
+                "test_timm_leaves_the_biases_of_the_mlp_out"),
+        Erratum("package",
+                "The channel gate of the `CBAM` in ultralytics is one C × C layer on the mean: no hidden layer and no "
+                "maximum.",
+                "Mean and maximum go through the MLP of the paper.",
+                "test_the_comparison_with_the_paper_notices"),
+        Erratum("copies",
+                "The input is added to the output.",
+                "The output is the product alone.",
+                "test_the_comparison_with_the_paper_notices"),
+    ],
 )
 class CBAM(nn.Module):
     """Convolutional block attention: x₁ = M_c · x, then y = M_s · x₁.
 
     M_c = σ(MLP(c_avg) + MLP(c_max)) is a gate a channel, from mean and maximum of x over H and W; see
     `ChannelAttention`. M_s = σ(f([s_avg; s_max])) is a gate a position, from mean and maximum of x₁ over C; see
-    `SpatialAttention`. The paper calls x F, x₁ F′ and y F″. Its equations write no biases; the release has them in
-    the MLP, and in the batch normalisation that it puts behind f (`norm=True`).
+    `SpatialAttention`. The paper calls x F, x₁ F′ and y F″.
 
     Args:
         channels: C, at least 1.

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..catalog import Counterpart, Paper, register
+from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_feature_map, check_int
 from ..ops import strip_means
 from ..tap import tap
@@ -38,6 +38,25 @@ from ..tap import tap
     counterpart=Counterpart(
         "timm CoordAttn", "timm.layers.coord_attn",
         lambda timm, channels: timm.CoordAttn(channels, rd_channels=8, bias=True)),
+    errata=[
+        Erratum("paper",
+                "Equation 6 has no normalisation, and does not say which nonlinearity δ is.",
+                "BN as in Figure 2, and the release's h-swish.",
+                "test_the_comparison_with_the_paper_notices"),
+        Erratum("paper",
+                "The hidden width is C/r, though the parameters in the authors' table ask for 8 at least.",
+                "It is max(8, C/r) as in the release; `min_hidden=1` is the paper to the letter.",
+                "test_parameters_in_mobilenet_v2_are_those_of_the_authors"),
+        Erratum("release",
+                "F₁ has a bias in front of BN, which takes it away again in training.",
+                "F₁ has none: subtract the release's from the running mean of BN.",
+                "test_in_training_a_bias_of_f1_would_change_nothing"),
+        Erratum("package",
+                "timm's `CoordAttn` has no biases unless told otherwise, and the hidden width ⅔ C/16, rounded to a "
+                "multiple of 8.",
+                "F_h and F_w have biases, and the width is the release's.",
+                "test_timm_differs_by_default"),
+    ],
 )
 class CoordinateAttention(nn.Module):
     """Coordinate attention: y = x · gʰ · gʷ, a gate gʰ = σ(F_h fʰ) for each row and gʷ = σ(F_w fʷ) for each column.
@@ -45,9 +64,7 @@ class CoordinateAttention(nn.Module):
     [fʰ, fʷ] = δ(BN(F₁ [zʰ, zʷ])) with zʰ = mean of x over each row, zʷ = mean of x over each column, δ = h-swish.
     F₁, F_h and F_w are 1 × 1 convolutions; F₁ and BN serve rows and columns alike.
 
-    Equation 6 reads δ(F₁ ·) and does not say which δ: BN is from the paper's Figure 2, h-swish from the release.
-    It gives f Cr = C/r channels; the release has max(8, C/r), as here: `min_hidden=1` is the equation to the letter.
-    F_h and F_w have biases as in the release. Its bias of F₁ is left out: BN cancels it.
+    f has Cr = max(8, C/r) channels. F_h and F_w have biases, F₁ has none: BN would cancel it.
 
     Args:
         channels: C, at least 1.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..catalog import Paper, register
+from ..catalog import Erratum, Paper, register
 from ..checks import check_feature_map, check_int, check_positive
 from ..tap import tap
 
@@ -30,6 +30,34 @@ from ..tap import tap
         "constant gate": "λ → ∞: every gate is σ(½)",
         "activation function": "on standardised channels, λ → 0: y = x · σ(x²/4 + ½)",
     },
+    errata=[
+        Erratum("paper",
+                "The line below equation 5 divides the variance by N; the listing in Figure 3 and the release divide "
+                "by N − 1.",
+                "By N − 1; `unbiased=False` divides by N.",
+                "test_hw_minus_1_only_scales"),
+        Erratum("paper",
+                "The weight in equation 3 is printed with a minus sign, with which the energy is not minimal.",
+                "The energy at its minimum, which does not depend on the slip.",
+                "test_with_the_printed_sign_of_equation_3_the_energy_is_not_minimal"),
+        Erratum("paper",
+                "The listing in Figure 3, and in the README of the release, takes its sums without `keepdim`: it fails "
+                "on most maps, and on some subtracts the mean of another channel.",
+                "Every channel has its own mean, as in the release's module.",
+                "test_the_printed_listing_mixes_channels_and_columns"),
+        Erratum("release",
+                "The ImageNet models have λ = 0.1, of which no checkpoint keeps a trace; the module's default is 1e-4.",
+                "`lam=1e-4` is the default; pass `lam=0.1` for those models.",
+                "test_the_comparison_with_the_paper_notices"),
+        Erratum("release",
+                "A map of 1 × 1 gives NaN.",
+                "It is refused: there is nothing to differ from.",
+                "test_one_pixel_is_refused"),
+        Erratum("copies",
+                "The numerator is summed over the map as well: the distances cancel, and all gates are near 1.",
+                "The numerator is the distance of the neuron alone.",
+                "test_the_comparison_with_the_paper_notices"),
+    ],
 )
 class SimAM(nn.Module):
     """SimAM: y = σ(1/e*) · x with 1/e* = (x − μ)² / (4 (v + λ)) + ½, μ and v the mean and variance of each channel.
@@ -39,9 +67,7 @@ class SimAM(nn.Module):
     neuron can be told apart. Every gate lies in [σ(½), 1) = [0.62, 1).
 
     The statistics are those of all N = HW neurons (the paper's M), not of all others: the paper's approximation, the
-    same for all neurons of a channel. v divides by N − 1 as the released code does and the listing in the paper's
-    Figure 3; the line below the paper's equation 5 divides by N (`unbiased=False`). Half precision is computed in
-    float32.
+    same for all neurons of a channel. v divides by N − 1. Half precision is computed in float32.
 
     Args:
         channels: C, at least 1. There are no weights to size by it; inputs are checked against it.

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..catalog import Paper, register
+from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_divisible, check_feature_map, check_int, check_odd
 from ..ops import attend, in_float32, pad_to_multiple, unwindows, windows
 from ..tap import tap
@@ -37,6 +37,29 @@ SCALES = ("head", "dim")
         "mhsa": "k = S², LCE = 0: all pixels, without positions, and W_o at the end",
         "window attention": "k = 1, where every region chooses itself",
     },
+    errata=[
+        Erratum("release",
+                "Logits are divided by √C, however many heads there are.",
+                "By √d, the width of a head; `scale=\"dim\"` is for the release's weights.",
+                "test_trap_the_release_scales_by_the_whole_width"),
+        Erratum("release",
+                "Where S does not divide the map, x is padded before the projections, and the padding takes part as "
+                "keys and in the means.",
+                "Padding is no key, and counts in no mean.",
+                "test_trap_padding_that_takes_part"),
+        Erratum("release",
+                "Its later version leaves the padding out of the means, but in the attention zeros are still keys.",
+                "Padding is no key.",
+                "test_trap_padding_that_takes_part"),
+        Erratum("release",
+                "Its later version rounds the size of a region down: a side of 15 in 7 regions becomes 8 regions.",
+                "It is rounded up, to S regions a side, of which the last may be empty.",
+                "test_equals_the_equations"),
+        Erratum("release",
+                "Keys are gathered by `torch.gather`, whose gradient holds all S² regions for every region.",
+                "Rows of one list are taken, and no tensor is larger than what was gathered.",
+                "test_gathering_makes_nothing_larger_than_what_was_gathered"),
+    ],
 )
 class BiLevelRoutingAttention(nn.Module):
     """Bi-level routing attention: y = W_o (Attention(q, K_g, V_g) + LCE(v)), K_g and V_g from the k best regions.
@@ -49,8 +72,7 @@ class BiLevelRoutingAttention(nn.Module):
     so that a pixel sees k·HW/S² pixels. LCE is a depthwise convolution. The choice itself has no gradient.
 
     Where S does not divide H or W the last regions are cut smaller: padded pixels are no keys, count in no mean, and a
-    region without a real pixel is never preferred to one with. The release pads before the projections and lets
-    the padding take part; its later version pads behind them, and only the means leave the padding out.
+    region without a real pixel is never preferred to one with.
 
     Args:
         channels: C, at least 1.

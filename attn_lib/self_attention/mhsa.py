@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..catalog import Counterpart, Paper, register
+from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_choice, check_divisible, check_feature_map, check_int
 from ..ops import attend, relative_logits
 from ..tap import tap
@@ -39,6 +39,32 @@ POSITIONS = ("relative", "absolute", None)
         "timm BottleneckAttn", "timm.layers.bottleneck_attn",
         lambda timm, channels, height, width: timm.BottleneckAttn(
             channels, feat_size=(height, width), num_heads=4, dim_head=channels // 4, scale_pos_embed=True)),
+    errata=[
+        Erratum("paper",
+                "Figure 4 adds qkᵀ and qrᵀ, and shows no √d.",
+                "Both are divided by √d, as in the ports of the authors' TensorFlow code.",
+                "test_equals_the_equations"),
+        Erratum("package",
+                "timm's `BottleneckAttn` divides the content term alone unless `scale_pos_embed=True`.",
+                "Both terms are divided: its tables are ours over √d.",
+                "test_timm_leaves_the_position_logits_unscaled_by_default"),
+        Erratum("package",
+                "bottleneck-transformer-pytorch has absolute positions unless `rel_pos_emb=True`.",
+                "Positions are relative unless `position=\"absolute\"`.",
+                "test_positions_are_relative_by_default"),
+        Erratum("copies",
+                "The position term is transposed, r_i · q_j: where all contents are alike it has no effect.",
+                "It is q_i · r, the place of the key with the query that asks.",
+                "test_trap_of_copies_changes_the_output_even_on_square_maps"),
+        Erratum("copies",
+                "No logit is divided by √d.",
+                "All are.",
+                "test_trap_of_copies_changes_the_output_even_on_square_maps"),
+        Erratum("copies",
+                "What is called the width is the height: `rel_w` belongs to the rows, and `rel_h` to the columns.",
+                "R_h belongs to the rows, and R_w to the columns.",
+                "test_trap_of_copies_changes_the_output_even_on_square_maps"),
+    ],
 )
 class MHSA2d(nn.Module):
     """Multi-head self-attention: y_i = Σ_j softmax_j((q_i · k_j + q_i · r_ij) / √d) v_j over all N = HW positions j.

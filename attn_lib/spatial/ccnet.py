@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..catalog import Paper, register
+from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int
 from ..ops import in_float32
 from ..tap import tap
@@ -31,6 +31,25 @@ from ..tap import tap
     commutes_with={"row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
     builds_on=("non_local",),
     reduces_to={"identity": "γ = 0, where it starts", "self-attention": "a map of one row, R = 1"},
+    errata=[
+        Erratum("paper",
+                "Equation 2 has no γ, which is γ = 1.",
+                "γ is learned and starts at 0 as in the release, so that a fresh module changes nothing.",
+                "test_a_fresh_module_is_the_identity_bit_for_bit"),
+        Erratum("release",
+                "The number of loops is in no checkpoint: left out, it is 0 in training and 1 in evaluation, where the "
+                "paper has 2.",
+                "It is 2; any other takes the same weights.",
+                "test_recurrence_shares_its_weights"),
+        Erratum("release",
+                "The PyTorch version makes its mask on a GPU, and cannot run without one.",
+                "The mask is made where x is.",
+                "test_the_mask_is_made_where_the_input_is"),
+        Erratum("copies",
+                "The mask is made on the CPU, and cannot be added to a map that is elsewhere.",
+                "The mask is made where x is.",
+                "test_the_mask_is_made_where_the_input_is"),
+    ],
 )
 class CrissCrossAttention(nn.Module):
     """Criss-cross attention: softmax attention of each position u to the H+W−1 of its row and its column.
@@ -41,7 +60,7 @@ class CrissCrossAttention(nn.Module):
         d_{i,u} = Q_u · Ω_{i,u},   A = softmax of D over i,   𝐇′_u = γ Σ_i A_{i,u} Φ_{i,u} + 𝐇_u,
 
     and R loops with the same weights give 𝐇′, 𝐇″, … The logits are not scaled by 1/√Cr. γ is a learned scalar
-    that starts at 0, as in the authors' release; the paper's eq. 2 has none, which is γ = 1.
+    that starts at 0.
 
     The last axis of D and A holds the H positions of the column, then the W of the row. The position u itself
     is in both: it counts in the row; in the column its d is −∞ and its A exactly 0. Memory grows as HW·(H+W).

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..catalog import Counterpart, Paper, register
+from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_feature_map, check_int
 from ..ops import attend, in_float32
 from ..tap import tap, tracing
@@ -45,6 +45,32 @@ PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
         "timm NonLocalAttn", "timm.layers.non_local_attn",
         lambda timm, channels: timm.NonLocalAttn(channels, rd_channels=channels // 2),
         options=dict(scale=64**-0.5, bias=True, norm=True)),
+    errata=[
+        Erratum("release",
+                "The logits of the softmax are divided by √d, of which no weight keeps a trace.",
+                "They are not, as in the equations; `scale=None` divides.",
+                "test_scale_multiplies_the_logits"),
+        Erratum("release",
+                "The 1×1 convolutions have biases, where the equations write none.",
+                "They have none; `bias=True` is the release.",
+                "test_equals_the_paper"),
+        Erratum("release",
+                "Of the four pairwise functions it has two, the embedded Gaussian and the dot product.",
+                "All four.",
+                "test_equals_the_paper"),
+        Erratum("paper",
+                "Section 3.3 pools x in its formula, and φ and g in the sentence below it.",
+                "φ and g are pooled; `pool_first=True` pools x, as the release does.",
+                "test_pooling_before_and_after_are_two_operators"),
+        Erratum("package",
+                "timm's `NonLocalAttn` divides the logits by √C, the width before the bottleneck.",
+                "With `scale=C**-0.5`, `bias=True` and `norm=True` the two are equal.",
+                "test_equals_timm"),
+        Erratum("copies",
+                "The dot product is said to lack its softmax, and is given one.",
+                "It is divided by the number of keys, and by nothing else.",
+                "test_the_comparison_with_the_paper_notices"),
+    ],
 )
 class NonLocalAttention(nn.Module):
     """Non-local block: z_i = W_z y_i + x_i with y_i = 1/C(x) Σ_j f(x_i, x_j) g(x_j), j over all N = HW positions.

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..catalog import Paper, register
+from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_divisible, check_int, check_odd, check_tensor
 from ..ops import attend
 from ..tap import tap
@@ -128,6 +128,25 @@ class CoarserScaleConstruction(nn.Module):
         "self-attention": "S = 1, w ≥ 2L − 1",
         "banded attention": "S = 1",
     },
+    errata=[
+        Erratum("paper",
+                "The parent of node l is node ⌈l/b⌉, which for a remainder is not there.",
+                "The last parent takes the remainder, as in the release.",
+                "test_trap_the_remainder_is_lost"),
+        Erratum("release",
+                "Unless asked for its own kernel it fills an N × N mask, which costs O(L²).",
+                "Neighbours are gathered; `sparse=False` fills the mask.",
+                "test_memory_is_linear_in_the_length_and_quadratic_with_a_mask"),
+        Erratum("release",
+                "The table of that kernel is as wide as the last parents of the upper scales need: where the lowest "
+                "has more children, as at L = 65, the model cannot be built.",
+                "It is as wide as the most children of any node.",
+                "test_the_last_parent_of_the_lowest_scale_may_have_the_most_children"),
+        Erratum("release",
+                "Its attention ends with dropout, the input added and a layer normalisation.",
+                "Attention alone; the rest belongs to the layer around it.",
+                "test_equals_the_equations"),
+    ],
 )
 class PyramidalAttention(nn.Module):
     """Pyramidal attention: y_i = W_o Σ_{j ∈ N_i} softmax_j(q_i · k_j / √d) v_j over the nodes of a pyramid of scales.
@@ -138,7 +157,7 @@ class PyramidalAttention(nn.Module):
     seen every other where the coarsest scale is short enough for its neighbours.
 
     `sparse` gathers the neighbours of every node, as the definition asks. Without it the same is computed with an
-    N × N mask, which costs O(L²), and is what the release runs unless asked for its own kernel (PAM-naive).
+    N × N mask, which costs O(L²).
 
     Args:
         channels: C, at least 1.

@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import attn_lib
 from attn_lib import measure
 from attn_lib.self_attention import BiLevelRoutingAttention
+from attn_lib.self_attention.biformer import _gather
 from tests.unit.draw import randn, randomised
 
 # H, W, S: S divides both, one, none; regions of one pixel; whole regions of padding
@@ -193,6 +195,38 @@ def test_memory_grows_with_topk_and_not_with_the_regions_it_is_chosen_from():
     kept = {k: measure.saved_bytes(BiLevelRoutingAttention(8, heads=2, regions=8, topk=k), x) for k in (1, 2, 4, 8)}
     steps = [kept[2] - kept[1], (kept[4] - kept[2]) / 2, (kept[8] - kept[4]) / 4]
     assert steps == [pytest.approx(2 * 4 * x.numel(), rel=0.1)] * 3, "one more region costs its keys and values"
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that any tensor holds which comes into being."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.bytes = max(self.bytes, out.untyped_storage().nbytes())
+        return out
+
+
+def by_torch_gather(t, I_r):
+    """As the release gathers: an expanded tensor, all R regions before each, which its gradient makes a real one."""
+    R, index = t.shape[1], I_r[..., None, None].expand(-1, -1, -1, *t.shape[2:])
+    return torch.gather(t[:, None].expand(-1, R, -1, -1, -1), 2, index)
+
+
+def test_gathering_makes_nothing_larger_than_what_was_gathered():
+    R, K, keys = 25, 3, randn(2, 25, 4, 8).requires_grad_()
+    I_r = torch.rand(2, R, R, generator=torch.Generator().manual_seed(0)).topk(K).indices
+    times, gradients = [], []
+    for gather in (_gather, by_torch_gather):
+        with Largest() as largest:
+            gathered = gather(keys, I_r)
+            (gradient,) = torch.autograd.grad(gathered.square().sum(), keys)
+        times.append(largest.bytes / (8 * keys.numel()))
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)
+    assert times == [K, R]
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -466,6 +466,19 @@ def test_the_release_is_norm_and_a_flipped_kernel():
         torch.testing.assert_close(t["M_s"], torch.sigmoid(theirs), rtol=0, atol=1e-12)
 
 
+def test_a_norm_that_starts_at_zero_keeps_the_kernel_from_learning():
+    """So the release's ResNets start; a fresh module here has the scale 1, and its kernel learns at once."""
+    x = randn(2, 12, 5, 9).float()
+    for scale in (None, 0.0):
+        fresh = CBAM(12, reduction=4, norm=True)
+        if scale is not None:
+            nn.init.constant_(fresh.spatial.norm.weight, scale)
+        with attn_lib.trace() as t:
+            fresh(x).square().sum().backward()
+        learns = fresh.spatial.f.weight.grad.abs().max() > 0
+        assert learns == (scale is None) and (t["M_s"] == 0.5).all() == (scale is not None)
+
+
 @pytest.mark.parametrize(("C", "rd", "k"), [(64, 4, 7), (32, 8, 3), (24, 6, 5)])
 def test_equals_timm(C, rd, k):
     timm = reference("timm.layers.cbam")

@@ -181,6 +181,29 @@ def test_an_empty_map_gives_no_nan(mode):
     assert all(t.grad.isfinite().all() for t in (x, *gct.parameters()))
 
 
+def test_sums_beyond_the_range_of_float16():
+    """The release squares and sums in the type of x; infinity times the zero that is 1 over it is NaN."""
+    gct, x = make().half(), (16 * randn(1, 12, 64, 64)).half()
+    norm = (x.square().sum((2, 3)) + 1e-5).sqrt()
+    assert norm.isinf().all() and (norm * (1 / norm)).isnan().all()
+    y = gct(x)
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.to(D), from_the_paper(x.to(D), gct), rtol=5e-3, atol=1e-6)
+
+
+def test_the_gaussian_context_transformer_is_another_module():
+    """Its gate exp(−z²), z the means standardised over the channels, tells no two images without means apart."""
+    def gaussian(x):
+        z = x.mean((2, 3))
+        return torch.exp(-(z - z.mean(1, keepdim=True)).square() / (z.var(1, unbiased=False, keepdim=True) + 1e-5))
+
+    x = torch.cat([randn(1, 12, 5, 7), randn(1, 12, 5, 7, seed=2).exp()])
+    centred = x - x.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(gaussian(centred), torch.ones(2, 12, dtype=D), rtol=0, atol=1e-12)
+    g = run(make(), centred)["g"]
+    assert (gaussian(x)[0] - gaussian(x)[1]).abs().max() > 0.1 < (g[0] - g[1]).abs().max()
+
+
 # ---- limits ----------------------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,13 @@ def test_fresh_positions_have_the_variance_that_keeps_their_logits_at_one():
         assert table.std().item() == pytest.approx(128**-0.5, rel=0.05)
 
 
+def test_positions_are_relative_by_default():
+    """A vector for each distance, 2H − 1 of them: an absolute table has a vector for each row, H."""
+    m, x = randomised(MHSA2d(6, heads=2, height=3, width=4)).requires_grad_(False), randn(1, 6, 3, 4)
+    assert m.Rh.shape == (2 * 3 - 1, 3) and m.Rw.shape == (2 * 4 - 1, 3)
+    torch.testing.assert_close(m(x), equations(m, x, "relative"))
+
+
 # ---- limits (the two of the catalog stand in limits/) --------------------------------------------------------------
 
 

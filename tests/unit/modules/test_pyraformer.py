@@ -66,6 +66,16 @@ def test_the_graph_is_symmetric_and_every_child_has_one_parent(L, b, S):
     assert torch.equal(seen, seen.T) and seen.diagonal().all()
 
 
+def test_the_last_parent_of_the_lowest_scale_may_have_the_most_children():
+    """65, 16, 4 and 1 nodes: 5 children below, 4 at the most above. A table for 4 would lose an edge."""
+    lengths = scale_lengths(65, 4, 4)
+    number, there = pyramid_neighbours(lengths, 4, 3)
+    assert lengths == [65, 16, 4, 1] and number.shape[1] == 3 + 1 + 5
+    last = 65 + 15
+    assert set(number[last][there[last]].tolist()) == {last - 1, last, 65 + 16 + 3, *range(60, 65)}
+    assert all(last in number[child][there[child]] for child in range(60, 65))
+
+
 def test_any_two_steps_meet_within_as_many_layers_as_the_paper_says():
     """ℓ layers reach everything if ⌊L/b^(S−1)⌋ − 1 ≤ (w − 1)ℓ/2 at the coarsest scale, and up and down the pyramid."""
     L, b, S, w = 64, 4, 3, 3

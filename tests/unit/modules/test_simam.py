@@ -138,6 +138,21 @@ def test_the_comparison_with_the_paper_notices(mistake):
     torch.testing.assert_close(Wrong(None)(x), from_the_paper(x), rtol=0, atol=1e-13)  # and nothing else differs
 
 
+def test_the_printed_listing_mixes_channels_and_columns():
+    """Without `keepdim` the means (B, C) are lined up with (H, W): they fit where one image is as wide as C."""
+    def printed(x, lam=1e-4):
+        d = (x - x.mean(dim=[2, 3])).pow(2)
+        v = d.sum(dim=[2, 3]) / (x.shape[2] * x.shape[3] - 1)
+        return x * torch.sigmoid(d / (4 * (v + lam)) + 0.5)
+
+    with pytest.raises(RuntimeError, match="must match the size"):
+        printed(randn(2, 3, 5, 7))
+    x = randn(1, 3, 5, 3)
+    x[:, 0] += 3
+    assert (printed(x) - from_the_paper(x)).abs().max() > 0.1
+    torch.testing.assert_close(SimAM(3)(x), from_the_paper(x), rtol=0, atol=1e-13)
+
+
 def test_taps_are_the_equations():
     x = randn(2, 3, 5, 7)
     t = run(x, lam=0.1)
