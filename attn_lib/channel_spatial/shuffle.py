@@ -1,6 +1,7 @@
 """Shuffle attention: half of every group of channels is gated by its mean, the other half at every position."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
@@ -84,9 +85,9 @@ class ShuffleAttention(nn.Module):
         x_1, x_2 = x_k.unbind(2)                                              # B G S H W
         s = tap("s", x_1.mean((3, 4)), "B G S")                               # eq. 1
         a_1 = tap("a_1", torch.sigmoid(self.w1 * s + self.b1), "B G S")       # eq. 2
-        z = self.gn(x_2.flatten(0, 1)).view(x_2.shape)
-        a_2 = torch.sigmoid(self.w2[:, None, None] * z + self.b2[:, None, None])
-        a_2 = tap("a_2", a_2, "B G S H W")                                    # eq. 3
+        weight, bias = self.w2 * self.gn.weight, self.w2 * self.gn.bias + self.b2
+        logits = F.group_norm(x_2.flatten(0, 1), len(weight), weight, bias, self.gn.eps)  # w₂ GN(x₂) + b₂, in one pass
+        a_2 = tap("a_2", torch.sigmoid(logits).view(x_2.shape), "B G S H W")  # eq. 3
         y = torch.cat([a_1.to(x.dtype)[..., None, None] * x_1, a_2.to(x.dtype) * x_2], 2)
         return tap("y", channel_shuffle(y.flatten(1, 2), 2), "B C H W")
 

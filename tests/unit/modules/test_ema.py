@@ -198,7 +198,7 @@ def test_groups_share_their_weights_and_see_nothing_of_each_other():
 
 
 def test_a_state_of_the_release_loads():
-    """Names and shapes of its `EmaModule(64)`."""
+    """Names and shapes of its `EMA(64)`."""
     shapes = {"gn.weight": (2,), "gn.bias": (2,), "conv1x1.weight": (2, 2, 1, 1), "conv1x1.bias": (2,),
               "conv3x3.weight": (2, 2, 3, 3), "conv3x3.bias": (2,)}
     assert {name: tuple(p.shape) for name, p in EMAAttention(64).state_dict().items()} == shapes
