@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..catalog import Paper, register
+from ..catalog import Erratum, Paper, register
 from ..checks import check_divisible, check_feature_map, check_int, check_pair, check_positive, check_tensor
 from ..ops import bilinear_sample, output_size, same_padding, tap_positions
 from ..tap import tap
@@ -93,15 +93,42 @@ def deform_conv2d(
     },
     commutes_with={"translation"},
     reduces_to={"convolution": "Δp = 0 and Δm = 1"},
+    errata=[
+        Erratum("release",
+                "The mask of v2 is doubled, of which the paper says nothing, and a fresh layer is the convolution "
+                "itself.",
+                "Δm is σ(·), and a fresh layer half the convolution; `mask_scale=2` doubles.",
+                "test_fresh_layers_start_as_the_papers_say"),
+        Erratum("release",
+                "The CUDA code of v1 repeats the last row and column for one pixel beyond them, and drops to zero at "
+                "once above and to the left.",
+                "A sample fades out over one pixel on every side, by the equation.",
+                "test_trap_positions_clamped_to_the_border"),
+        Erratum("package",
+                "torchvision's `DeformConv2d` takes offsets and mask from the caller, and applies no σ.",
+                "The module predicts both; the function `deform_conv2d` takes them, in torchvision's order.",
+                "test_recorded_torchvision_outputs_and_gradients"),
+        Erratum("copies",
+                "The 2K channels are all rows, then all columns.",
+                "Row and column of each tap stand side by side, as in both releases.",
+                "test_trap_swapped_axes_or_another_channel_order"),
+        Erratum("copies",
+                "The bias of the offset convolution does not start at zero, and the taps start off the grid.",
+                "Weight and bias start at zero.",
+                "test_fresh_layers_start_as_the_papers_say"),
+        Erratum("copies",
+                "Positions are computed in the type of the offsets, though bfloat16 cannot count beyond 256.",
+                "In float32 at least.",
+                "test_trap_positions_in_half_precision"),
+    ],
 )
 class DeformConv2d(nn.Module):
     """Deformable convolution: y(p₀) = Σₖ wₖ · x(p₀ + pₖ + Δpₖ) · Δmₖ, with Δp and Δm from a convolution of x.
 
     That offset convolution has the geometry of the main one and 3·G·K channels: 2·G·K for Δp, G·K for
     Δm = mask_scale · σ(·). It starts at zero, as both papers have it, so that at first Δp = 0 and
-    Δm = mask_scale/2. With the v2 paper's range (0, 1), the default here, a fresh layer is therefore half the
-    convolution of the same weights. The authors' release doubles the mask (`mask_scale=2`) and starts as the
-    convolution itself; so does v1 (`modulation=False`), which has no Δm. v2 trains `offset_conv` with a tenth
+    Δm = mask_scale/2: a fresh layer is half the convolution of the same weights, or with `mask_scale=2` the
+    convolution itself. So is v1 (`modulation=False`), which has no Δm. v2 trains `offset_conv` with a tenth
     of the learning rate.
 
     Args:

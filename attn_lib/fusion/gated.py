@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..catalog import Paper, register
+from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_int, check_tensor
 from ..tap import tap
 
@@ -38,6 +38,21 @@ LAYOUTS = ("B C H W", "B T N C")
         "identity": "b_z → ∞: the first input comes through untouched",
         "highway layer": "W_z1 = 0, and the first input is computed from the second",
     },
+    errata=[
+        Erratum("release",
+                "The fusion goes on through two layers that no equation has.",
+                "It ends with H; `output_mlp=True` adds them.",
+                "test_output_mlp_is_the_release"),
+        Erratum("release",
+                "The first of them has a bias in front of BN, which takes it away again in training.",
+                "It has none: subtract the release's from the running mean of BN.",
+                "test_in_training_a_bias_of_w1_would_change_nothing"),
+        Erratum("copies",
+                "A port to PyTorch normalises before the gate as well: in training a gate then depends on the rest of "
+                "the batch, and b_z does nothing.",
+                "The gate sees the features as they are, as in the release.",
+                "test_the_comparison_with_the_paper_notices"),
+    ],
 )
 class GatedFusion(nn.Module):
     """Gated fusion: H = z ⊙ H_S + (1 − z) ⊙ H_T with z = σ(W_z1 H_S + W_z2 H_T + b_z).
@@ -46,7 +61,7 @@ class GatedFusion(nn.Module):
     linear layers on a series. The gate has a value for every channel of every position, and every entry of H
     lies between those of H_S and H_T. In GMAN the two come from spatial and from temporal attention.
 
-    The release passes H on through two layers that no equation has: W_2 ReLU(BN(W_1 H)) + b_2.
+    With `output_mlp` H goes on through the release's two layers: W_2 ReLU(BN(W_1 H)) + b_2.
 
     Args:
         channels: C of both inputs, at least 1.

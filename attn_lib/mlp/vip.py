@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..catalog import Paper, register
+from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_divisible, check_int, check_tensor
 from ..tap import tap
 
@@ -32,6 +32,33 @@ from ..tap import tap
         "convolution": "plain, W_W = W_C = 0, W_H depends on i − i′ alone",
         "token mixing": "plain, W_W = W_C = 0, a map of one column, S = 1",
     },
+    errata=[
+        Erratum("release",
+                "All layers are C × C, so that it runs where H·S = W·S = C alone: the number of groups, 8 unless told "
+                "otherwise, must be H and W.",
+                "W_H and W_W follow H, W and S, which are free.",
+                "test_equals_the_paper"),
+        Erratum("package",
+                "einops' documentation gives the name `WeightedPermuteMLP` to the plain layer.",
+                "The plain one is `weighted=False`.",
+                "test_branches_equal_the_mixing_layers_of_einops"),
+        Erratum("copies",
+                "The height branch is summed twice and the channel branch not at all, for some weeks of 2021.",
+                "Every branch is summed once.",
+                "test_the_comparison_with_the_paper_notices"),
+        Erratum("copies",
+                "The branch for the width mixes the height once more.",
+                "It mixes the width: together the branches reach a cross.",
+                "test_the_comparison_with_the_paper_notices"),
+        Erratum("copies",
+                "The branches get their weights in the order C, W, H.",
+                "In the order H, W, C, as in the release.",
+                "test_the_comparison_with_the_paper_notices"),
+        Erratum("copies",
+                "A dropout of 0.1 stands behind the logits of the branches.",
+                "There is none, as in the release.",
+                "test_the_comparison_with_the_paper_notices"),
+    ],
 )
 class WeightedPermuteMLP(nn.Module):
     """Weighted Permute-MLP: y = W_P Σ_k a_k ⊙ X_k + b_P over three linear branches k = H, W, C.
@@ -48,8 +75,8 @@ class WeightedPermuteMLP(nn.Module):
 
         z = mean of X_H + X_W + X_C over H and W,   a[c] = softmax over k of (W₂ GELU(W₁ z + b₁) + b₂)[3c + k].
 
-    The paper sets S so that H·S = W·S = C. Other S, and H ≠ W, only change the shapes of W_H and W_W; the
-    authors' release can neither, all its layers are C × C. Its `segment_dim` is G. It takes (B, H, W, C).
+    The paper sets S so that H·S = W·S = C. Other S, and H ≠ W, only change the shapes of W_H and W_W. The
+    release's `segment_dim` is G, and it takes (B, H, W, C).
 
     Args:
         channels: C, at least 1.

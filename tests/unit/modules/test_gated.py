@@ -154,6 +154,22 @@ def test_output_mlp_is_the_release(training):
     torch.testing.assert_close(fuse(S, U), release(S, U, fuse, training), rtol=0, atol=1e-12)
 
 
+def test_in_training_a_bias_of_w1_would_change_nothing():
+    """The release has one. Its gradient is zero, and in evaluation it moves into BN's running mean."""
+    fuse, (S, U) = make(layout=SERIES, output_mlp=True).train(), pair(3, 5, 7, 6)
+    fuse(S, U)
+    expected, bias = fuse(S, U), randn(6, seed=4)
+    fuse.mlp.W1.bias = nn.Parameter(bias.clone())
+    biased = fuse(S, U)
+    torch.testing.assert_close(biased, expected, rtol=0, atol=1e-12)
+    biased.square().sum().backward()
+    assert fuse.mlp.W1.bias.grad.abs().max() < 1e-10 * fuse.mlp.W2.bias.grad.abs().max()
+    after = fuse.eval()(S, U)
+    fuse.mlp.W1.bias = None
+    fuse.mlp.norm.running_mean -= bias
+    torch.testing.assert_close(fuse(S, U), after, rtol=0, atol=1e-12)
+
+
 def test_only_the_output_mlp_sees_the_rest_of_the_batch():
     S, U = pair(4, 6, 5, 7)
     for output_mlp, alike in ((False, True), (True, False)):
