@@ -71,12 +71,9 @@ class TripletBranch(nn.Module):
         "identity": "all BN biases → ∞",
     },
     errata=[
-        Erratum("copies", "A ReLU stands between the batch normalisation and the sigmoid, so that no gate falls below "
-                "one half.", "The sigmoid follows the normalisation, and gates lie between 0 and 1.",
+        Erratum("copies", "A ReLU stands before the sigmoid, so that no gate falls below one half.",
+                "The sigmoid follows the normalisation, and gates lie between 0 and 1.",
                 "test_a_relu_before_the_sigmoid_leaves_no_gate_below_one_half"),
-        Erratum("copies", "Exchanging rows and columns is said to exchange the two rotated branches, and no more.",
-                "It exchanges the branches and transposes every kernel, that of rows and columns as well.",
-                "test_transposing_the_input_exchanges_two_branches_and_transposes_every_kernel"),
     ],
 )
 class TripletAttention(nn.Module):
@@ -88,8 +85,9 @@ class TripletAttention(nn.Module):
     module has 3 · (2 · 7² + 2) = 300 parameters, whatever C is. The paper rotates x, where here the gates are turned.
 
     A convolution along the channels reads neighbours: their order matters, as in ECA, and fewer than 7 channels are
-    seen mostly beside padding. With `spatial=False` the two rotated branches are averaged, as in the paper's ablation
-    and the release's `no_spatial`.
+    seen mostly beside padding. Rows and columns of x exchanged are the rotated branches exchanged and all three kernels
+    transposed. With `spatial=False` the two rotated branches are averaged, as in the paper's ablation and the release's
+    `no_spatial`.
 
     Names of the release's weights: `cw.conv.conv` is cw.f and `cw.conv.bn` is cw.norm; `hc` and `hw` likewise.
 
