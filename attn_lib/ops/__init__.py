@@ -9,7 +9,6 @@
     neighbourhoods   the k × k neighbours of every pixel
     mean_and_max     pooling along any axes, `maximum` alone; `strip_means` along rows and along columns
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
-    conv2d_per_image a convolution with a kernel for each image
     output_size      of a convolution; its `same_padding` and `tap_positions`
     conv2d_per_image a convolution with a kernel for each image; `KernelMixture` mixes it from several
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
