@@ -39,7 +39,7 @@ from ..tap import tap
         Erratum("release",
                 "In the later PyTorch ResNets no branch is dilated and one has no groups, so that there is no size to "
                 "choose.",
-                "Dilations 1 and 2, in 32 groups each, as in the paper and in the Caffe release.",
+                "The dilations are 1 and 2, in 32 groups each, as in the paper and in the Caffe release.",
                 "test_defaults_are_the_papers"),
         Erratum("release",
                 "Those ResNets leave L out: Cr is C/16, 4 in the first stage.",
@@ -56,7 +56,7 @@ from ..tap import tap
                 "test_the_comparison_with_the_paper_notices"),
         Erratum("copies",
                 "Kernels of 1, 3, 5 and 7 without groups: 84 C² weights in place of 18 C²/32.",
-                "3 × 3 kernels, dilated and in groups.",
+                "All kernels are 3 × 3, dilated and in groups.",
                 "test_defaults_are_the_papers"),
     ],
 )

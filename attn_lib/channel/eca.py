@@ -59,7 +59,7 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
                 "test_parameters_in_resnet_50_are_those_of_the_paper"),
         Erratum("paper",
                 "Equation 12 asks for the nearest odd number, of which an even one has two: so at C = 8 and C = 128.",
-                "The larger of the two, as the listing in Figure 3 computes it.",
+                "It is the larger of the two, as the listing in Figure 3 computes it.",
                 "test_listing_in_the_paper_rounds_to_the_nearest_odd_number_too"),
         Erratum("package",
                 "timm's `EcaModule` has k = 3 at least, also for fewer than 8 channels.",

@@ -52,7 +52,7 @@ from ..tap import tap
         Erratum("copies",
                 "The Gaussian context transformer goes by the same three letters: its gate is a bell curve of the "
                 "standardised means.",
-                "The gated channel transformation, which looks at norms.",
+                "This is the gated channel transformation, which looks at norms.",
                 "test_the_gaussian_context_transformer_is_another_module"),
     ],
 )

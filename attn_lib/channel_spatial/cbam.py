@@ -119,8 +119,8 @@ class SpatialAttention(nn.Module):
     errata=[
         Erratum("release",
                 "The spatial gate stacks [maximum; mean], and has a batch normalisation in place of the bias of f.",
-                "[mean; maximum] and a bias as in equation 3; `norm=True` is the normalisation, and kernels load with "
-                "their two input planes exchanged.",
+                "It stacks [mean; maximum] as in equation 3, and f has a bias; `norm=True` is the normalisation, and "
+                "kernels load with their two input planes exchanged.",
                 "test_the_release_is_norm_and_a_flipped_kernel"),
         Erratum("release",
                 "Its ResNets start the scale of that normalisation at 0: every place gets ½, and f has no gradient in "

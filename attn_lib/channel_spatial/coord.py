@@ -41,7 +41,7 @@ from ..tap import tap
     errata=[
         Erratum("paper",
                 "Equation 6 has no normalisation, and does not say which nonlinearity δ is.",
-                "BN as in Figure 2, and the release's h-swish.",
+                "BN is that of Figure 2, and δ the release's h-swish.",
                 "test_the_comparison_with_the_paper_notices"),
         Erratum("paper",
                 "The hidden width is C/r, though the parameters in the authors' table ask for 8 at least.",

@@ -34,11 +34,11 @@ from ..tap import tap
         Erratum("paper",
                 "The line below equation 5 divides the variance by N; the listing in Figure 3 and the release divide "
                 "by N − 1.",
-                "By N − 1; `unbiased=False` divides by N.",
+                "It is divided by N − 1; `unbiased=False` divides by N.",
                 "test_hw_minus_1_only_scales"),
         Erratum("paper",
                 "The weight in equation 3 is printed with a minus sign, with which the energy is not minimal.",
-                "The energy at its minimum, which does not depend on the slip.",
+                "The gate is that of the least energy, which the slip does not touch.",
                 "test_with_the_printed_sign_of_equation_3_the_energy_is_not_minimal"),
         Erratum("paper",
                 "The listing in Figure 3, and in the README of the release, takes its sums without `keepdim`: it fails "

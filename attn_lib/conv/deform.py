@@ -118,7 +118,7 @@ def deform_conv2d(
                 "test_fresh_layers_start_as_the_papers_say"),
         Erratum("copies",
                 "Positions are computed in the type of the offsets, though bfloat16 cannot count beyond 256.",
-                "In float32 at least.",
+                "They are computed in float32 at least.",
                 "test_trap_positions_in_half_precision"),
     ],
 )

@@ -52,7 +52,7 @@ from ..tap import tap
                 "test_the_comparison_with_the_paper_notices"),
         Erratum("copies",
                 "The branches get their weights in the order C, W, H.",
-                "In the order H, W, C, as in the release.",
+                "They get them in the order H, W, C, as in the release.",
                 "test_the_comparison_with_the_paper_notices"),
         Erratum("copies",
                 "A dropout of 0.1 stands behind the logits of the branches.",

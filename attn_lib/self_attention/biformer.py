@@ -40,7 +40,7 @@ SCALES = ("head", "dim")
     errata=[
         Erratum("release",
                 "Logits are divided by √C, however many heads there are.",
-                "By √d, the width of a head; `scale=\"dim\"` is for the release's weights.",
+                "They are divided by √d, d the width of a head; `scale=\"dim\"` is for the release's weights.",
                 "test_trap_the_release_scales_by_the_whole_width"),
         Erratum("release",
                 "Where S does not divide the map, x is padded before the projections, and the padding takes part as "

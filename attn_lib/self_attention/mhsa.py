@@ -58,7 +58,7 @@ POSITIONS = ("relative", "absolute", None)
                 "test_trap_of_copies_changes_the_output_even_on_square_maps"),
         Erratum("copies",
                 "No logit is divided by √d.",
-                "All are.",
+                "All logits are.",
                 "test_trap_of_copies_changes_the_output_even_on_square_maps"),
         Erratum("copies",
                 "What is called the width is the height: `rel_w` belongs to the rows, and `rel_h` to the columns.",

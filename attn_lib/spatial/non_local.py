@@ -56,7 +56,7 @@ PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
                 "test_equals_the_paper"),
         Erratum("release",
                 "Of the four pairwise functions it has two, the embedded Gaussian and the dot product.",
-                "All four.",
+                "It has all four.",
                 "test_equals_the_paper"),
         Erratum("paper",
                 "Section 3.3 pools x in its formula, and φ and g in the sentence below it.",

@@ -144,7 +144,7 @@ class CoarserScaleConstruction(nn.Module):
                 "test_the_last_parent_of_the_lowest_scale_may_have_the_most_children"),
         Erratum("release",
                 "Its attention ends with dropout, the input added and a layer normalisation.",
-                "Attention alone; the rest belongs to the layer around it.",
+                "It is attention alone; the rest belongs to the layer around it.",
                 "test_equals_the_equations"),
     ],
 )
