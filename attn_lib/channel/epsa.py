@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
-from ..checks import check_at_most, check_feature_map, check_int, check_odd
+from ..checks import check_at_most, check_divisible, check_feature_map, check_int, check_odd
 from ..tap import tap
 
 
@@ -94,8 +94,9 @@ class PSAAttention(nn.Module):
         self.stride = check_int("stride", stride)
         self.reduction = check_int("reduction", reduction)
         M, common = len(self.kernel_sizes), math.lcm(*self.groups)
-        _check_multiple("channels", channels, common, f"for groups={self.groups}")
-        _check_multiple("out_channels", self.out_channels, M * common, f"for {M} branches of groups={self.groups}")
+        lcm = f"lcm({', '.join(map(str, self.groups))})"
+        check_divisible("channels", channels, lcm, common)
+        check_divisible("out_channels", self.out_channels, f"{M}·{lcm}", M * common)
         S = self.out_channels // M
         check_at_most("reduction", reduction, f"out_channels/{M}", S)
         self.convs = nn.ModuleList(
@@ -129,11 +130,3 @@ def _check_branches(kernel_sizes: tuple[int, ...],
     if len(kernel_sizes) != len(groups):
         raise ValueError(f"kernel_sizes={kernel_sizes} and groups={groups} must hold one number a branch each")
     return (tuple(check_odd("kernel_sizes", k) for k in kernel_sizes), tuple(check_int("groups", g) for g in groups))
-
-
-def _check_multiple(name: str, value: int, of: int, why: str) -> None:
-    """`value` must be a multiple; the message names the nearest."""
-    if value % of:
-        below = value - value % of
-        near, verb = (f"{below} and {below + of}", "are") if below else (of, "is")
-        raise ValueError(f"{name}={value} must be divisible by {of} {why}; {near} {verb}")

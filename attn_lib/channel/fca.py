@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
-from ..checks import check_at_most, check_choice, check_feature_map, check_int
+from ..checks import check_at_most, check_choice, check_divisible, check_feature_map, check_int
 from ..tap import tap
 
 GRID = 7  # frequencies are named on the smallest map of an ImageNet network
@@ -120,7 +120,9 @@ class FcaAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
-        p = tap("p", F.adaptive_avg_pool2d(x, (self.dct_h, self.dct_w)), "B C P Q")
+        grid = (self.dct_h, self.dct_w)
+        p = x if x.shape[2:] == grid else F.adaptive_avg_pool2d(x, grid)  # which is slow where it changes nothing
+        p = tap("p", p, "B C P Q")
         z = tap("z", self.squeeze(p).to(x.dtype), "B C")
         s = tap("s", torch.sigmoid(self.W2(F.relu(self.W1(z)))), "B C")
         return tap("y", x * s[:, :, None, None], "B C H W")
@@ -173,9 +175,5 @@ def _check_frequencies(value: str | tuple[tuple[int, int], ...], channels: int) 
         pairs = tuple((check_int("frequencies", u, 0), check_int("frequencies", v, 0)) for u, v in value)
         for f in (f for pair in pairs for f in pair):
             check_at_most("frequencies", f, "the highest", GRID - 1)
-    G = len(pairs)
-    if channels % G:
-        below = channels - channels % G
-        near = f"{below} and {below + G} are" if below else f"{G} is"
-        raise ValueError(f"channels={channels} must be divisible by the number of frequencies, {G}; {near}")
+    check_divisible("channels", channels, "number of frequencies", len(pairs))
     return pairs

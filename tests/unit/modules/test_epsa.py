@@ -232,10 +232,9 @@ def test_one_number_of_groups_is_that_of_every_branch():
 
 
 @pytest.mark.parametrize(("channels", "options", "message"), [
-    (32, {}, "out_channels=32 must be divisible by 64 for 4 branches of groups=(1, 4, 8, 16); 64 is"),
-    (100, dict(out_channels=64), "channels=100 must be divisible by 16 for groups=(1, 4, 8, 16); 96 and 112 are"),
-    (64, dict(out_channels=96), "out_channels=96 must be divisible by 64 for 4 branches of groups=(1, 4, 8, 16); "
-                                "64 and 128 are"),
+    (32, {}, "out_channels=32 must be divisible by 4·lcm(1, 4, 8, 16)=64; 64 is"),
+    (100, dict(out_channels=64), "channels=100 must be divisible by lcm(1, 4, 8, 16)=16; 96 and 112 are"),
+    (64, dict(out_channels=96), "out_channels=96 must be divisible by 4·lcm(1, 4, 8, 16)=64; 64 and 128 are"),
     (64, dict(reduction=17), "reduction=17 must be at most out_channels/4=16"),
     (64, dict(kernel_sizes=(3, 4, 5, 7)), "kernel_sizes=4 must be odd"),
     (64, dict(kernel_sizes=3), "kernel_sizes=3 must hold one integer a branch"),

@@ -216,6 +216,14 @@ def test_maps_of_other_sizes_are_averaged_up_as_well_as_down():
     torch.testing.assert_close(run(fca, x[:, :, :1, :1])["z"][:, :2], 7 * x[:, :2, 0, 0], rtol=0, atol=1e-13)
 
 
+def test_a_map_of_the_size_of_the_grid_is_taken_as_it_is():
+    fca, x = make(dct_h=7, dct_w=9), randn(2, 8, 7, 9)
+    p = run(fca, x)["p"]
+    assert p is x and torch.equal(p, F.adaptive_avg_pool2d(x, (7, 9)))
+    for other in (randn(2, 8, 7, 10), randn(2, 8, 9, 7)):
+        torch.testing.assert_close(run(fca, other)["p"], F.adaptive_avg_pool2d(other, (7, 9)), rtol=0, atol=0)
+
+
 def test_regions_that_overlap_do_not_give_the_mean():
     fca, x = make(3, 1, frequencies="top1"), randn(2, 3, 10, 7)
     assert (run(fca, x)["z"] / 7 - x.mean((2, 3))).abs().max() > 0.01
@@ -242,8 +250,8 @@ def test_a_checkpoint_of_the_release_loads_by_two_names():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (dict(channels=30), "channels=30 must be divisible by the number of frequencies, 16; 16 and 32 are"),
-    (dict(channels=5), "channels=5 must be divisible by the number of frequencies, 16; 16 is"),
+    (dict(channels=30), "channels=30 must be divisible by number of frequencies=16; 16 and 32 are"),
+    (dict(channels=5), "channels=5 must be divisible by number of frequencies=16; 16 is"),
     (dict(frequencies="top3"), "frequencies='top3' must be one of"),
     (dict(frequencies=()), r"frequencies=\(\) must be a name such as 'top16', or pairs"),
     (dict(frequencies=(1, 2)), r"frequencies=\(1, 2\) must be a name"),
