@@ -52,7 +52,7 @@ BRANCHES = ("both", "collect", "distribute")
                 "softmax counts them.", "The map holds every offset, and an input that has more is refused.",
                 "test_a_mask_that_is_too_small_leaks"),
         Erratum("copies", "The operator is said to exist for CUDA alone.",
-                "It is one gather, on any device; the release has one for the CPU, too.", "test_equals_the_paper"),
+                "It is plain indexing, on any device; the release has one for the CPU, too.", "test_equals_the_paper"),
     ],
 )
 class PointwiseSpatialAttention(nn.Module):
@@ -122,7 +122,9 @@ class PointwiseSpatialAttention(nn.Module):
     def branch(self, name: str, x: Tensor, reduce: nn.Module, attention: nn.Module) -> Tensor:
         """z of the collect branch, "c", or of the distribute branch, "d": (B, Cr, Hk, Wk)."""
         x = _resize(reduce(x), *self._small(*x.shape[2:]))
-        m = tap(f"m_{name}", attention(x), "B K Hk Wk")
+        embedded, W2 = attention[:-1](x), attention[-1].weight.flatten(1)
+        maps = F.linear(embedded.flatten(2).mT, W2)                # B N K: the map of each pixel in one piece
+        m = tap(f"m_{name}", maps.mT.unflatten(2, x.shape[2:]), "B K Hk Wk")
         A = self.on_the_map(m)                                     # B N N: who predicts, and of whom
         A = A.mT if name == "d" else A                             # B N N: targets, and their sources
         A = tap(f"A_{name}", A.softmax(-1) if self.softmax else A / A.shape[-1], "B Nk Nk")
@@ -136,10 +138,12 @@ class PointwiseSpatialAttention(nn.Module):
         if self.compact:
             return maps
         tall, wide = self._small(self.height, self.width)
-        i, j = torch.arange(H, device=m.device), torch.arange(W, device=m.device)
-        row, col = i - i[:, None] + tall - 1, j - j[:, None] + wide - 1          # of the entry for an offset
-        entry = (row[:, None, :, None] * (2 * wide - 1) + col[None, :, None, :]).flatten(2).flatten(0, 1)
-        return maps[:, torch.arange(H * W, device=m.device)[:, None], entry]  # torch.gather would keep the maps whole
+        row, K = 2 * wide - 1, maps.shape[2]                       # entries in a row of a map, and in a map
+        # Maps follow one another. One pixel on, the map begins K further on and a given place lies one entry earlier in
+        # it; one row on, K · W further on and one row earlier. So what lies on the image is a view.
+        A = maps.contiguous().as_strided((len(m), H, W, H, W), (H * W * K, W * K - row, K - 1, row, 1),
+                                         (tall - 1) * row + wide - 1)
+        return A.flatten(3).flatten(1, 2)
 
     def _small(self, H: int, W: int) -> tuple[int, int]:
         return (H - 1) // self.shrink + 1, (W - 1) // self.shrink + 1
