@@ -77,7 +77,10 @@ class AFTAttention(nn.Module):
 
     full keeps exp(w), N² numbers whatever the batch and the channels, beside N · C for an image. The causal form of
     full takes halves of halves of the series, each with its own largest key, N · C · log N; those of local and conv
-    keep N · C for each position of the window. All sums are made in float32 at least.
+    keep N · C for each position of the window. All sums are made in float32 at least. The largest key of a channel and
+    the largest w of a row are taken off before the exponentials, so either may be as large as it likes; where keys and
+    w both differ by more than 87, and disagree, full may be left with 0/0. The w of local and conv is exponentiated as
+    it is, at most 88.
 
     Args:
         channels: C, at least 1.

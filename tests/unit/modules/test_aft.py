@@ -281,6 +281,17 @@ def test_large_keys_do_not_overflow(form, size, causal):
     assert all(p.grad is None or p.grad.isfinite().all() for p in single.parameters())
 
 
+@each_way
+def test_a_large_bias_does_not_overflow(causal):
+    aft, x = make("full matrix", causal=causal), randn(2, 9, 4)
+    aft.w.mul_(1000)
+    single = make("full matrix", causal=causal).float()
+    single.load_state_dict(aft.state_dict())
+    assert aft.w.float().exp().isinf().any()
+    rounding = 4 * torch.finfo(torch.float32).eps * (aft.w.abs().max() * aft.Wv(x).abs().max()).item()  # of w itself
+    torch.testing.assert_close(single(x.float()).double(), from_the_paper(x, aft), rtol=0, atol=rounding)
+
+
 @pytest.mark.parametrize("form", ["full", "local", "simple", "conv"])
 def test_a_key_that_comes_later_and_is_far_larger_takes_nothing_from_the_earlier(form):
     """One maximum for the series would leave nothing for the first steps: 0/0."""
