@@ -453,7 +453,7 @@ def test_exports_with_any_batch_size():
     (dict(groups=3), "channels=4 must be divisible by groups=3"),
     (dict(out_channels=6, groups=4), "out_channels=6 must be divisible by groups=4"),
     (dict(offset_groups=3), "channels=4 must be divisible by offset_groups=3"),
-    (dict(kernel_size=4), "kernel_size=(4, 4) with dilation=.* has no centre"),
+    (dict(kernel_size=4), "kernel_size=(4, 4) with dilation=(1, 1) has no centre"),
     (dict(kernel_size=(3, 0)), "kernel_size=0 must be"),
     (dict(stride=(1, 2, 3)), "stride=(1, 2, 3) must be"),
     (dict(padding=-1), "padding=-1 must be"),
@@ -494,7 +494,7 @@ def test_tensors_that_do_not_fit_are_named(name, value, message):
     (nn.Linear(4, 4), "conv must be a torch.nn.Conv2d, not Linear"),
     (nn.ConvTranspose2d(4, 4, 3), "not ConvTranspose2d"),
     (nn.Conv2d(4, 4, 3, padding_mode="reflect"), "padding_mode='reflect' of conv must be 'zeros'"),
-    (nn.Conv2d(4, 4, 2, padding="same"), "with dilation=.* has no centre"),
+    (nn.Conv2d(4, 4, 2, padding="same"), "has no centre"),
 ], ids=str)
 def test_what_from_conv_cannot_take_over(conv, message):
     with pytest.raises(ValueError) as error:
