@@ -60,7 +60,7 @@ class EMAAttention(nn.Module):
         groups: G, at least 1; the release's factor, 32.
 
     Shape:
-        x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1, but for a single number a channel in all of the batch's groups.
+        x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
 
     Raises:
         ValueError: for an argument out of range, or an input that is not a feature map of C channels.
@@ -85,7 +85,9 @@ class EMAAttention(nn.Module):
         z = torch.cat(strip_means(x_g), 2)[..., None]                                 # rows, then columns
         f_h, f_w = self.conv1x1(z).split(x.shape[2:], 2)
         f_h, f_w = tap("f_h", f_h, "B*G S H 1"), tap("f_w", f_w.mT, "B*G S 1 W")
-        x_1 = tap("x_1", self.gn(x_g * f_h.sigmoid() * f_w.sigmoid()), "B*G S H W")
+        far = x_g * f_h.sigmoid() * f_w.sigmoid()
+        x_1 = torch.group_norm(far, len(self.gn.weight), self.gn.weight, self.gn.bias, self.gn.eps)
+        x_1 = tap("x_1", x_1, "B*G S H W")            # not self.gn(far), which refuses a single pixel of a single image
         x_2 = tap("x_2", self.conv3x3(x_g), "B*G S H W")
         p_1, p_2 = (tap(name, _weights(t), "B*G S") for name, t in (("p_1", x_1), ("p_2", x_2)))
         A = tap("A", _mixed(p_1, x_2) + _mixed(p_2, x_1), "B*G 1 H W")

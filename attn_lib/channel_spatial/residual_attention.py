@@ -123,7 +123,8 @@ class ResidualAttentionModule(nn.Module):
         x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
 
     Raises:
-        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+        ValueError: for an argument out of range, an input that is not a feature map of C channels, or, in training, a
+            single image of which the lowest level keeps one pixel.
 
     Paper:
         Wang, Jiang, Qian, Yang, Li, Zhang, Wang and Tang, Residual Attention Network for Image Classification,
@@ -154,6 +155,10 @@ class ResidualAttentionModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
+        least = 2 ** (self.levels + 1)
+        if self.training and len(x) == 1 and max(x.shape[2:]) < least:
+            raise ValueError(f"x is a batch of 1, of which {self.levels} levels leave one pixel; in training it must "
+                             f"hold 2 images or more, or a side of {least}, for the BN of that level")
         u = tap("u", self.pre(x), "B C H W")
         T = tap("T", self.trunk(u), "B C H W")
         s = tap("s", self.hourglass(u), "B C H W")

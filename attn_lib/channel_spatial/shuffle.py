@@ -1,7 +1,6 @@
 """Shuffle attention: half of every group of channels is gated by its mean, the other half at every position."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
@@ -60,7 +59,7 @@ class ShuffleAttention(nn.Module):
         groups: G, at least 1; 64 in the paper.
 
     Shape:
-        x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1, but for a single number a channel in all of the batch's groups.
+        x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.
 
     Raises:
         ValueError: for an argument out of range, or an input that is not a feature map of C channels.
@@ -86,7 +85,7 @@ class ShuffleAttention(nn.Module):
         s = tap("s", x_1.mean((3, 4)), "B G S")                               # eq. 1
         a_1 = tap("a_1", torch.sigmoid(self.w1 * s + self.b1), "B G S")       # eq. 2
         weight, bias = self.w2 * self.gn.weight, self.w2 * self.gn.bias + self.b2
-        logits = F.group_norm(x_2.flatten(0, 1), len(weight), weight, bias, self.gn.eps)  # w₂ GN(x₂) + b₂, in one pass
+        logits = torch.group_norm(x_2.flatten(0, 1), len(weight), weight, bias, self.gn.eps)  # w₂ GN(x₂) + b₂
         a_2 = tap("a_2", torch.sigmoid(logits).view(x_2.shape), "B G S H W")  # eq. 3
         y = torch.cat([a_1.to(x.dtype)[..., None, None] * x_1, a_2.to(x.dtype) * x_2], 2)
         return tap("y", channel_shuffle(y.flatten(1, 2), 2), "B C H W")

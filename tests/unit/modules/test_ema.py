@@ -181,6 +181,14 @@ def test_groups_of_one_channel_are_gated_by_the_sum_of_both_branches():
     torch.testing.assert_close(y, x * torch.sigmoid(branches), rtol=0, atol=1e-14)
 
 
+def test_a_single_pixel_of_a_single_image_is_taken():
+    """One number a channel: `nn.GroupNorm` refuses it, in evaluation too."""
+    ema, x = make(3, 1), randn(1, 3, 1, 1)
+    torch.testing.assert_close(ema(x), from_the_paper(x, ema), rtol=0, atol=1e-13)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        ema.gn(x[:, :3])
+
+
 def test_on_one_pixel_the_norm_is_its_bias():
     ema, x = make(), randn(2, 6, 1, 1)
     _, t = run(ema, x)

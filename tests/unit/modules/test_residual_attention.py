@@ -261,6 +261,17 @@ def test_the_release_aligns_the_corners():
         assert torch.allclose(large[..., 0, 1], small[..., 0, 0] * 3 / 4 + small[..., 0, 1] / 4) != same
 
 
+@pytest.mark.parametrize(("levels", "side"), [(1, 4), (2, 8), (3, 16)])
+def test_a_single_image_of_one_pixel_at_the_lowest_level_is_refused_in_training_alone(levels, side):
+    module = make(levels=levels)
+    for size in ((side - 1, 1), (side - 1, side - 1)):
+        assert module.eval()(randn(1, 4, *size)).shape == (1, 4, *size)
+        with pytest.raises(ValueError, match=f"{levels} levels leave one pixel; in training .* a side of {side}"):
+            module.train()(randn(1, 4, *size))
+        assert module(randn(2, 4, *size)).shape == (2, 4, *size)
+    assert module(randn(1, 4, side, 1)).shape == (1, 4, side, 1)
+
+
 @pytest.mark.parametrize("size", [(7, 7), (9, 5), (1, 6)])
 def test_every_pixel_reaches_the_mask(size):
     module, u = make(levels=2, p=0), randn(1, 4, *size)

@@ -169,6 +169,14 @@ def test_groups_share_their_numbers():
     assert sum(p.numel() for p in ShuffleAttention(512).parameters()) == 24  # G = 64, the paper's default
 
 
+def test_a_single_pixel_of_a_single_image_is_taken():
+    """One number a channel: `nn.GroupNorm` refuses it, in evaluation too."""
+    net, x = make(2, 1), randn(1, 2, 1, 1)
+    torch.testing.assert_close(net(x), from_the_paper(x, net), rtol=0, atol=1e-13)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        net.gn(x[:, :1])
+
+
 def test_on_one_pixel_the_norm_is_its_bias():
     net, x = make(), randn(2, 8, 1, 1)
     with attn_lib.trace() as t:
