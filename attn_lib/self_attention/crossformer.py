@@ -198,8 +198,9 @@ class DynamicPositionBias(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(D) for _ in range(3))
 
     def forward(self, H: int, W: int) -> Tensor:
-        check_int("H", H)
-        check_int("W", W)
+        for name, size in (("H", H), ("W", W)):
+            if not isinstance(size, torch.SymInt):  # of a graph that is recorded for any size
+                check_int(name, size)
         return relative_bias(self.table(H, W), H, W)
 
     def table(self, H: int, W: int) -> Tensor:

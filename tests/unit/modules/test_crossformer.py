@@ -272,6 +272,11 @@ def test_position_bias_of_any_size(H, W):
             torch.testing.assert_close(B[:, i, j], torch.tensor(expected, dtype=D))
 
 
+def test_position_bias_of_no_size_is_refused():
+    with pytest.raises(ValueError, match="W=0 must be an integer of at least 1"):
+        DynamicPositionBias(8, heads=2)(3, 0)
+
+
 def test_position_bias_is_the_same_for_an_offset_in_every_window():
     """So weights learned in small windows serve in large ones: the small table is the middle of the large one."""
     m = randomised(DynamicPositionBias(16, heads=2)).requires_grad_(False)
