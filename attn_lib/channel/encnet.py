@@ -52,7 +52,7 @@ AGGREGATES = ("sum", "mean")
                 "s is the paper's, drawn from 0 to 1: the sign turns when weights are loaded.",
                 "test_a_checkpoint_of_the_release_loads_by_names_and_one_sign"),
         Erratum("release",
-                "The distances are an operator of its own in CUDA, whose backward pass divides by the scale: NaN at 0.",
+                "The distances are a compiled operator of its own, whose backward pass divides by the scale: NaN at 0.",
                 "Products of matrices, and the gradient at 0 is what it should be.",
                 "test_a_smoothing_factor_of_zero_has_a_gradient"),
         Erratum("paper",
@@ -93,7 +93,8 @@ class EncodingAttention(nn.Module):
         x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1; with `classes` also the logits (B, classes).
 
     Raises:
-        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+        ValueError: for an argument out of range, an input that is not a feature map of C channels, or a single pixel
+            in training, where BN has nothing to take a variance of.
 
     Paper:
         Zhang, Dana, Shi, Zhang, Wang, Tyagi and Agrawal, Context Encoding for Semantic Segmentation, CVPR 2018,
@@ -121,10 +122,10 @@ class EncodingAttention(nn.Module):
         check_feature_map(x, self.channels)
         x_hat = tap("x_hat", F.relu(self.norm_x(self.Wx(x))), "B C H W")
         E = tap("E", in_float32(self.encode, x_hat.flatten(2).mT, self.c, self.s), "B K C")
-        phi = F.relu(self.norm_e(E.to(self.norm_e.weight.dtype)))
+        phi = F.relu(self.normalised(E))
         e = tap("e", phi.sum(1) if self.aggregate == "sum" else phi.mean(1), "B C")
-        gamma = tap("gamma", torch.sigmoid(self.Wgamma(e)), "B C")
-        logits = None if self.Wlogits is None else tap("logits", self.Wlogits(e).to(x.dtype), "B O")
+        gamma = tap("gamma", torch.sigmoid(_linear(self.Wgamma, e)), "B C")
+        logits = None if self.Wlogits is None else tap("logits", _linear(self.Wlogits, e).to(x.dtype), "B O")
         y = x * gamma.to(x.dtype)[:, :, None, None]
         y = tap("y", F.relu(x + y) if self.residual else y, "B C H W")
         return y if logits is None else (y, logits)
@@ -135,5 +136,20 @@ class EncodingAttention(nn.Module):
         a = tap("a", (-s * distance).softmax(2), "B N K")
         return a.mT @ x_hat - a.sum(1)[:, :, None] * c
 
+    def normalised(self, E: Tensor) -> Tensor:
+        """BN(E) in the type of E, float32 at least: a sum over the pixels of a large map may exceed float16."""
+        norm = self.norm_e
+        if norm.training or norm.weight.dtype == E.dtype:
+            return norm(E.to(norm.weight.dtype)).to(E.dtype)
+        return in_float32(F.batch_norm, E, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0,
+                          norm.eps)
+
     def extra_repr(self) -> str:
         return f"channels={self.channels}, codewords={self.codewords}, classes={self.classes}"
+
+
+def _linear(layer: nn.Linear, e: Tensor) -> Tensor:
+    """W e + b in float32 at least, where the layer itself may be in half precision."""
+    if layer.weight.dtype == e.dtype:
+        return in_float32(layer, e)
+    return in_float32(F.linear, e, layer.weight, layer.bias)
