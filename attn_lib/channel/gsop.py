@@ -60,7 +60,7 @@ class _Excitation(nn.Module):
                 "A leaky ReLU of slope 0.1 as in the paper's text; `negative_slope=1` is the release.",
                 "test_without_an_activation_the_two_convolutions_are_one"),
         Erratum("release",
-                "x is rectified before it is reduced, and in the widest stage every second row and column is left out.",
+                "x is rectified before it is reduced, and in the first stage every second row and column is left out.",
                 "x is reduced as it is; `pre_relu=True` and `stride=2` are the release.",
                 "test_the_options_of_the_release"),
         Erratum("release",
