@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_feature_map, check_int
-from ..ops import in_float32
+from ..ops import in_float32, widened
 from ..tap import tap
 
 AGGREGATES = ("sum", "mean")
@@ -122,10 +122,10 @@ class EncodingAttention(nn.Module):
         check_feature_map(x, self.channels)
         x_hat = tap("x_hat", F.relu(self.norm_x(self.Wx(x))), "B C H W")
         E = tap("E", in_float32(self.encode, x_hat.flatten(2).mT, self.c, self.s), "B K C")
-        phi = F.relu(self.normalised(E))
+        phi = F.relu(widened(self.norm_e, E))
         e = tap("e", phi.sum(1) if self.aggregate == "sum" else phi.mean(1), "B C")
-        gamma = tap("gamma", torch.sigmoid(_linear(self.Wgamma, e)), "B C")
-        logits = None if self.Wlogits is None else tap("logits", _linear(self.Wlogits, e).to(x.dtype), "B O")
+        gamma = tap("gamma", torch.sigmoid(widened(self.Wgamma, e)), "B C")
+        logits = None if self.Wlogits is None else tap("logits", widened(self.Wlogits, e).to(x.dtype), "B O")
         y = x * gamma.to(x.dtype)[:, :, None, None]
         y = tap("y", F.relu(x + y) if self.residual else y, "B C H W")
         return y if logits is None else (y, logits)
@@ -136,20 +136,5 @@ class EncodingAttention(nn.Module):
         a = tap("a", (-s * distance).softmax(2), "B N K")
         return a.mT @ x_hat - a.sum(1)[:, :, None] * c
 
-    def normalised(self, E: Tensor) -> Tensor:
-        """BN(E) in the type of E, float32 at least: a sum over the pixels of a large map may exceed float16."""
-        norm = self.norm_e
-        if norm.training or norm.weight.dtype == E.dtype:
-            return norm(E.to(norm.weight.dtype)).to(E.dtype)
-        return in_float32(F.batch_norm, E, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0,
-                          norm.eps)
-
     def extra_repr(self) -> str:
         return f"channels={self.channels}, codewords={self.codewords}, classes={self.classes}"
-
-
-def _linear(layer: nn.Linear, e: Tensor) -> Tensor:
-    """W e + b in float32 at least, where the layer itself may be in half precision."""
-    if layer.weight.dtype == e.dtype:
-        return in_float32(layer, e)
-    return in_float32(F.linear, e, layer.weight, layer.bias)
