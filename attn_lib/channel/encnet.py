@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_feature_map, check_int
-from ..ops import in_float32
+from ..ops import in_float32, widened
 from ..tap import tap
 
 AGGREGATES = ("sum", "mean")
@@ -52,7 +52,7 @@ AGGREGATES = ("sum", "mean")
                 "s is the paper's, drawn from 0 to 1: the sign turns when weights are loaded.",
                 "test_a_checkpoint_of_the_release_loads_by_names_and_one_sign"),
         Erratum("release",
-                "The distances are an operator of its own in CUDA, whose backward pass divides by the scale: NaN at 0.",
+                "The distances are a compiled operator of its own, whose backward pass divides by the scale: NaN at 0.",
                 "Products of matrices, and the gradient at 0 is what it should be.",
                 "test_a_smoothing_factor_of_zero_has_a_gradient"),
         Erratum("paper",
@@ -93,7 +93,8 @@ class EncodingAttention(nn.Module):
         x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1; with `classes` also the logits (B, classes).
 
     Raises:
-        ValueError: for an argument out of range, or an input that is not a feature map of C channels.
+        ValueError: for an argument out of range, an input that is not a feature map of C channels, or a single pixel
+            in training, where BN has nothing to take a variance of.
 
     Paper:
         Zhang, Dana, Shi, Zhang, Wang, Tyagi and Agrawal, Context Encoding for Semantic Segmentation, CVPR 2018,
@@ -121,10 +122,10 @@ class EncodingAttention(nn.Module):
         check_feature_map(x, self.channels)
         x_hat = tap("x_hat", F.relu(self.norm_x(self.Wx(x))), "B C H W")
         E = tap("E", in_float32(self.encode, x_hat.flatten(2).mT, self.c, self.s), "B K C")
-        phi = F.relu(self.norm_e(E.to(self.norm_e.weight.dtype)))
+        phi = F.relu(widened(self.norm_e, E))
         e = tap("e", phi.sum(1) if self.aggregate == "sum" else phi.mean(1), "B C")
-        gamma = tap("gamma", torch.sigmoid(self.Wgamma(e)), "B C")
-        logits = None if self.Wlogits is None else tap("logits", self.Wlogits(e).to(x.dtype), "B O")
+        gamma = tap("gamma", torch.sigmoid(widened(self.Wgamma, e)), "B C")
+        logits = None if self.Wlogits is None else tap("logits", widened(self.Wlogits, e).to(x.dtype), "B O")
         y = x * gamma.to(x.dtype)[:, :, None, None]
         y = tap("y", F.relu(x + y) if self.residual else y, "B C H W")
         return y if logits is None else (y, logits)

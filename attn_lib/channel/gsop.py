@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_feature_map, check_int
-from ..ops import covariance, in_float32
+from ..ops import covariance, in_float32, widened
 from ..tap import tap
 
 OUTPUTS = 4  # of the row-wise convolution, for each row
@@ -27,9 +27,9 @@ class _Excitation(nn.Module):
         self.W2 = nn.Linear(OUTPUTS * n, out)
 
     def forward(self, cov: Tensor, axis: str) -> Tensor:
-        R = tap("R", self.norm(cov.to(self.norm.weight.dtype)), f"B {axis} {axis}")
-        q = tap("q", self.Wr(R)[..., 0], f"B 4*{axis}")
-        return torch.sigmoid(self.W2(F.leaky_relu(q, self.negative_slope)))
+        R = tap("R", widened(self.norm, cov), f"B {axis} {axis}")
+        q = tap("q", widened(self.Wr, R)[..., 0], f"B 4*{axis}")
+        return torch.sigmoid(widened(self.W2, F.leaky_relu(q, self.negative_slope)))
 
 
 @register(
@@ -60,7 +60,7 @@ class _Excitation(nn.Module):
                 "A leaky ReLU of slope 0.1 as in the paper's text; `negative_slope=1` is the release.",
                 "test_without_an_activation_the_two_convolutions_are_one"),
         Erratum("release",
-                "x is rectified before it is reduced, and in the widest stage every second row and column is left out.",
+                "x is rectified before it is reduced, and in the first stage every second row and column is left out.",
                 "x is reduced as it is; `pre_relu=True` and `stride=2` are the release.",
                 "test_the_options_of_the_release"),
         Erratum("release",

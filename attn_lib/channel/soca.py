@@ -39,7 +39,7 @@ from ..tap import tap
                 "The mean is subtracted: memory grows as C² and CHW.",
                 "test_memory_is_linear_in_the_positions"),
         Erratum("release",
-                "A map that is constant has the trace 0, and the gates are NaN.",
+                "On a constant map the trace is 0 up to rounding, and the gates are NaN where it is 0 or below.",
                 "The covariance and its root are 0 there, and the gate is that of z = 0.",
                 "test_a_constant_map_gives_no_nan"),
         Erratum("release",

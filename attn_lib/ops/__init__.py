@@ -14,7 +14,7 @@
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
     scale_weights    weights of several maps by what each holds on average; `weighted_sum` applies them
     to_tokens        a feature map as tokens; `from_tokens` is the way back
-    in_float32       a product of features that half precision cannot hold
+    in_float32       a product of features that half precision cannot hold; `widened` is a layer behind it
 """
 
 from .attention import SelfAttention, attend
@@ -24,7 +24,7 @@ from .kernels import KernelMixture, conv2d_per_image
 from .layouts import from_tokens, to_tokens
 from .pooling import maximum, mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
-from .precision import in_float32
+from .precision import in_float32, widened
 from .sampling import bilinear_sample, resize
 from .scales import scale_weights, weighted_sum
 from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
@@ -54,5 +54,6 @@ __all__ = [
     "to_tokens",
     "unwindows",
     "weighted_sum",
+    "widened",
     "windows",
 ]

@@ -1,10 +1,11 @@
-"""Products of features where the input is in half precision."""
+"""Products of features, and layers behind them, where the input is in half precision."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 _HALF = (torch.float16, torch.bfloat16)
 # Asked here: torch.compile of the oldest torch cannot ask, and `is_autocast_enabled` refuses other devices (meta).
@@ -23,3 +24,24 @@ def in_float32(fn: Callable[..., Tensor], *args: Any) -> Tensor:
         return fn(*args)
     with torch.autocast(device, enabled=False):
         return fn(*args)
+
+
+def widened(layer: nn.Module, x: Tensor) -> Tensor:
+    """`layer(x)` in float32 at least, also where the layer itself is in half precision.
+
+    Args:
+        layer: an `nn.Linear`, an `nn.Conv1d` or a batch normalisation. One in half precision that is in training
+            normalises in its own type, since it keeps its statistics in it.
+        x: in float32 at least.
+    """
+    if layer.weight.dtype not in _HALF:
+        return in_float32(layer, x)
+    if isinstance(layer, nn.Linear):
+        return in_float32(F.linear, x, layer.weight, layer.bias)
+    if isinstance(layer, nn.Conv1d):
+        return in_float32(F.conv1d, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation,
+                          layer.groups)
+    if layer.training:
+        return layer(x.to(layer.weight.dtype)).to(x.dtype)
+    return in_float32(F.batch_norm, x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0,
+                      layer.eps)

@@ -1,6 +1,7 @@
 """Shared operations against their definitions."""
 
 import contextlib
+import copy
 import math
 
 import pytest
@@ -368,6 +369,32 @@ def test_in_float32_leaves_float32_and_float64_alone_and_takes_any_device():
         x = torch.randn(2, 3, dtype=dtype)
         assert ops.in_float32(lambda a, b: a if b is None else b, x, None) is x
     assert ops.in_float32(torch.matmul, torch.ones(2, 3, device="meta"), torch.ones(3, device="meta")).shape == (2,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layer", [torch.nn.Linear(6, 4), torch.nn.Conv1d(6, 8, 5, groups=2), torch.nn.BatchNorm1d(6)],
+                         ids=["linear", "conv", "norm"])
+def test_widened_is_the_layer_without_its_half_precision(layer, dtype):
+    """For numbers beyond 65,504; the layer in float32 is called itself, with its hooks and without autocast."""
+    x = 1e6 * torch.randn(3, 6, 6 if isinstance(layer, torch.nn.Linear) else 5)
+    half = copy.deepcopy(layer).to(dtype).eval()
+    wide = ops.widened(half, x)
+    assert wide.dtype == torch.float32
+    torch.testing.assert_close(wide.double(), copy.deepcopy(half).double()(x.double()), rtol=1e-5, atol=10)
+    calls, single = [], copy.deepcopy(layer).eval()
+    single.register_forward_hook(lambda *_: calls.append(1))
+    expected = single(x)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(ops.widened(single, x), expected)
+    assert len(calls) == 2 and ops.widened(copy.deepcopy(layer).double(), x.double()).dtype == torch.float64
+
+
+def test_widened_trains_a_normalisation_in_its_own_type():
+    norm, x = torch.nn.BatchNorm1d(6).to(torch.bfloat16), 3 + torch.randn(8, 6, 5)
+    y = ops.widened(norm, x)
+    assert y.dtype == torch.float32 and y.mean((0, 2)).abs().max() < 0.05
+    torch.testing.assert_close(norm.running_mean.float(), 0.1 * x.mean((0, 2)), rtol=0.02, atol=0)
+
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["fused", "traced"])

@@ -3,6 +3,7 @@
 No package that is kept well holds it.
 """
 
+import copy
 import math
 
 import pytest
@@ -245,6 +246,21 @@ def test_distances_far_from_zero_lose_nothing_that_matters():
     exact = encnet.encode(far, encnet.c, encnet.s)
     rounded = encnet.float().encode(far.float(), encnet.c, encnet.s)
     assert (rounded - exact).abs().max() < 1e-2 * exact.abs().max()
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_a_large_map_in_float16(classes):
+    """Encoders beyond 65,504, as they are where BN has not learned the size: the gates are 0 and 1, and no NaN."""
+    encnet, x = make(4, 2, classes=classes).float(), (300 * randn(1, 4, 224, 224)).half()
+    encnet.norm_e.weight.abs_()
+    expected = run(copy.deepcopy(encnet).half().double(), x.double())
+    assert expected["E"].abs().max() > 65504 and expected["e"].abs().max() > 65504
+    half = run(copy.deepcopy(encnet).half(), x)
+    with torch.autocast("cpu", torch.float16):
+        cast = run(encnet, x)
+    for t in (half, cast):
+        assert t["y"].dtype == torch.float16
+        torch.testing.assert_close(t["gamma"].double(), expected["gamma"], rtol=0, atol=0.01)
 
 
 # ---- cost ------------------------------------------------------------------------------------------------------------

@@ -303,6 +303,22 @@ def test_the_spatial_class_keeps_the_contract(options):
         GSoPSpatialAttention(8, centring="channel")
 
 
+@pytest.mark.parametrize("options", [{}, dict(pre_relu=True, negative_slope=0.0, centring="positions")],
+                         ids=["paper", "release"])
+def test_the_spatial_class_takes_large_features_in_float16(options):
+    """Half of the images as behind a ReLU: the covariances of their regions exceed float16."""
+    gsop, x = make_spatial(16, 8, 4, **options).float(), 300 * randn(4, 16, 8, 8)
+    x[::2].abs_().mul_(1.65)
+    expected = run(copy.deepcopy(gsop).half().double(), x.half().double())
+    assert expected["cov"].abs().max() > 65504
+    half = run(copy.deepcopy(gsop).half(), x.half())
+    with torch.autocast("cpu", torch.float16):
+        cast = run(gsop, x.half())
+    for t in (half, cast):
+        assert t["y"].dtype == torch.float16
+        torch.testing.assert_close(t["m"].double(), expected["m"], rtol=0, atol=0.05)
+
+
 # ---- cost ------------------------------------------------------------------------------------------------------------
 
 
