@@ -1,6 +1,7 @@
 """MTGNN: convolutions of several widths along time, a graph that is learned, and what spreads along it."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
@@ -54,10 +55,11 @@ class DilatedInception(nn.Module):
         check_tensor(x, "B T N C", {"C": self.channels})
         widest = max(self.kernel_sizes)
         missing = torch.sym_max(0, self.dilation * (widest - 1) + 1 - x.shape[1])
-        x = nn.functional.pad(x.permute(0, 3, 2, 1), (missing, 0))        # B C N T
-        y = torch.cat([conv(x[..., self.dilation * (widest - k):])        # as far back as the widest one's end allows
+        x = F.pad(x, (0, 0, 0, 0, missing, 0)).permute(0, 3, 1, 2)        # B C T N, in memory still channels last
+        y = torch.cat([F.conv2d(x[:, :, self.dilation * (widest - k):],   # as far back as the widest one's end allows
+                                conv.weight.mT, conv.bias, dilation=(self.dilation, 1))
                        for k, conv in zip(self.kernel_sizes, self.tconv, strict=True)], 1)
-        return y.permute(0, 3, 2, 1)
+        return y.permute(0, 2, 3, 1)
 
     def extra_repr(self) -> str:
         names = ("channels", "out_channels", "kernel_sizes", "dilation")
@@ -204,7 +206,8 @@ class GraphLearning(nn.Module):
             E1, E2 = E1[index], E2[index]
         M1 = tap("M1", torch.tanh(self.alpha * self.Wm1(E1)), "N d")                  # eq. 1
         M2 = tap("M2", torch.tanh(self.alpha * self.Wm2(E2)), "N d")                  # eq. 2
-        A = torch.relu(torch.tanh(self.alpha * (M1 @ M2.T - M2 @ M1.T)))              # eq. 3
+        S = M1 @ M2.T
+        A = torch.relu(torch.tanh(self.alpha * (S - S.T)))                            # eq. 3
         liked = A.detach() + self.noise * torch.rand_like(A) if self.noise else A.detach()
         idx = liked.sort(dim=1, descending=True, stable=True).indices[:, :self.topk]  # eq. 5
         return tap("A", A * torch.zeros_like(A).scatter(1, idx, 1.0), "N N")          # eq. 6

@@ -34,7 +34,7 @@ from ..tap import tap
         Erratum("copies", "The kernel is made from the gated map.",
                 "Gates and kernel both read the same map, before it is gated.",
                 "test_the_comparison_with_the_paper_notices"),
-        Erratum("release", "Its padding stays 1 for every kernel, and the clip shrinks under wider ones.",
+        Erratum("release", "Its padding is 1 unless another is given, so that a wider kernel by itself fails.",
                 "The padding is half the kernel, and T frames stay T.", "test_wide_kernels_keep_the_frames"),
         Erratum("release", "With fewer than four channels nothing is left of C/4, and it fails.",
                 "C/4 is at least 1.", "test_takes_few_channels"),
