@@ -1,5 +1,6 @@
 """The map of all modules."""
 
+import html
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,12 @@ def test_family_map_links_every_chapter_where_it_is_drawn(monkeypatch):
     family_map = viz.family_map(**SAY, root="..")
     assert set(family_map.places) == set(attn_lib.list_modules())
     picture = pixels(family_map.figure)
-    html = family_map._repr_html_()
+    markup = family_map._repr_html_()
     for id, (left, top, width, height) in family_map.places.items():
         entry = attn_lib.entry(id)
         chapter = Path("..", entry.family, f"{id}.ipynb")
         way = f'href="{chapter}"' if chapter.exists() else 'tabindex="0"'
-        assert f'<a {way} aria-label="{entry.name}, {entry.paper.year}"' in html
+        assert f'<a {way} aria-label="{html.escape(entry.name)}, {entry.paper.year}"' in markup
         rows, cols = (slice(round(n * at), round(n * (at + size)))
                       for n, at, size in zip(picture.shape, (top, left), (height, width), strict=False))
         assert near(picture[rows, cols], style.FAMILY_COLOURS[entry.family]).sum() > 50, f"{id} has its box elsewhere"
