@@ -209,8 +209,11 @@ class GraphLearning(nn.Module):
         S = M1 @ M2.T
         A = torch.relu(torch.tanh(self.alpha * (S - S.T)))                            # eq. 3
         liked = A.detach() + self.noise * torch.rand_like(A) if self.noise else A.detach()
-        idx = liked.sort(dim=1, descending=True, stable=True).indices[:, :self.topk]  # eq. 5
-        return tap("A", A * torch.zeros_like(A).scatter(1, idx, 1.0), "N N")          # eq. 6
+        k = min(self.topk, len(A))
+        least = liked.topk(k).values[:, -1:]                                          # eq. 5
+        above, equal = liked > least, liked == least
+        left = k - above.sum(1, keepdim=True)                                         # places for the first of equals
+        return tap("A", A * (above | equal & (equal.cumsum(1) <= left)), "N N")       # eq. 6
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, nodes={self.nodes}, topk={self.topk}, alpha={self.alpha:g}"
