@@ -74,10 +74,10 @@ ORDERS = ("heads", "release")
             "Any size: Ho = ⌈H/stride⌉.",
             "test_equals_the_paper"),
         Erratum(
-            "copies",
-            "Positions are made on the GPU, whatever the input lies on.",
-            "They are made where the input is.",
-            "test_trap_positions_are_made_where_the_input_is"),
+            "release",
+            "Positions are made in float32, and an input of another type raises an error.",
+            "They have the type and the device of the input.",
+            "test_trap_positions_are_made_as_the_input_is"),
     ],
 )
 class ACmix(nn.Module):

@@ -88,7 +88,8 @@ def _context(q: Tensor, k: Tensor, W1: Tensor, b1: Tensor, W2: Tensor, b2: Tenso
     },
     errata=[
         Erratum(
-            "release", "A map that the window does not divide fails in its global branch.",
+            "release", "A map that the window does not divide fails in its global branch, or, where it is small, loses "
+            "its last rows and columns.",
             "The last windows are cut smaller, and their means are of the pixels there are.",
             "test_equals_the_paper"),
         Erratum(

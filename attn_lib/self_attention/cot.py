@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_divisible, check_feature_map, check_int, check_odd
-from ..ops import in_float32, neighbourhoods
+from ..ops import in_float32
 from ..tap import tap
 
 
@@ -143,10 +143,15 @@ class CoTAttention(nn.Module):
 
     def aggregate(self, V: Tensor, A: Tensor) -> Tensor:
         """V ⊛ A: sums over neighbours (B, C, H, W) with the weights (B, G, K, H, W) that S channels share."""
-        near, _ = neighbourhoods(V, (self.kernel_size, self.kernel_size))
-        near = rearrange(near, "B (M S G) K H W -> B S (M G) K H W", M=self.cardinality, S=self.share)
-        y = in_float32(torch.einsum, "BSGKHW,BGKHW->BSGHW", near, A).to(V.dtype)
-        return rearrange(y, "B S (M G) H W -> B (M S G) H W", M=self.cardinality)
+        return in_float32(self.sums, V, A).to(V.dtype)
+
+    def sums(self, V: Tensor, A: Tensor) -> Tensor:
+        k, H, W = self.kernel_size, *V.shape[2:]
+        V = F.pad(V, (k // 2,) * 4)
+        V = rearrange(V, "B (M S G) H W -> B M S G H W", M=self.cardinality, S=self.share)
+        A = rearrange(A, "B (M G) K H W -> B K M 1 G H W", M=self.cardinality).unbind(1)
+        y = sum(A[i * k + j] * V[..., i:i + H, j:j + W] for i in range(k) for j in range(k))  # of views
+        return y.flatten(1, 3)
 
     def extra_repr(self) -> str:
         names = ("channels", "kernel_size", "groups", "share", "cardinality", "reduction", "min_dim")

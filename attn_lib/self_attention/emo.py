@@ -160,7 +160,7 @@ class InvertedResidualMobileBlock(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         if isinstance(self.norm, nn.LayerNorm):
-            return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+            return self.norm(x.movedim(1, -1)).movedim(-1, 1).contiguous()  # for the 1×1 convolutions behind it
         return self.norm(x)
 
     def expand(self, x: Tensor) -> Tensor:

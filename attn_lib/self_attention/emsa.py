@@ -36,8 +36,8 @@ from ..tap import tap
     errata=[
         Erratum(
             "release", "With a single head it mixes and normalises nothing; the second version, ResTv2, never does.",
-            "transform=None does as the release; True is the equation for any number of heads, False ResTv2's "
-            "attention.",
+            "transform=None does as the release; True is the equation for any number of heads, False the attention of "
+            "ResTv2, which adds its values to that, enlarged.",
             "test_a_single_head_is_transformed_on_request_alone"),
         Erratum(
             "paper", "It says that the normalisation lets heads differ again, and not that every row of the map then "
@@ -45,7 +45,7 @@ from ..tap import tap
             "The same operator, and what follows from it is said.",
             "test_a_normalised_map_ignores_what_all_values_share"),
         Erratum(
-            "copies", "Height and width are given once and for all, and are equal.",
+            "copies", "Height and width are given once and for all, 7 × 7 by default.",
             "Any H and W.",
             "test_equals_the_paper"),
         Erratum(
@@ -129,8 +129,8 @@ class EMSA(nn.Module):
         """IN(softmax(Conv(q kᵀ / √d))), in float32 at least: the variance of a map is far too small for half."""
         logits = in_float32(torch.matmul, q * q.shape[-1] ** -0.5, k.mT)
         A = in_float32(F.conv2d, logits, self.Wt.weight, self.Wt.bias).softmax(-1)
-        centred = A - 1 / A.shape[-1]  # rows sum to 1, so this is their mean
-        return centred * (centred.square().mean((2, 3), keepdim=True) + self.epsilon).rsqrt()
+        centred = A - 1 / A.shape[-1]  # rows sum to 1, so this is their mean; taken away first, nothing cancels
+        return torch.group_norm(centred, self.heads, None, None, self.epsilon)  # instance_norm refuses a single number
 
     def split(self, x: Tensor) -> Tensor:
         return rearrange(x, "B (h d) H W -> B h (H W) d", h=self.heads)

@@ -49,8 +49,8 @@ from ..tap import tap
             "The same, for the numbers to agree; with height and width of the map it never happens.",
             "test_the_bias_is_resized_over_queries_and_keys"),
         Erratum(
-            "copies", "A projection at the end, or a full matrix for the 1 × 1 convolution behind the reduction.",
-            "No projection, the block's mixer does that; and a factor for each channel.",
+            "copies", "ReLU behind the reduction, where the release's layers were put together anew.",
+            "GELU, as in the release.",
             "test_the_comparison_with_the_paper_notices"),
     ],
 )

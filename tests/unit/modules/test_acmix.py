@@ -272,9 +272,10 @@ def test_trap_a_bias_of_positions_cancels():
     assert m.Wp.bias is None
 
 
-def test_trap_positions_are_made_where_the_input_is():
-    m = ACmix(6, heads=2, kernel_size=3).to("meta")
-    assert m(torch.randn(1, 6, 4, 5, device="meta")).device.type == "meta"
+def test_trap_positions_are_made_as_the_input_is():
+    m = ACmix(6, heads=2, kernel_size=3).to("meta", torch.float64)
+    y = m(torch.randn(1, 6, 4, 5, device="meta", dtype=torch.float64))
+    assert y.device.type == "meta" and y.dtype == torch.float64
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
