@@ -47,19 +47,19 @@ DISTANCES = ("short", "long")
             "test_trap_a_bias_of_one_or_two_units"),
         Erratum(
             "release",
-            "In the files for dense prediction a long-distance group lies within a block of G·I × G·I pixels.",
-            "A group spans the map, as in the paper and the file for classification; with both `group` and `interval` "
-            "it lies within a block.",
+            "A long-distance group lies within a block of G·I × G·I pixels, which is the whole map at the paper's "
+            "image size alone.",
+            "A group spans the map, as in the paper; with both `group` and `interval` it lies within a block.",
             "test_trap_a_group_spans_the_map_or_a_block_of_it"),
         Erratum(
             "release",
-            "A map with a side of at most G is cut into groups as wide as its shorter side, and long distances become "
-            "short ones.",
-            "Groups keep their size, and what of them lies outside the map is masked; `shrink=True` is the release's.",
+            "In the file for classification a map with a side of at most G is cut into groups as wide as its shorter "
+            "side, and long distances become short ones.",
+            "Groups keep their size, and what of them lies outside the map is masked; `shrink=True` is that file's.",
             "test_trap_a_map_smaller_than_a_group"),
         Erratum(
             "release",
-            "The embedding of the classification file takes its number of columns from the height.",
+            "The embedding takes its number of columns from the height.",
             "From the width.",
             "test_trap_an_image_that_is_not_square"),
         Erratum(
