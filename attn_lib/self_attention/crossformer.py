@@ -135,14 +135,15 @@ class LongShortDistanceAttention(nn.Module):
         B, _, H, W = x.shape
         size, block = self.groups(H, W)
         padded, real = pad_to_multiple(x, *block)
-        real = _cut(real[None, None].to(x), size, block)[0, :, :, 0] > 0                               # R n
-        real = real | ~real.any(1, keepdim=True)  # a group of padding alone: its output is dropped
         tokens = tap("x_g", _cut(padded, size, block), "B R n C")
         R = tokens.shape[1]
         q, k, v = (tap(name, t, "B R n C") for name, t in zip("qkv", self.Wqkv(tokens).chunk(3, -1), strict=True))
-        bias = x.new_zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None].repeat(B, 1, 1, 1)
-        if self.DPB is not None:
-            bias = bias + tap("B", self.DPB(*size), "h n n")
+        bias = None if self.DPB is None else tap("B", self.DPB(*size), "h n n")
+        if padded.shape != x.shape:
+            real = _cut(real[None, None].to(x), size, block)[0, :, :, 0] > 0                           # R n
+            real = real | ~real.any(1, keepdim=True)  # a group of padding alone: its output is dropped
+            mask = x.new_zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None].repeat(B, 1, 1, 1)
+            bias = mask if bias is None else mask + bias
         q, k, v = (rearrange(t, "B R n (h d) -> (B R) h n d", h=self.heads) for t in (q, k, v))
         y = attend(q, k, v, bias=bias, name="A", dims="B*R h n n")
         y = self.Wo(rearrange(y, "(B R) h n d -> B R n (h d)", R=R))
