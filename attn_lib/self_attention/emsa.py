@@ -25,7 +25,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16, heads=4, ratio=4),
-    measured=dict(channels=64),
+    measured=dict(channels=64, heads=1, ratio=8),
     variants={
         "no transform": dict(channels=6, heads=2, ratio=2, transform=False),
         "ratio 1": dict(channels=6, heads=1, ratio=1, transform=True, qkv_bias=False),

@@ -26,7 +26,7 @@ from ..tap import tap
     )],
     layout="B C H W",
     example=dict(channels=16, heads=2, ratio=4),
-    measured=dict(channels=64),
+    measured=dict(channels=64, heads=1, ratio=8),
     variants={
         "bias": dict(channels=6, heads=2, ratio=2, height=12, width=16),
         "ratio 1": dict(channels=4, heads=1),
