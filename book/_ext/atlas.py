@@ -38,7 +38,8 @@ SEEN = {"channel_permutation": "which channel is which", "spatial_permutation": 
 PRESETS = {
     "A channel gate for almost nothing?": "family=channel&action=gate&sort=time",
     "Do positions matter? Something cheap that knows them": "notices=spatial_permutation&input=map&sort=time",
-    "Everything sees everything, below quadratic cost?": "action=mix&growth=linear,between&sort=time",
+    "Must everything see everything? Attention below quadratic cost":
+        "family=spatial,temporal,self_attention,mlp&action=mix&growth=linear,between&sort=time",
     "A series of time steps?": "input=series&sort=time",
     "Into trained weights without changing them?": "fresh=identity&sort=time",
     "Two inputs or more?": "input=several",
@@ -56,6 +57,7 @@ class Measured:
         flops, bytes: at `SIDE`: of the forward pass, and kept for the backward pass.
         flops_exponent, bytes_exponent: in the number of positions, between half of `SIDE` and `SIDE`; None where there
             are none at all.
+        growth: one of `GROWTHS`: that of FLOPs or of bytes kept, whichever grows faster.
     """
 
     device: str
@@ -65,13 +67,7 @@ class Measured:
     bytes: int
     flops_exponent: float | None
     bytes_exponent: float | None
-
-    @property
-    def growth(self) -> str:
-        """One of `GROWTHS`: that of FLOPs and of bytes kept, whichever grows faster."""
-        exponent = max(self.flops_exponent or 0.0, self.bytes_exponent or 0.0)
-        return ("none" if exponent < 0.1 else "linear" if exponent < 1.15 else
-                "between" if exponent < 1.75 else "quadratic")
+    growth: str
 
 
 def device_of_the_atlas() -> tuple[str, str] | None:
@@ -92,9 +88,9 @@ def measured(id: str, device: tuple[str, str] | None) -> Measured | None:
     layout = attn_lib.entry(id).layout
     side_of = {sizes(layout, [side])[0]: side for side in SIDES[device[0]]} if device else {}
     by_side = {(side_of[tuple(r["size"])], r["backward"]): r for r in rows if tuple(r["size"]) in side_of}
-    if (SIDE, False) not in by_side or (SIDE // 2, False) not in by_side:
+    if any((side, False) not in by_side for side in (SIDE // 4, SIDE // 2, SIDE)):
         return None
-    small, large = by_side[SIDE // 2, False], by_side[SIDE, False]
+    least, small, large = (by_side[side, False] for side in (SIDE // 4, SIDE // 2, SIDE))
     return Measured(
         device=device[1],
         forward={side: r["median"] / r["shapes"][0][0] for (side, back), r in by_side.items() if not back},
@@ -102,7 +98,20 @@ def measured(id: str, device: tuple[str, str] | None) -> Measured | None:
         flops=large["flops"] // large["shapes"][0][0],
         bytes=large["saved_bytes"] // large["shapes"][0][0],
         flops_exponent=_exponent(small, large, "flops"), bytes_exponent=_exponent(small, large, "saved_bytes"),
+        growth=max((_growth(least, small, large, what) for what in ("flops", "saved_bytes")), key=[*GROWTHS].index),
     )
+
+
+def _growth(least: dict, small: dict, large: dict, what: str) -> str:
+    """One of `GROWTHS`, of FLOPs or bytes over three sizes.
+
+    A sum of a linear and a steeper part has an exponent just above 1 that rises with the size; a linear one whose
+    borders count less and less has one that falls.
+    """
+    before, exponent = _exponent(least, small, what) or 0.0, _exponent(small, large, what) or 0.0
+    if exponent < 1.02 or exponent <= before:
+        return "none" if exponent < 0.1 else "linear"
+    return "between" if exponent < 1.75 else "quadratic"
 
 
 def _exponent(small: dict, large: dict, what: str) -> float | None:

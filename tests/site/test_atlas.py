@@ -53,7 +53,7 @@ def test_something_cheap_that_knows_positions(atlas):
     assert len(shown(atlas)) == ALL
 
 
-@pytest.mark.parametrize("question", ["A channel gate", "Everything sees", "A series", "Into trained", "Two inputs",
+@pytest.mark.parametrize("question", ["A channel gate", "Must everything see", "A series", "Into trained", "Two inputs",
                                       "Any size"])
 def test_every_question_has_an_answer(atlas, question):
     button = atlas.get_by_role("button", name=question)
@@ -92,6 +92,16 @@ def test_ticked_rows_stand_side_by_side_and_grow_in_the_chart(atlas):
     assert atlas.locator("[data-chart=scaling] polyline").count() == 2
     side.get_by_role("button", name="Untick all").click()
     expect(side).to_be_hidden()
+
+
+def test_growth_is_that_of_the_mechanism(atlas):
+    """Counted, over three sizes; a projection that costs more at these sizes hides no attention behind it."""
+    rows = atlas.locator(".atlas-table tbody tr")
+    grows = dict(rows.evaluate_all("rows => rows.map(row => [row.dataset.id, row.dataset.growth])"))
+    assert {grows[id] for id in ("se", "eca", "gct")} == {"none"}
+    assert {grows[id] for id in ("external", "ufo", "swiftformer", "a2", "simam", "pyraformer", "seaformer")} == {"linear"}
+    assert {grows[id] for id in ("ccnet", "axial", "vip")} == {"between"}
+    assert {grows[id] for id in ("mhsa", "non_local", "danet", "psanet", "vit", "aft")} == {"quadratic"}
 
 
 def test_the_chart_shows_what_the_table_shows(atlas):
