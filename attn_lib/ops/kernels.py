@@ -26,7 +26,7 @@ def conv2d_per_image(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, s
     """
     bias = None if bias is None else bias.flatten()
     y = F.conv2d(x.flatten(0, 1)[None], weight.flatten(0, 1), bias, stride, padding, dilation, len(weight) * groups)
-    return y[0].unflatten(0, weight.shape[:2])
+    return y.squeeze(0).unflatten(0, weight.shape[:2])  # y[0] would copy its gradient
 
 
 class KernelMixture(nn.Module):

@@ -176,7 +176,7 @@ class InvertedResidualMobileBlock(nn.Module):
         V = windows(values(x_hat), *w, interleaved=True)
         V = tap("V", V, "B R n C" if self.attend_first else "B R n Ce")
         bias = None
-        if self.padding == "masked" and self.window is not None:
+        if self.padding == "masked" and x_hat.shape[2:] != (H, W):
             real = windows(real[None, None], *w, interleaved=True)[0, :, None, None, :, 0]  # R 1 1 n
             bias = x_hat.new_zeros(real.shape).masked_fill(~real, -torch.inf).repeat(len(q), 1, 1, 1)
         R = q.shape[1]
