@@ -115,7 +115,7 @@ class SplitAttention(nn.Module):
             raise ValueError("x is a batch of 1; in training it must hold 2 images or more, for the BN of s")
         U_m = F.relu(self.bn0(self.conv(x))).unflatten(1, (self.radix, self.out_channels))
         U_m = tap("U_m", U_m, "B M O Ho Wo")
-        s = tap("s", U_m.mean((3, 4)).sum(1), "B O")                               # eq. 1
+        s = tap("s", U_m.sum(1).mean((2, 3)), "B O")                               # eq. 1
         z = tap("z", F.relu(self.bn1(self.fc1(s[:, :, None, None]))).flatten(1), "B Cr")
         a = tap("a", self.r_softmax(self.fc2(z[:, :, None, None])), "B M O")       # eq. 3
         return tap("V", (a[..., None, None] * U_m).sum(1), "B O Ho Wo")            # eq. 2

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
-from ..checks import check_feature_map, check_int, check_positive, check_tensor
+from ..checks import check_feature_map, check_int, check_pair, check_positive, check_tensor
 from ..ops import in_float32
 from ..tap import tap
 
@@ -87,7 +87,7 @@ class GlimpseSensor(nn.Module):
     def __init__(self, channels: int, *, size: Size = 8, scales: int = 3, factor: float = 2.0):
         super().__init__()
         self.channels = check_int("channels", channels)
-        self.size = _pair(size)
+        self.size = check_pair("size", size)
         self.scales = check_int("scales", scales)
         self.factor = check_positive("factor", factor)
 
@@ -262,11 +262,3 @@ def _two_nearest(at: Tensor, n: int) -> tuple[Tensor, Tensor]:
     number = before.long()[..., None] + torch.arange(2, device=at.device)
     inside = (number >= 0) & (number < n)
     return number.clamp(0, n - 1), torch.stack([1 - part, part], -1) * inside
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    """Rows and columns of a patch."""
-    pair = size if isinstance(size, tuple | list) else (size, size)
-    if len(pair) != 2:
-        raise ValueError(f"size={size!r} must be an integer or a (rows, columns) pair")
-    return check_int("size", pair[0]), check_int("size", pair[1])

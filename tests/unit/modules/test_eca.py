@@ -312,7 +312,7 @@ def test_timm_goes_no_lower_than_three():
 
 
 def test_timms_circular_variant_differs_at_the_ends_alone():
-    theirs = reference("timm.layers").CecaModule(12).to(D)
+    theirs = randomised(reference("timm.layers").CecaModule(12))
     ours = ECAAttention(12).to(D)
     ours.load_state_dict(theirs.state_dict())
     x = randn(2, 12, 6, 5)
