@@ -2,6 +2,7 @@
 
     images, channels, overlay, points    photographs, feature maps, heat over a photograph, places on one
     bars, matrix, curves, compare        gates, attention matrices, training curves, scores of several models
+    drawing                              a mechanism as small grids with their numbers (Grid, Dots) and arrows
     flow                                 what is computed from what inside a module, from its own trace
     scaling, timing, roofline            growth against theory, recorded times, how near they are to the limit
     family_map                           every module by family and year
@@ -12,6 +13,7 @@
 """
 
 from .charts import bars, compare, curves, matrix
+from .drawing import Dots, Drawing, Grid, drawing
 from .explore import Explorer, explore_attention, explore_frames, explore_pixels, explore_points
 from .family_map import FamilyMap, family_map
 from .figures import Figure
@@ -23,13 +25,17 @@ from .timing import roofline, timing
 
 __all__ = [
     "FAMILY_COLOURS",
+    "Dots",
+    "Drawing",
     "Explorer",
     "FamilyMap",
     "Figure",
+    "Grid",
     "bars",
     "channels",
     "compare",
     "curves",
+    "drawing",
     "explore_attention",
     "explore_frames",
     "explore_pixels",

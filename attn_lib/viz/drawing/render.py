@@ -1,0 +1,177 @@
+"""The shapes of a drawing as SVG, which follows the page's light and fonts, and as a picture for other viewers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Circle, PathPatch, Polygon, Rectangle
+from matplotlib.path import Path
+
+from .. import style
+from ..figures import Figure, Sheet
+from .layout import Layout
+from .shapes import Box, Disc, Line, Outline, Shape, Tone, Words
+
+CORNER, TIP = 7.0, 9.0  # radius of a bend; length of an arrow's head
+
+# A page may set the variables (dark mode, its own font); the values behind the comma are those of a light page.
+_STYLE = f"""\
+.ad-ground{{fill:var(--ad-ground,{style.BACKGROUND})}}
+.ad text{{font-family:var(--ad-font,"{style.FONT}",Verdana,sans-serif);fill:var(--ad-ink,{style.INK});\
+font-variant-numeric:tabular-nums}}
+.ad .halo{{paint-order:stroke;stroke:var(--ad-ground,{style.BACKGROUND});stroke-width:5px;stroke-linejoin:round}}
+.ad .cell,.ad .line{{fill:none;stroke-width:1.2px}}
+.ad .cell{{stroke:var(--ad-rule,{style.MUTED});stroke-width:1px}}
+.ad .line,.ad .out{{fill:none;stroke-width:1.6px}}
+.ad .out{{stroke-width:2.4px}}
+.ad .muted{{fill:var(--ad-muted,{style.MUTED})}}
+.ad .line.muted{{fill:none;stroke:var(--ad-muted,{style.MUTED})}}
+.ad .dash{{stroke-dasharray:5 3}}
+"""
+
+
+def svg(layout: Layout, alt: str) -> str:
+    """The drawing as one SVG element."""
+    used: set[int] = set()
+    body = "".join(_element(shape, used) for shape in layout.shapes)
+    w, h = round(layout.width), round(layout.height)
+    colours = "".join(
+        f".ad .c{i}{{fill:var(--ad-c{i},{c})}}.ad .s{i}{{stroke:var(--ad-c{i},{c})}}"
+        for i, c in enumerate(style.SERIES_COLOURS) if i in used
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="ad" role="img" aria-label="{escape(alt)}" width="{w}" '
+        f'height="{h}" viewBox="0 0 {w} {h}"><style>{_STYLE}{colours}</style>'
+        f'<path class="ad-ground" d="M0 0h{w}v{h}H0z"/>{body}</svg>'
+    )
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _element(shape: Shape, used: set[int]) -> str:
+    def tone(kind: str, t: Tone) -> str:
+        if isinstance(t, int):
+            used.add(t)
+            return f"{kind}{t}"
+        return t if t == "muted" else ""
+
+    if isinstance(shape, Words):
+        names = " ".join(filter(None, [tone("c", shape.tone), "halo" if shape.halo else ""]))
+        return (f'<text x="{_n(shape.x)}" y="{_n(shape.y)}" font-size="{shape.size}"'
+                + (f' class="{names}"' if names else "")
+                + (f' text-anchor="{shape.anchor}"' if shape.anchor != "start" else "")
+                + (' font-weight="bold"' if shape.bold else "") + f">{escape(shape.text)}</text>")
+    if isinstance(shape, Line):
+        d, head = _bent(shape.points, shape.arrow)
+        dash = " dash" if shape.dashed else ""
+        text = f'<path class="line {tone("s", shape.tone)}{dash}" d="{d}"/>'
+        if head:
+            corners = " ".join(f"{_n(x)} {_n(y)}" for x, y in head)
+            text += f'<path class="{tone("c", shape.tone)}" d="M{corners}z"/>'
+        return text
+    if isinstance(shape, Disc):
+        tinted = f'<circle cx="{_n(shape.x)}" cy="{_n(shape.y)}" r="{_n(shape.radius)}"'
+        text = f'{tinted} class="ad-ground"/>' if shape.strength < 1 else ""
+        if shape.colour is not None and shape.strength:
+            text += f'{tinted} class="{tone("c", shape.colour)}" fill-opacity="{shape.strength:.2g}"/>'
+        return text + (f'{tinted} class="cell"/>' if shape.strength < 1 else "")
+    r = shape.rect
+    d = f'd="M{_n(r.x)} {_n(r.y)}h{_n(r.w)}v{_n(r.h)}h{_n(-r.w)}z"'
+    if isinstance(shape, Outline):
+        return f'<path class="out {tone("s", shape.colour)}{" dash" if shape.dashed else ""}" {d}/>'
+    tint = ""
+    if shape.colour is not None and shape.strength:
+        tint = f'<path class="{tone("c", shape.colour)}" fill-opacity="{shape.strength:.2g}" {d}/>'
+    return f'{tint}<path class="cell" {d}/>'
+
+
+def _bent(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[str, list[tuple[float, float]]]:
+    """Path data with rounded corners, ending where the head begins; and the corners of the head."""
+    path, head = _corners(points, arrow)
+    text = []
+    for code, *at in path:
+        text.append(code + " ".join(_n(v) for v in at))
+    return "".join(text), head
+
+
+def _corners(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[list[tuple], list[tuple[float, float]]]:
+    ps = [np.array(p, float) for p in points]
+    head: list[tuple[float, float]] = []
+    if arrow:
+        step = ps[-1] - ps[-2]
+        along = step / (np.hypot(*step) or 1.0)
+        aside = np.array([-along[1], along[0]])
+        foot = ps[-1] - TIP * along
+        head = [tuple(ps[-1]), tuple(foot + TIP * 0.42 * aside), tuple(foot - TIP * 0.42 * aside)]
+        ps[-1] = ps[-1] - 0.8 * TIP * along
+    path: list[tuple] = [("M", *ps[0])]
+    for before, here, after in zip(ps, ps[1:], ps[2:], strict=False):
+        a, b = before - here, after - here
+        r = min(CORNER, np.hypot(*a) / 2, np.hypot(*b) / 2)
+        path.append(("L", *(here + a / (np.hypot(*a) or 1) * r)))
+        path.append(("Q", *here, *(here + b / (np.hypot(*b) or 1) * r)))
+    path.append(("L", *ps[-1]))
+    return path, head
+
+
+def figure(layout: Layout, title: str, alt: str) -> Figure:
+    """The drawing as a picture, its title in it."""
+    w, h = (round(v) / style.CSS_PER_INCH for v in (layout.width, layout.height))
+    sheet = Sheet(title, alt, width=max(w, 3.0), height=h + 0.04, layout=None)
+    with sheet as fig:
+        ax = fig.add_axes((0, 0, w / sheet.width, h / sheet.height))
+        ax.set(xlim=(0, layout.width), ylim=(layout.height, 0))
+        ax.axis("off")
+        for order, shape in enumerate(layout.shapes):
+            _paint(ax, shape, order)
+    return sheet.figure
+
+
+def _colour(tone: Tone) -> str:
+    return style.SERIES_COLOURS[tone] if isinstance(tone, int) else {"ink": style.INK, "muted": style.MUTED}[tone]
+
+
+def _tinted(colour: int | None, strength: float) -> tuple[float, float, float]:
+    if colour is None:
+        return to_rgb(style.BACKGROUND)
+    return tuple(strength * c + (1 - strength) * g
+                 for c, g in zip(to_rgb(_colour(colour)), to_rgb(style.BACKGROUND), strict=True))
+
+
+def _paint(ax: Axes, shape: Shape, order: int) -> None:
+    points = 72 / style.CSS_PER_INCH  # of one CSS pixel
+    if isinstance(shape, Words):
+        text = ax.text(shape.x, shape.y, shape.text, size=shape.size * points, color=_colour(shape.tone),
+                       ha={"start": "left", "middle": "center", "end": "right"}[shape.anchor], va="baseline",
+                       weight="bold" if shape.bold else "normal", zorder=order, parse_math=False)
+        if shape.halo:
+            text.set_path_effects([patheffects.withStroke(linewidth=5 * points, foreground=style.BACKGROUND)])
+    elif isinstance(shape, Line):
+        path, head = _corners(shape.points, shape.arrow)
+        vertices, codes = [], []
+        for code, *at in path:
+            vertices += [at[i : i + 2] for i in range(0, len(at), 2)]
+            codes += {"M": [Path.MOVETO], "L": [Path.LINETO], "Q": [Path.CURVE3] * 2}[code]
+        ax.add_patch(PathPatch(Path(vertices, codes), fill=False, edgecolor=_colour(shape.tone),
+                               linewidth=1.6 * points, linestyle=(0, (4, 3)) if shape.dashed else "-", zorder=order))
+        if head:
+            ax.add_patch(Polygon(head, facecolor=_colour(shape.tone), linewidth=0, zorder=order))
+    elif isinstance(shape, Disc):
+        edge = {"edgecolor": style.MUTED, "linewidth": points} if shape.strength < 1 else {"linewidth": 0}
+        ax.add_patch(Circle((shape.x, shape.y), shape.radius, facecolor=_tinted(shape.colour, shape.strength),
+                            zorder=order, **edge))
+    elif isinstance(shape, Box | Outline):
+        r = shape.rect
+        if isinstance(shape, Outline):
+            look = dict(fill=False, edgecolor=_colour(shape.colour), linewidth=2.4 * points,
+                        linestyle=(0, (4, 3)) if shape.dashed else "-")
+        else:
+            look = dict(facecolor=_tinted(shape.colour, shape.strength), edgecolor=style.MUTED, linewidth=points)
+        ax.add_patch(Rectangle((r.x, r.y), r.w, r.h, zorder=order, **look))
