@@ -22,7 +22,7 @@ BUILD = ROOT / "_build"
 WORK = BUILD / "work"
 # A change in one of these concerns every page.
 SHARED_INPUTS = ("_config.yml", "_toc.yml", "requirements.txt", "book/_ext/*.py", "attn_lib/catalog.py",
-                 "attn_lib/measure/recorded/*.json")
+                 "attn_lib/measure/recorded/*.json", "attn_lib/viz/explore/explorer.*")
 
 
 def fingerprint() -> str:

@@ -193,8 +193,7 @@ def focus(page: Page) -> list[str]:
 def dark_figures(page: Page) -> list[str]:
     """In dark mode a stored picture keeps its own colours on an opaque ground."""
     changed = page.evaluate("""() => [...document.querySelectorAll(".cell_output img")].filter(image => {
-        const style = getComputedStyle(image), card = image.closest(".attn-explorer");
-        const ground = card ? getComputedStyle(card).backgroundColor : style.backgroundColor;
-        return style.filter !== "none" || ground !== "rgb(255, 255, 255)";
+        const style = getComputedStyle(image);
+        return style.filter !== "none" || style.backgroundColor !== "rgb(255, 255, 255)";
     }).map(image => image.alt)""")
     return [f"in dark mode this picture is dimmed or see-through: {alt}" for alt in changed]

@@ -18,7 +18,17 @@ def look(explorer: Locator, *, on_screen: bool = False) -> tuple[bytes | str, st
         picture = stage.screenshot(animations="disabled")
     else:
         picture = stage.evaluate("node => node.toDataURL?.() ?? node.src")
-    return picture, explorer.locator("output").inner_text()
+    return picture, said(explorer)
+
+
+def said(explorer: Locator) -> str:
+    """The text below the picture: the one that is seen comes before the one that a screen reader speaks."""
+    return explorer.locator(".ax-said, output").first.inner_text()
+
+
+def focus(explorer: Locator) -> None:
+    """Give the picture the focus, as Tab does."""
+    explorer.evaluate("figure => (figure.querySelector('[role=application]') ?? figure).focus()")
 
 
 def answers(before: tuple[bytes | str, str], after: tuple[bytes | str, str], what: str) -> list[str]:
@@ -62,7 +72,7 @@ def problems_of(explorer: Locator) -> list[str]:
         explorer.page.mouse.click(box["x"] + (4 if near else box["width"] - 4), box["y"] + box["height"] / 2)
         found += answers(before, look(explorer), "a click on the slider")
         return found
-    explorer.focus()
+    focus(explorer)
     for key, opposite in (("ArrowDown", "ArrowUp"), ("ArrowRight", "ArrowLeft")):
         on_screen = key == "ArrowDown"
         before = look(explorer, on_screen=on_screen)

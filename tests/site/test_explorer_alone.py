@@ -15,7 +15,9 @@ from PIL import Image
 from playwright.sync_api import Locator, Page
 
 from attn_lib import toys, viz
+from attn_lib.viz.explore.page import asset, script_tag, style_tag
 from tests.site import browser as browsers
+from tests.site import explorers
 
 TEXTS = {"title": "Where does a query look?", "alt": "A photograph under a heat map."}
 KINDS = ("attention", "points", "frames")
@@ -50,10 +52,12 @@ def points() -> viz.Explorer:
 
 @functools.cache
 def frames() -> viz.Explorer:
-    def draw(height: int, gain: float) -> viz.Figure:
-        return viz.bars([height * gain, 4.0], title="How tall?", alt=f"Two bars, the first {height * gain:g} tall.")
+    def draw(height: int, gain: float) -> tuple[viz.Figure, str]:
+        tall = height * gain
+        figure = viz.bars([tall, 4.0], title="How tall?", alt=f"Two bars, the first {tall:g} tall.")
+        return figure, f"The first bar is {tall:g} tall."
 
-    return viz.explore_frames(draw, height=[1, 2, 3], gain=[0.5, 1.0], **TEXTS)
+    return viz.explore_frames(draw, height=("height of the first bar", [1, 3, 4]), gain=[0.5, 1.0], **TEXTS)
 
 
 def explorer(kind: str) -> viz.Explorer:
@@ -89,7 +93,7 @@ def pixels(figure: Locator) -> np.ndarray:
 
 
 def text(figure: Locator) -> str:
-    return figure.locator("output").inner_text()
+    return figure.locator(".ax-said").inner_text()
 
 
 def hottest(figure: Locator, rows: int = 6, cols: int = 8) -> tuple[int, int]:
@@ -117,7 +121,7 @@ def check_mouse(page: Page) -> None:
 
 def check_keys(page: Page) -> None:
     figure = page.locator("figure")
-    figure.focus()
+    explorers.focus(figure)
     at = [3, 4]
     assert text(figure) == attention_text(*at)
     steps = {"ArrowUp": (2, 4), "ArrowLeft": (2, 3), "ArrowDown": (3, 3), "ArrowRight": (3, 4), "Shift+ArrowUp": (0, 4),
@@ -130,20 +134,18 @@ def check_keys(page: Page) -> None:
 
 def check_slider(page: Page) -> None:
     figure, sliders = page.locator("figure"), page.locator("input[type=range]")
-    assert text(figure) == "height = 1, gain = 0.5"
-    for slider, key, says, alt in (
-        (0, "ArrowRight", "height = 2, gain = 0.5", "1"),
-        (1, "End", "height = 2, gain = 1", "2"),
-        (0, "End", "height = 3, gain = 1", "3"),
-        (0, "Home", "height = 1, gain = 1", "1"),
+    assert text(figure) == "The first bar is 0.5 tall."
+    for slider, key, value, tall in (
+        (0, "ArrowRight", "3", "1.5"), (1, "End", "1", "3"), (0, "End", "4", "4"), (0, "Home", "1", "1"),
     ):
         before = page.locator("img").get_attribute("src")
         sliders.nth(slider).focus()
         page.keyboard.press(key)
-        assert text(figure) == says
+        assert text(figure) == f"The first bar is {tall} tall."
         assert page.locator("img").get_attribute("src") != before
-        assert page.locator("img").get_attribute("alt") == f"Two bars, the first {alt} tall."
-        assert says.split(", ")[slider].endswith(f"= {sliders.nth(slider).get_attribute('aria-valuetext')}")
+        assert page.locator("img").get_attribute("alt") == f"Two bars, the first {tall} tall."
+        assert sliders.nth(slider).get_attribute("aria-valuetext") == value
+        assert page.locator("label b").nth(slider).inner_text() == value
 
 
 # --- each way to use one ---
@@ -178,20 +180,120 @@ def test_a_click_holds_the_query_and_lets_it_go(show):
     assert text(figure) == attention_text(5, 0)
 
 
+def on_phone(show, *pieces: str | viz.Explorer, width: int = 390) -> Page:
+    return show(*pieces, viewport={"width": width, "height": 700}, has_touch=True, is_mobile=True)
+
+
+def drag(page: Page, *places: tuple[float, float]) -> None:
+    """One finger: down at the first place, to the others in turn, and up again."""
+    touch = page.context.new_cdp_session(page)
+    for kind, (x, y) in zip(["touchStart"] + ["touchMove"] * (len(places) - 1), places, strict=True):
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_timeout(100)
+
+
 @pytest.mark.parametrize("width", [320, 390])
 def test_a_finger_moves_the_query_on_a_phone(show, width):
-    page = show(
-        attention(), points(), frames(), viewport={"width": width, "height": 700}, has_touch=True, is_mobile=True
-    )
+    page = on_phone(show, attention(), points(), frames(), width=width)
     figure = page.locator("figure").first
     box = figure.locator("canvas").bounding_box()
+    assert box["width"] > 0.85 * width
     for row, col in ((5, 1), (0, 6)):
         page.touchscreen.tap(box["x"] + (col + 0.5) / 8 * box["width"], box["y"] + (row + 0.5) / 6 * box["height"])
         assert text(figure) == attention_text(row, col)
     assert browsers.overflow(page) == []
-    assert (
-        figure.locator("canvas").evaluate("c => getComputedStyle(c).touchAction") == "pan-y"
-    )  # the page still scrolls
+
+
+def test_a_finger_drawn_over_the_picture_moves_the_query_and_not_the_page(show):
+    page = on_phone(show, attention(), "<p style='height: 2000px'>")
+    figure = page.locator("figure")
+    box = figure.locator("canvas").bounding_box()
+    place = [(box["x"] + (col + 0.5) / 8 * box["width"], box["y"] + (row + 0.5) / 6 * box["height"])
+             for row, col in ((5, 2), (4, 2), (3, 3), (2, 3), (0, 3))]
+    drag(page, *place)
+    assert text(figure) == attention_text(0, 3) and page.evaluate("scrollY") == 0
+    drag(page, *place[:3], (box["x"] + box["width"] / 2, 2.0))  # the finger leaves the picture: the nearest cell
+    assert text(figure) == attention_text(0, 4) and page.evaluate("scrollY") == 0
+
+
+@pytest.mark.parametrize("start", ["figcaption", ".ax-said", ".ax-hint"])
+def test_beside_the_picture_a_finger_scrolls_the_page(show, start):
+    page = on_phone(show, attention(), "<p style='height: 2000px'>")
+    box = page.locator(start).bounding_box()
+    y = box["y"] + box["height"] / 2
+    touch = page.context.new_cdp_session(page)
+    touch.send("Input.synthesizeScrollGesture", {"x": box["x"] + 20, "y": y, "yDistance": -150, "speed": 2000})
+    assert page.evaluate("scrollY") > 50
+
+
+def test_a_tall_picture_leaves_room_to_scroll_past_it(show):
+    tall = viz.explore_pixels(torch.zeros(120, 40), torch.rand(12, 4), **TEXTS)
+    page = on_phone(show, tall, "<p style='height: 2000px'>")
+    box = page.locator("canvas").bounding_box()
+    assert box["height"] <= 0.61 * 700 and abs(box["height"] - 3 * box["width"]) < 1
+
+
+def test_arrows_for_fingers_move_the_query_by_one_cell(show):
+    page = on_phone(show, attention())
+    figure = page.locator("figure")
+    for name, cell in (("up", (2, 4)), ("left", (2, 3)), ("down", (3, 3)), ("right", (3, 4))):
+        button = page.get_by_role("button", name=f"query {name}")
+        size = button.bounding_box()
+        assert size["width"] >= 44 and size["height"] >= 44
+        button.tap()
+        assert text(figure) == attention_text(*cell)
+    assert "finger" in page.locator(".ax-hint").inner_text() and "Hover" not in page.locator(".ax-hint").inner_text()
+    desk = show(attention())
+    assert not desk.locator(".ax-steps").is_visible() and "Hover" in desk.locator(".ax-hint").inner_text()
+
+
+def test_on_a_phone_one_panel_is_large_and_the_others_answer_in_sight(show):
+    matrix = (0.9 * torch.eye(36).flip(0) + 0.1 / 36).reshape(6, 6, 6, 6)
+    panels = {name: matrix for name in ("first", "second", "third")}
+    page = on_phone(show, viz.explore_attention(toys.image("astronaut", size=96), panels, **TEXTS))
+    boxes = page.locator("canvas")
+
+    def widths() -> list[int]:
+        return [round(boxes.nth(i).bounding_box()["width"]) for i in range(3)]
+
+    first = widths()
+    assert first[0] > 300 and first[0] > 1.9 * first[1] and first[1] == first[2]
+    window = [boxes.nth(i).bounding_box() for i in range(3)]
+    assert all(box["y"] >= 0 and box["y"] + box["height"] <= 700 for box in window), "all in sight"
+
+    before = [box.evaluate("c => c.toDataURL()") for box in boxes.all()]
+    page.touchscreen.tap(window[0]["x"] + 10, window[0]["y"] + 10)
+    assert all(box.evaluate("c => c.toDataURL()") != old for box, old in zip(boxes.all(), before, strict=True))
+    said = text(page.locator("figure"))
+    assert said.startswith("query row 0, col 0")
+    boxes.nth(2).tap()  # comes forward, and the query stays
+    assert widths() == [first[1], first[1], first[0]] and text(page.locator("figure")) == said
+    explorers.focus(page.locator("figure"))
+    page.keyboard.press("Enter")
+    assert widths() == first
+
+
+def test_on_a_phone_panels_that_fit_stand_one_above_the_other(show):
+    matrix = (0.9 * torch.eye(48).flip(0) + 0.1 / 48).reshape(6, 8, 6, 8)
+    wide = toys.image("astronaut", size=128)[:, :64]
+    page = on_phone(show, viz.explore_attention(wide, {"first": matrix, "second": matrix}, **TEXTS))
+    first, second = (page.locator("canvas").nth(i).bounding_box() for i in (0, 1))
+    assert first["width"] == second["width"] > 300 and second["y"] > first["y"] + first["height"]
+    assert second["y"] + second["height"] < 700
+
+
+def test_on_a_phone_a_tap_shows_a_frame_at_the_size_it_was_drawn_for(show):
+    page = on_phone(show, frames())
+    image = page.locator("img")
+    drawn = float(image.get_attribute("width"))
+    assert image.bounding_box()["width"] < 0.6 * drawn
+    box = image.bounding_box()
+    page.touchscreen.tap(box["x"] + box["width"] - 20, box["y"] + 50)
+    assert image.bounding_box()["width"] == drawn and page.locator(".ax-stage").evaluate("s => s.scrollLeft") > 200
+    assert browsers.overflow(page) == []
+    image.tap()
+    assert image.bounding_box()["width"] < 0.6 * drawn
 
 
 def test_overlay_slider_uncovers_the_photograph(show):
@@ -210,7 +312,7 @@ def test_points_follow_the_output_cell(show):
     page = show(points())
     figure = page.locator("figure")
     said = set()
-    figure.focus()
+    explorers.focus(figure)
     for key in ("Shift+ArrowUp", "ArrowDown", "ArrowDown", "ArrowRight"):
         before = pixels(figure)
         page.keyboard.press(key)
@@ -307,9 +409,9 @@ def test_script_paints_what_python_paints(show, kind):
     """Two painters, one picture: the canvas at its start and the picture stored for viewers without scripts."""
     page = show(explorer(kind))
     stored = Image.open(io.BytesIO(explorer(kind).png)).convert("RGB")
-    canvas = Image.fromarray(pixels(page.locator("figure")).astype(np.uint8)).resize(
-        stored.size, Image.Resampling.LANCZOS
-    )
+    canvas = Image.fromarray(pixels(page.locator("figure")).astype(np.uint8))
+    stored = stored.crop((0, 0, stored.width, round(stored.width * canvas.height / canvas.width)))  # its scale is below
+    canvas = canvas.resize(stored.size, Image.Resampling.LANCZOS)
     difference = np.abs(np.asarray(canvas, dtype=float) - np.asarray(stored, dtype=float))
     assert difference.mean() < 7 and np.quantile(difference, 0.98) < 40
 
@@ -321,7 +423,7 @@ def test_without_scripts_the_picture_stays(show, kind):
         image = page.locator("figure img")
         assert image.is_visible() and image.evaluate("i => i.naturalWidth") >= 96 and image.get_attribute("alt")
         assert page.locator("figcaption").inner_text() == TEXTS["title"]
-        assert page.locator("canvas, input, [role=application]").count() == 0
+        assert page.locator("canvas, input, button, [role=application]").count() == 0
         assert "{" not in page.locator("body").inner_text()
 
 
@@ -331,36 +433,126 @@ def test_an_old_browser_keeps_the_picture(show):
     assert page.locator("figure img").is_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_card_is_light_in_both_schemes(show, scheme):
-    dark = "<style>html { color-scheme: dark; background: #111; color: #eee } figcaption { color: #eee }</style>"
-    page = show(dark, attention(), color_scheme=scheme)
-    figure = page.locator("figure")
-    colours = figure.evaluate("""f => [f, ...f.querySelectorAll("figcaption, output, label")]
-        .map(part => getComputedStyle(part).color)""")
-    assert set(colours) == {"rgb(31, 36, 48)"}
-    assert figure.evaluate("f => getComputedStyle(f).backgroundColor") == "rgb(255, 255, 255)"
+@pytest.mark.parametrize(
+    ("ground", "ink"), [("rgb(255, 255, 255)", "rgb(31, 36, 48)"), ("rgb(18, 18, 18)", "rgb(206, 214, 221)")],
+    ids=["light", "dark"],
+)
+def test_words_and_frame_follow_the_page_and_pictures_keep_a_light_ground(show, ground, ink):
+    theme = f"html {{ background: {ground}; color: {ink} }} figure img {{ background: {ink}; padding: 8px }}"
+    page = show(f"<style>{theme}</style>", attention(), frames())
+    for figure in page.locator("figure").all():
+        colours = figure.evaluate("""f => [...f.querySelectorAll("figcaption, .ax-said, label")]
+            .map(part => getComputedStyle(part).color)""")
+        assert set(colours) == {ink}
+        assert figure.evaluate("f => getComputedStyle(f).backgroundColor") == "rgba(0, 0, 0, 0)"
+    picture = page.locator("img").evaluate("i => [getComputedStyle(i).backgroundColor, getComputedStyle(i).padding]")
+    assert picture == ["rgb(255, 255, 255)", "0px"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_tab_reaches_it_and_shows_a_ring(show, kind):
-    page = show("<a href='#'>before</a>", explorer(kind))
+@pytest.mark.parametrize(("kind", "stops"), [("attention", 2), ("points", 1), ("frames", 2)])
+def test_tab_stops_at_the_picture_and_at_each_slider_and_shows_a_ring(show, kind, stops):
+    page = show("<a href='#'>before</a>", explorer(kind), "<a href='#'>after</a>", has_touch=True)
     page.keyboard.press("Tab")
+    names = []
+    for _ in range(stops):
+        page.keyboard.press("Tab")
+        inside, name, outline, width = page.evaluate("""() => {
+            const e = document.activeElement, style = getComputedStyle(e);
+            const name = e.getAttribute("aria-label") ?? e.labels?.[0].textContent;
+            return [!!e.closest("figure"), name, style.outlineStyle, parseFloat(style.outlineWidth)];
+        }""")
+        assert inside and outline == "solid" and width >= 2
+        names.append(name)
+    assert all(names) and len(set(names)) == stops
     page.keyboard.press("Tab")
-    focused = page.evaluate("""() => {
-        const e = document.activeElement, style = getComputedStyle(e);
-        const name = e.getAttribute("aria-label") ?? e.labels?.[0].textContent;
-        return [!!e.closest("figure"), name, style.outlineStyle, parseFloat(style.outlineWidth)];
-    }""")
-    assert focused[0] and focused[1] and focused[2] == "solid" and focused[3] >= 2
+    assert page.evaluate("document.activeElement.textContent") == "after"
 
 
 def test_a_screen_reader_hears_name_picture_and_readout(show):
     page = show(attention())
+    assert page.get_by_role("figure", name=TEXTS["title"]).count() == 1
     assert page.get_by_role("application", name=TEXTS["title"]).count() == 1
     assert page.get_by_role("img", name=TEXTS["alt"]).count() == 1
-    assert page.get_by_role("status").get_attribute("aria-live") == "polite"
-    assert page.get_by_role("slider", name="overlay").count() == 1
+    assert page.get_by_role("status").inner_text() == attention_text(3, 4)
+    assert page.get_by_role("slider", name="strength of the colours", exact=True).count() == 1
+    page = show(frames())
+    for name in ("height of the first bar", "gain"):
+        assert page.get_by_role("slider", name=name, exact=True).count() == 1
+
+
+SPOKEN = """<script>
+    window.spoken = [];
+    new MutationObserver(changes => {
+        for (const {target} of changes)
+            if (target.nodeName === "OUTPUT") spoken.push(target.textContent);
+    }).observe(document, {subtree: true, childList: true, characterData: true});
+</script>"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_spoken_before_the_reader_moves_and_then_once_where_the_reader_stays(show, kind):
+    html = explorer(kind).html
+    page = show("<div id=cell></div>", started=False)
+    page.evaluate("html => { document.getElementById('cell').innerHTML = html; }", html)  # read, not yet started
+    page.add_script_tag(content=SPOKEN.split("\n", 1)[1].rsplit("\n", 1)[0])
+    page.add_script_tag(content=asset("explorer.js"))
+    figure = page.locator("figure")
+    page.wait_for_function("document.querySelector('figure').dataset.state === 'ready'")
+    page.wait_for_timeout(700)
+    assert page.evaluate("spoken") == []
+    if kind == "frames":
+        figure.locator("input").first.focus()
+    else:
+        explorers.focus(figure)
+    for _ in range(2):
+        page.keyboard.press("ArrowRight" if kind == "frames" else "ArrowUp")
+    assert page.evaluate("spoken") == [] and page.get_by_role("status").inner_text() != text(figure)
+    page.wait_for_function("spoken.length")
+    assert page.evaluate("spoken") == [text(figure)]
+
+
+def test_text_of_another_length_does_not_move_what_follows(show):
+    page = show(points(), "<p id=after>after", viewport={"width": 480, "height": 900})
+    figure = page.locator("figure")
+    explorers.focus(figure)
+    page.keyboard.press("End")
+    after = page.locator("#after").bounding_box()["y"]  # the longest text: two of its points lie outside
+    page.keyboard.press("Home")
+    page.keyboard.press("Shift+ArrowUp")
+    assert page.locator("#after").bounding_box()["y"] == after
+
+
+def test_the_scale_below_a_panel_follows_the_query(show):
+    weights = torch.full((2, 2, 2, 2), 0.25)
+    weights[0, 0] = torch.tensor([[0.7, 0.1], [0.1, 0.1]])
+    page = show(viz.explore_attention(torch.zeros(64, 64), {"A": weights, "A − ¼": weights - 0.25}, **TEXTS))
+    keys = page.locator(".ax-key")
+    assert [key.inner_text().split() for key in keys.all()] == [["0", "0.25"], ["0", "0"]]
+    explorers.focus(page.locator("figure"))
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Shift+ArrowLeft")
+    assert [key.inner_text().split() for key in keys.all()] == [["0", "0.7"], ["−0.45", "0.45"]]
+
+
+def test_the_scale_below_a_panel_has_the_panel_s_colours(show):
+    """On a photograph as grey as the ground of the scale."""
+    ramp = torch.linspace(0, 1, 32).expand(4, 32)
+    page = show(viz.explore_pixels(torch.full((64, 256), 128 / 255), ramp, start=(3, 0), **TEXTS))
+    panel = pixels(page.locator("figure"))[40]
+    bar = Image.open(io.BytesIO(page.locator(".ax-key i").screenshot())).convert("RGB")
+    bar = np.asarray(bar, dtype=float)[bar.height // 2]
+    for share in (0.15, 0.4, 0.65, 0.9):
+        assert np.abs(panel[int(share * len(panel))] - bar[int(share * len(bar))]).max() < 14
+
+
+def test_a_page_may_load_script_and_style_once(show, tmp_path):
+    """As the book's site does it."""
+    for name in ("explorer.js", "explorer.css"):
+        (tmp_path / name).write_text(asset(name), encoding="ascii")
+    bare = [e.html.replace(style_tag(), "").replace(script_tag(), "") for e in (attention(), frames())]
+    assert all("<style" not in html and html.count("<script") == 1 for html in bare)
+    check_keys(show("<script defer src=explorer.js></script><link rel=stylesheet href=explorer.css>", bare[0]))
+    check_slider(show("<script defer src=explorer.js></script><link rel=stylesheet href=explorer.css>", bare[1]))
 
 
 def test_scripts_inserted_later_also_start(show):
@@ -390,7 +582,7 @@ def test_scripts_inserted_later_also_start(show):
     ("check", "make", "old", "new"),
     [
         (check_mouse, attention, '"pointermove"', '"no-such-event"'),
-        (check_mouse, attention, "box.left) / box.width", "box.left) / 2 / box.width"),
+        (check_mouse, attention, "box.left) / box.width, width", "box.left) / 2 / box.width, width"),
         (check_keys, attention, '"keydown"', '"no-such-event"'),
         (check_keys, attention, "event.shiftKey ? 4 : 1", "1"),
         (check_keys, attention, "ctx.drawImage(panel.small, 0, 0, width, height);", ""),

@@ -6,6 +6,7 @@ ipywidgets that recompute. A viewer without HTML gets the picture as a PNG with 
 
     api      what a chapter calls
     panels   what is explored: heat maps, maps, sampling points
+    frames   the same under sliders: at each setting a figure and a sentence
     scene    a photograph with panels, painted in Python
     page     the HTML, with explorer.js and explorer.css in it
     live     ipywidgets, where a kernel runs

@@ -14,10 +14,10 @@ import numpy as np
 from .. import style
 from ..arrays import called, of_panel, panels, to_array, to_image
 from ..figures import Figure, check_texts, uri
-from ..words import symbol
+from .frames import Frame, Slider, check_all_differ, draw_frame, read_slider, value_text
 from .live import controls, index_slider, setting_slider, share_slider
 from .page import Explorer, img, jpeg, markup, png
-from .panels import Heat, Map, Panel, Points, pack
+from .panels import Heat, Map, Panel, Points, pack, share_scale
 from .scene import Scene, encode, is_coarse, photograph
 
 MAX_FRAMES = 48
@@ -26,14 +26,14 @@ NOUNS = {"attention": "query", "pixels": "pixel", "points": "output"}
 
 def explore_attention(
     image: Any, A: Any, *, title: str, alt: str, mark: str | None = "query", reference: Any = None,
-    grid: tuple[int, int] | None = None, start: tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None, start: tuple[int, int] | None = None, same_scale: bool = False,
 ) -> Explorer:
     """Attention over a photograph: choose a query cell, see its row of the attention matrix as a heat map.
 
-    Colour is the weight over the row's largest weight, so that small weights stay visible. The line below states
-    that largest weight, the sum where it is not 1, and the effective number of cells, exp of the row's entropy.
-    Where A has values below 0, colours diverge (red above 0, blue below) and the line states the largest and the
-    smallest.
+    A panel's colours run from 0 to the largest weight of the row that is shown, so that small weights stay visible;
+    the bar below it says which number that is. The line of text states that largest weight, the sum where it is
+    not 1, and the effective number of cells, exp of the row's entropy. Where A has values below 0, colours diverge
+    (red above 0, blue below, to the same magnitude) and the line states the largest and the smallest.
 
     Args:
         image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`, float in [0, 1] or uint8; shown with 256 pixels at most.
@@ -46,6 +46,8 @@ def explore_attention(
         reference: a further picture beside the panels, such as a label map, or a dict label → picture.
         grid: `(Hq, Wq)`, for a callable.
         start: `(row, col)` of the first query; the middle by default.
+        same_scale: a colour means the same number in all panels: it ends at the largest weight that any of them
+            gives the query. For panels in one unit whose magnitudes are to be compared.
 
     Raises:
         ValueError: wrong rank, query grids that differ, non-finite weights, a start outside the grid, more than
@@ -58,17 +60,21 @@ def explore_attention(
     for name, a in panels(A).items():
         label = called("A", name)
         views.append(Heat(name, _evaluate(a, grid, label) if callable(a) else a, label))
+    if same_scale:
+        share_scale(views)
     beside = {} if reference is None else panels(reference)
     return _grid_explorer("attention", image, views, beside, start, title, alt, mark=mark is not None)
 
 
 def explore_pixels(
     image: Any, maps: Any, *, title: str, alt: str, reference: Any = None, start: tuple[int, int] | None = None,
+    same_scale: bool = False,
 ) -> Explorer:
     """Maps over a photograph, side by side: choose a pixel, read what each map holds there.
 
-    Colour runs from the smallest to the largest value of a map; one with values below 0 has diverging colours around
-    0. The line below states each map's value, its range, and the share of the map that lies below that value.
+    Colours run from the smallest to the largest value of a map, which the bar below it says; one with values below 0
+    has diverging colours around 0. The line of text states each map's value, its range, and the share of the map that
+    lies below that value.
 
     Args:
         image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`, float in [0, 1] or uint8; shown with 256 pixels at most.
@@ -77,6 +83,7 @@ def explore_pixels(
         alt: alternative text.
         reference: a further picture beside the panels, or a dict label → picture.
         start: `(row, col)` of the first pixel; the middle by default.
+        same_scale: a colour means the same number in all panels. For maps in one unit, such as gates.
 
     Raises:
         ValueError: wrong rank, maps of different sizes, non-finite values, a start outside the map, more than
@@ -84,6 +91,8 @@ def explore_pixels(
     """
     check_texts(title, alt)
     views = [Map(name, m, called("maps", name)) for name, m in panels(maps).items()]
+    if same_scale:
+        share_scale(views)
     beside = {} if reference is None else panels(reference)
     return _grid_explorer("pixels", image, views, beside, start, title, alt)
 
@@ -94,7 +103,7 @@ def explore_points(
 ) -> Explorer:
     """Sampling points on a photograph: choose an output cell, see where it looks.
 
-    The area of a point's disc is its weight over the panel's largest; light points also fade.
+    The area of a point's disc is its weight over the panel's largest, which stands below it; light points also fade.
 
     Args:
         image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`, float in [0, 1] or uint8; shown with 256 pixels at most.
@@ -121,41 +130,62 @@ def explore_points(
     return _grid_explorer("points", image, views, {}, start, title, alt)
 
 
-def explore_frames(draw: Callable[..., Figure], *, title: str, alt: str, **settings: Sequence[Any]) -> Explorer:
+def explore_frames(
+    draw: Callable[..., tuple[Figure, str]], *, title: str, alt: str,
+    **settings: Sequence[Any] | tuple[str, Sequence[Any]],
+) -> Explorer:
     """A figure under one or two sliders: drawn beforehand for every setting, drawn anew where a kernel runs.
 
-    With a kernel, evenly spaced numbers get a slider that also takes the values between them.
+    `draw` also says in a sentence what the reader sees at this setting, from the numbers that it draws:
+
+    ```python
+    def frame(k):
+        s = gate(x, k)
+        figure = viz.bars(s, title="Which bands are open?", alt=f"Gates of sixteen bands under a kernel of {k}.")
+        return figure, f"{(s > 0.5).sum()} of 16 bands are open, the widest gate is {s.max():.2f}."
+
+    viz.explore_frames(frame, k=("width of the kernel k", [1, 3, 31]), title="How many neighbours …?", alt="…")
+    ```
+
+    The sentence stands under the picture, and a screen reader speaks it. The slider shows its own value already: the
+    sentence tells the finding. With a kernel, evenly spaced numbers get a slider that also takes the values between
+    them, so the sentence must be true there, too.
 
     Args:
-        draw: called as `draw(**setting)`; returns a `viz.Figure`.
+        draw: called as `draw(**setting)`; returns a `viz.Figure` and a sentence, which differ from those of every
+            other setting.
         title: the question the explorer answers.
-        alt: alternative text of the whole; each frame also has its own.
-        **settings: name = list of at least two values, for each slider. The explorer starts at the first.
+        alt: alternative text of the whole; each frame also has its own, that of its figure.
+        **settings: one or two sliders, each `argument=(name, values)`, or `argument=values` where the argument is a
+            word that can stand as the name; at least two values, and the explorer starts at the first.
 
     Raises:
-        ValueError: no or too many settings, more than `MAX_FRAMES` combinations, a `draw` that returns
-            something else, more than `BUDGET` bytes, an empty title or alt.
+        ValueError: no or too many settings, a slider with a bare symbol for a name, more than `MAX_FRAMES`
+            combinations, a `draw` that returns something else, a sentence or a frame's alt that is missing, says the
+            same at two settings or holds a number nobody can read (0.30000000000000004, 1e-08), more than `BUDGET`
+            bytes, an empty title or alt.
     """
     check_texts(title, alt)
     if not callable(draw):
-        raise ValueError(f"draw={draw!r} must be a function that returns a viz.Figure")
+        raise ValueError(f"draw={draw!r} must be a function that returns a viz.Figure and a sentence")
     if len(settings) not in (1, 2):
-        raise ValueError(f"explore_frames takes one or two settings (name=[values]), not {len(settings)}")
-    choices = {name: _choices(name, values) for name, values in settings.items()}
-    combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+        raise ValueError(f"explore_frames takes one or two settings (argument=(name, values)), not {len(settings)}")
+    sliders = [read_slider(argument, given) for argument, given in settings.items()]
+    settled = itertools.product(*(s.values for s in sliders))
+    combinations = [dict(zip(settings, values, strict=True)) for values in settled]
     if len(combinations) > MAX_FRAMES:
         raise ValueError(f"the settings make {len(combinations)} frames: an explorer holds at most {MAX_FRAMES}")
-    frames = [_frame(draw, setting) for setting in combinations]
+    frames = [draw_frame(draw, setting) for setting in combinations]
+    check_all_differ(frames)
     data = {
-        "sliders": [{"name": symbol(name), "values": [_text(v) for v in values]} for name, values in choices.items()],
-        "frames": [""] + [uri(f.png) for f in frames[1:]],  # the first is in the page already
-        "alts": [f.alt for f in frames],
-        "texts": [_words(setting) for setting in combinations],
-        "hint": "Drag a slider, or use the arrow keys, Home and End on it.",
+        "sliders": [{"name": s.name, "values": [value_text(v) for v in s.values]} for s in sliders],
+        "frames": [""] + [uri(f.figure.png) for f in frames[1:]],  # the first is in the page already
+        "alts": [f.figure.alt for f in frames],
+        "texts": [f.sentence for f in frames],
     }
-    first = frames[0]
-    html = markup("frames", title, img(first.png, first.alt, first.width), data["texts"][0], data)
-    return Explorer(html, first.png, title, alt, partial(_live_frames, draw, choices, first, title))
+    first = frames[0].figure
+    html = markup("frames", title, img(first.png, first.alt, first.width), frames[0].sentence, data)
+    return Explorer(html, first.png, title, alt, partial(_live_frames, draw, sliders, frames[0], title))
 
 
 def _grid_explorer(
@@ -176,8 +206,8 @@ def _grid_explorer(
     beside = {name or "reference": photograph(p, "reference", (height, width)) for name, p in beside.items()}
     pad = min(max(height, width) // 8, max(v.margin((height, width)) for v in views))
     scene = Scene(photo, views, beside, pad, mark, NOUNS[kind])
-    texts = [scene.describe((row, col)) for row in range(rows) for col in range(cols)]
-    signed = {v.signed for v in views if isinstance(v, Heat)}
+    cells = list(np.ndindex(rows, cols))
+    texts = [scene.describe(cell) for cell in cells]
     data = {
         "grid": (rows, cols),
         "start": start,
@@ -186,12 +216,11 @@ def _grid_explorer(
         "mark": mark,
         "coarse": is_coarse(photo),
         "pictures": [encode(p) for p in (photo, *beside.values())],
-        "panels": [{"label": v.name, "picture": 0, **v.pack((height, width))} for v in views]
+        "panels": [{"label": v.name, "picture": 0, **v.pack((height, width)), **_keys(v, cells)} for v in views]
         + [{"label": name, "picture": i} for i, name in enumerate(beside, 1)],
         "colours": pack(np.concatenate([_colours(style.HEAT), _colours(style.DIVERGING)])),
-        "texts": pack(np.frombuffer(json.dumps(texts).encode("ascii"), np.uint8)),
-        "hint": f"Hover, tap or drag; a click holds the {scene.noun}. Arrow keys move it (with Shift by four), "
-        "Home brings it back." + _legend(kind, signed),
+        "texts": _pack_texts(texts),
+        "noun": scene.noun,
     }
     picture = scene.small(start)
     html = markup(kind, title, img(jpeg(picture, 75), alt, picture.width), scene.describe(start), data)
@@ -200,9 +229,10 @@ def _grid_explorer(
 
 
 def _live_grid(scene: Scene, start: tuple[int, int], title: str, alt: str) -> Any:
-    sliders = {name: index_slider(name, n, at) for name, n, at in zip(("row", "col"), scene.cells, start, strict=True)}
+    sides = zip(("row", "col"), scene.cells, start, strict=True)
+    sliders = {name: index_slider(f"{scene.noun} {name}", n, at) for name, n, at in sides}
     if any(isinstance(p, Heat) for p in scene.panels):
-        sliders["overlay"] = share_slider("overlay")
+        sliders["overlay"] = share_slider("strength of the colours")
 
     def show(row: int, col: int, overlay: float = 1.0) -> tuple[str, str]:
         picture = scene.paint((row, col), overlay)
@@ -211,24 +241,30 @@ def _live_grid(scene: Scene, start: tuple[int, int], title: str, alt: str) -> An
     return controls(sliders, show, title)
 
 
-def _live_frames(draw: Callable[..., Figure], choices: Mapping[str, list], first: Figure, title: str) -> Any:
-    drawn = {_words({name: values[0] for name, values in choices.items()}): first}
+def _live_frames(draw: Callable[..., tuple[Figure, str]], sliders: Sequence[Slider], first: Frame, title: str) -> Any:
+    start = {s.argument: s.values[0] for s in sliders}
+    drawn = [first]
 
     def show(**setting: Any) -> tuple[str, str]:
-        words = _words(setting)
-        frame = drawn.pop(words, None) or _frame(draw, setting)  # the first is not drawn twice
-        return img(frame.png, frame.alt, frame.width), words
+        frame = drawn.pop() if drawn and setting == start else draw_frame(draw, setting)  # the first is not drawn twice
+        return img(frame.figure.png, frame.figure.alt, frame.figure.width), frame.sentence
 
-    return controls({name: setting_slider(name, values, _text) for name, values in choices.items()}, show, title)
+    return controls({s.argument: setting_slider(s.name, s.values, value_text) for s in sliders}, show, title)
+
+
+def _keys(view: Panel, cells: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """For explorer.js: what the scale below a panel says, a text for each query where it moves."""
+    moves = isinstance(view, Heat) and not isinstance(view, Map)
+    ends = [view.key(cell) for cell in (cells if moves else cells[:1])]
+    return {"ends": _pack_texts(list(zip(*ends, strict=True)))} if ends[0] else {}
+
+
+def _pack_texts(texts: Sequence[Any]) -> str:
+    return pack(np.frombuffer(json.dumps(texts, separators=(",", ":")).encode("ascii"), np.uint8))
 
 
 def _colours(name: str) -> np.ndarray:
     return np.rint(255 * matplotlib.colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
-
-
-def _legend(kind: str, signed: set[bool]) -> str:
-    what = "row's largest weight" if kind == "attention" else "map's largest value"
-    return f" Pale yellow is the {what}." * (False in signed) + " Red is above 0, blue below." * (True in signed)
 
 
 def _evaluate(row_of: Callable[[int, int], Any], grid: tuple[int, int] | None, label: str) -> np.ndarray:
@@ -239,25 +275,3 @@ def _evaluate(row_of: Callable[[int, int], Any], grid: tuple[int, int] | None, l
     if len(shapes) > 1:
         raise ValueError(f"{label} returns rows of different shapes: {sorted(shapes)}")
     return np.array(rows)
-
-
-def _choices(name: str, values: Any) -> list:
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or len(values) < 2:
-        raise ValueError(f"{name}={values!r} must be a list of at least two values")
-    return [v.item() if isinstance(v, np.generic) else v for v in values]
-
-
-def _frame(draw: Callable[..., Figure], setting: Mapping[str, Any]) -> Figure:
-    frame = draw(**setting)
-    if not isinstance(frame, Figure):
-        words = ", ".join(f"{k}={v!r}" for k, v in setting.items())
-        raise ValueError(f"draw({words}) must return a viz.Figure, not {type(frame).__name__}")
-    return frame
-
-
-def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _words(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"{symbol(name)} = {_text(value)}" for name, value in setting.items())

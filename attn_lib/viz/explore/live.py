@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..words import symbol
+_WHOLE_NAME: dict[str, Any] = {
+    "style": {"description_width": "initial"}, "layout": {"width": "30rem", "max_width": "100%"},
+}
 
 
 def kernel_with_widgets() -> bool:
@@ -43,7 +45,7 @@ def controls(sliders: Mapping[str, Any], show: Callable[..., tuple[str, str]], t
 
     def update(change: Any = None) -> None:
         try:
-            image, text = show(**{name: slider.value for name, slider in sliders.items()})
+            image, text = show(**{name: _rounded(slider.value) for name, slider in sliders.items()})
         except Exception as error:
             image, text = "", f"{type(error).__name__}: {error}"
         text = f"<div style='white-space: pre-line; line-height: 1.5'>{html.escape(text)}</div>"
@@ -59,21 +61,21 @@ def index_slider(name: str, n: int, start: int) -> Any:
     """A slider over 0 … n - 1."""
     import ipywidgets as w
 
-    return w.IntSlider(value=start, min=0, max=n - 1, description=name)
+    return w.IntSlider(value=start, min=0, max=n - 1, description=name, **_WHOLE_NAME)
 
 
 def share_slider(name: str) -> Any:
     """A slider over [0, 1], at 1."""
     import ipywidgets as w
 
-    return w.FloatSlider(value=1.0, min=0.0, max=1.0, step=0.1, description=name)
+    return w.FloatSlider(value=1.0, min=0.0, max=1.0, step=0.1, readout_format=".0%", description=name, **_WHOLE_NAME)
 
 
 def setting_slider(name: str, values: list, text: Callable[[Any], str]) -> Any:
     """A slider over `values`, and between them where they are at least three evenly spaced numbers."""
     import ipywidgets as w
 
-    options: dict[str, Any] = {"description": symbol(name), "continuous_update": False}
+    options: dict[str, Any] = {"description": name, "continuous_update": False, **_WHOLE_NAME}
     whole = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
     if len(values) > 2 and (whole or all(isinstance(v, float) for v in values)):
         steps = np.diff(np.array(values, dtype=float))
@@ -83,3 +85,8 @@ def setting_slider(name: str, values: list, text: Callable[[Any], str]) -> Any:
                 return w.IntSlider(**options)
             return w.FloatSlider(step=float(steps[0]) / 10, readout_format=".3g", **options)
     return w.SelectionSlider(options=[(text(v), v) for v in values], value=values[0], **options)
+
+
+def _rounded(value: Any) -> Any:
+    """0.3 for the 0.30000000000000004 that a slider's steps add up to."""
+    return float(f"{value:.9g}") if isinstance(value, float) else value

@@ -8,6 +8,7 @@ import html
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,23 +89,21 @@ def markup(kind: str, title: str, image: str, text: str, data: Mapping[str, Any]
     """
     packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # so that no "</script>" ends it early
     text = (
-        f"<style>\n{_asset('explorer.css')}</style>\n"
-        f'<figure class="attn-explorer" data-kind="{kind}" aria-label="{html.escape(title)}" '
+        f"{style_tag()}"
+        f'<figure class="attn-explorer" data-kind="{kind}" data-state="stored" aria-label="{html.escape(title)}" '
         f'data-lm-suppress-shortcuts="true">\n'  # JupyterLab then leaves the arrow keys to the explorer
         f"<figcaption>{html.escape(title)}</figcaption>\n"
         f'<div class="ax-stage">{image}</div>\n'
         f'<output aria-live="polite">{html.escape(text)}</output>\n'
         f'<script type="application/json">{packed}</script>\n'
-        f"</figure>\n<script>\n{_asset('explorer.js')}</script>\n"
+        f"</figure>\n{script_tag()}"
     )
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii")  # reads the same whatever the page's encoding
 
 
 def img(picture: bytes, alt: str, width: int) -> str:
     """An `<img>` that carries its picture, `width` CSS pixels wide where there is room."""
-    # The class keeps the Sphinx theme from dimming it on a dark page.
-    text = html.escape(alt)
-    return f'<img class="dark-light" src="{uri(picture)}" alt="{text}" width="{width}" style="max-width: 100%">'
+    return f'<img src="{uri(picture)}" alt="{html.escape(alt)}" width="{width}" style="max-width: 100%">'
 
 
 def jpeg(picture: Image.Image, quality: int) -> bytes:
@@ -123,6 +122,19 @@ def png(picture: Image.Image, colours: int | None = None) -> bytes:
     return file.getvalue()
 
 
+def style_tag() -> str:
+    """What every explorer of a notebook carries; the book's pages load it once instead."""
+    return f"<style>\n{asset('explorer.css')}</style>\n"
+
+
+def script_tag() -> str:
+    """What every explorer of a notebook carries; the book's pages load it once instead."""
+    return f"<script>\n{asset('explorer.js')}</script>\n"
+
+
 @functools.cache
-def _asset(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="ascii")
+def asset(name: str) -> str:
+    """`explorer.css` or `explorer.js` without indentation and comments, as it stands in every explorer."""
+    text = Path(__file__).with_name(name).read_text(encoding="ascii")
+    text = re.sub(r"\s*/\*.*?\*/|(?m:(^|  )// .*$)", "", text, flags=re.DOTALL if name.endswith("css") else 0)
+    return "".join(f"{line.strip()}\n" for line in text.splitlines() if line.strip())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import matplotlib
@@ -19,17 +19,26 @@ from .. import style
 from ..arrays import finite, grey, to_array
 from ..picture_grid import upsample
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 Place = Callable[[np.ndarray], list[tuple[float, float]]]
 
 
 class Panel(Protocol):
-    """A panel named `name`; `cells` is its query grid (Hq, Wq)."""
+    """A panel named `name`; `cells` is its query grid (Hq, Wq).
+
+    `strip` is what its colours run through, (1, n, 3) in [0, 1] on a grey ground, or None where it has none.
+    """
 
     name: str
     cells: tuple[int, int]
+    strip: np.ndarray | None
 
     def describe(self, cell: tuple[int, int]) -> str:
         """What stands in the line of text below the picture."""
+
+    def key(self, cell: tuple[int, int]) -> tuple[str, ...]:
+        """The numbers at the two ends of `strip`; without one, a single text that says what the marks mean, or none."""
 
     def pack(self, size: tuple[int, int]) -> dict[str, Any]:
         """Data for explorer.js, for a photograph shown with `size` = (height, width) pixels."""
@@ -45,37 +54,59 @@ class Panel(Protocol):
 
 
 class Heat:
-    """Attention rows (Hq, Wq, Hk, Wk); weights below 0 make it signed, with a diverging colour map."""
+    """Attention rows (Hq, Wq, Hk, Wk); weights below 0 make it signed, with a diverging colour map.
+
+    The colours of a row end at the row's own largest magnitude, or at that of all panels after `share`.
+    """
 
     def __init__(self, name: str, A: Any, label: str):
         self.name = name
-        self.A = _finite(A, label, "(Hq, Wq, Hk, Wk)")
+        self.A, self.signed = _sign(_finite(A, label, "(Hq, Wq, Hk, Wk)"))
         self.cells = self.A.shape[:2]
-        self.signed = bool(self.A.min() < 0)
+        self.top = np.abs(self.A).max((2, 3))
+
+    def share(self, panels: Sequence[Heat]) -> None:
+        """Take the colours of `panels`, this one among them."""
+        self.signed = any(panel.signed for panel in panels)
+        self.top = np.max([panel.top for panel in panels], 0)
 
     def describe(self, cell: tuple[int, int]) -> str:
         row = self.A[cell]
         if not row.any():
             return "all weights are 0"
-        largest = f"{number(row.max())} at {_where(row.argmax(), row)}"
-        if self.signed:  # logits as a rule, whose sum says nothing
-            return f"largest {largest} · smallest {number(row.min())} at {_where(row.argmin(), row)}"
+        most = np.abs(row).max()
+        largest = f"{number(row.max(), of=most)} at {_where(row.argmax(), row)}"
+        if self.A.min() < 0:  # logits as a rule, whose sum says nothing
+            return f"largest {largest} · smallest {number(row.min(), of=most)} at {_where(row.argmin(), row)}"
         text, total = f"largest weight {largest}", row.sum()
         p = row[row > 0] / total
         if abs(total - 1) > 0.005:
             text += f" · sum {number(total)}"
         return text + f" · effective cells {number(np.exp(-(p * np.log(p)).sum()))} of {row.size}"
 
+    def key(self, cell: tuple[int, int]) -> tuple[str, ...]:
+        top = self.top[cell]
+        return (number(-top) if self.signed else "0", number(top))
+
+    @property
+    def strip(self) -> np.ndarray:
+        shade = np.linspace(-1 if self.signed else 0, 1, 128)[None]
+        return _under_heat(np.full((1, 128, 3), 0.5), shade, self.signed, 1.0)
+
     def pack(self, size: tuple[int, int]) -> dict[str, Any]:
-        rows = self.A.reshape(self.cells[0] * self.cells[1], -1)
+        rows = self._shade(np.s_[:]).reshape(self.cells[0] * self.cells[1], -1)
         return {"heat": pack(_levels(rows, self.signed)), "shape": self.A.shape[2:], "signed": self.signed}
+
+    def _shade(self, cell: Any) -> np.ndarray:
+        """Each weight's share of the number with the last colour."""
+        top = self.top[cell]
+        return self.A[cell] / np.where(top > 0, top, 1.0)[..., None, None]
 
     def margin(self, size: tuple[int, int]) -> int:
         return 0
 
     def ground(self, photo: np.ndarray, cell: tuple[int, int], overlay: float) -> np.ndarray:
-        row = self.A[cell]
-        return _under_heat(photo, row / (np.abs(row).max() or 1.0), self.signed, overlay)
+        return _under_heat(photo, self._shade(cell), self.signed, overlay)
 
     def dots(self, draw: ImageDraw.ImageDraw, cell: tuple[int, int], place: Place, unit: float) -> None:
         """A heat map has no marks of its own."""
@@ -86,30 +117,40 @@ class Map(Heat):
 
     def __init__(self, name: str, values: Any, label: str):
         self.name = name
-        self.values = _finite(values, label, "(H, W)")
+        self.values, self.signed = _sign(_finite(values, label, "(H, W)"))
         self.cells = self.values.shape
-        self.signed = bool(self.values.min() < 0)
-        low, high = self.values.min(), self.values.max()
-        # Signed: 0 is the middle. Otherwise the map's own range: a gate between 0.6 and 0.7 has contrasts as well.
-        spread = np.abs(self.values).max() if self.signed else high - low
-        self.shade = (self.values - (0 if self.signed else low)) / (spread or 1.0)
+        # A map's own range: a gate between 0.6 and 0.7 has contrasts as well.
+        self.low, self.high = self.values.min(), self.values.max()
+
+    def share(self, panels: Sequence[Map]) -> None:
+        self.signed = any(panel.signed for panel in panels)
+        self.low, self.high = min(panel.low for panel in panels), max(panel.high for panel in panels)
 
     def describe(self, cell: tuple[int, int]) -> str:
-        value = self.values[cell]
-        low, high = number(self.values.min(), 3), number(self.values.max(), 3)
-        share = np.floor(100 * (self.values < value).mean())
-        return f"{number(value, 3)} · the map runs from {low} to {high}; {share:.0f} % of it lies below"
+        most = np.abs(self.values).max()
+        value, low, high = (number(v, 3, most) for v in (self.values[cell], self.values.min(), self.values.max()))
+        share = np.floor(100 * (self.values < self.values[cell]).mean())
+        return f"{value} · the map runs from {low} to {high}; {share:.0f} % of it lies below"
+
+    def key(self, cell: tuple[int, int]) -> tuple[str, ...]:
+        most = max(-self.low, self.high)
+        low, high = (-most, most) if self.signed else (self.low, self.high)
+        return number(low, 3, 500 * most), number(high, 3, 500 * most)  # less than a 2000th of the scale is 0
 
     def pack(self, size: tuple[int, int]) -> dict[str, Any]:
-        levels = _levels(self.shade.reshape(1, -1), self.signed)
+        levels = _levels(self._shade(None).reshape(1, -1), self.signed)
         return {"heat": pack(levels), "shape": self.cells, "signed": self.signed, "still": True}
 
-    def ground(self, photo: np.ndarray, cell: tuple[int, int], overlay: float) -> np.ndarray:
-        return _under_heat(photo, self.shade, self.signed, overlay)
+    def _shade(self, cell: Any) -> np.ndarray:
+        if self.signed:  # 0 is the middle
+            return self.values / (max(-self.low, self.high) or 1.0)
+        return (self.values - self.low) / (self.high - self.low or 1.0)
 
 
 class Points:
     """Sampling points (Hq, Wq, K, 2) in pixels of a photograph of `size` = (height, width)."""
+
+    strip = None
 
     def __init__(self, name: str, points: Any, weights: Any, reference: Any, size: tuple[int, int], labels: list[str]):
         self.name, self.size = name, size
@@ -134,6 +175,11 @@ class Points:
             text += f" · moved {moved.mean():.1f} pixels on average, {moved.max():.1f} at most"
         outside = ((where < -0.5) | (where > np.subtract(self.size, 0.5))).any(-1).sum()
         return text + (f" · {outside} outside the image" if outside else "")
+
+    def key(self, cell: tuple[int, int]) -> tuple[str, ...]:
+        words = [] if self.weights is None else [f"largest disc: weight {number(self.top)}"]
+        words += [] if self.reference is None else ["dark dots: unmoved"]
+        return (" · ".join(words),) if words else ()
 
     def pack(self, size: tuple[int, int]) -> dict[str, Any]:
         def places(p: np.ndarray) -> str:  # 64ths of a pixel of the photograph as shown
@@ -169,10 +215,23 @@ class Points:
         return (places + 0.5) / self.size
 
 
-def number(x: float, digits: int = 2) -> str:
-    """So many significant digits, without trailing zeros or a padded exponent, and with a true minus."""
-    text = f"{x:.0f}" if abs(x) >= 10**digits - 0.5 else f"{x + 0.0:.{digits}g}"
-    return text.replace("-", "−").replace("e−0", "e-").replace("e−", "e-")
+def share_scale(panels: Sequence[Heat]) -> None:
+    """Let a colour mean the same number in all of them."""
+    for panel in panels:
+        panel.share(panels)
+
+
+def number(x: float, digits: int = 2, of: float = 0.0) -> str:
+    """A number to read: so many significant digits, no trailing zeros, 20,000, −3, 2 × 10⁻⁷.
+
+    Less than a millionth `of` the largest that it stands beside is 0: rounding leaves such values behind.
+    """
+    if abs(x) < 1e-6 * of:
+        return "0"
+    text = f"{x:,.0f}" if abs(x) >= 10**digits - 0.5 else f"{x + 0.0:.{digits}g}"
+    text, _, power = text.partition("e")
+    text = text.replace("-", "−")
+    return f"{text} × 10{str(int(power)).translate(_RAISED)}".removeprefix("1 × ") if power else text
 
 
 def pack(array: np.ndarray) -> str:
@@ -180,17 +239,15 @@ def pack(array: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode("ascii")
 
 
-def _levels(rows: np.ndarray, signed: bool) -> np.ndarray:
-    """Rows as bytes in 64 shades (the eye sees no more), each over its largest magnitude.
+def _levels(shades: np.ndarray, signed: bool) -> np.ndarray:
+    """Rows of shades as bytes in 64 steps, the eye sees no more; the largest of a row has its exact level.
 
-    Signed ones have 0 at 128. Otherwise exactly one cell of a row is 255, the largest.
+    Signed ones, in [−1, 1], have 0 at 128. Otherwise exactly one cell of a row that reaches 1 is 255.
     """
-    top = np.abs(rows).max(1, keepdims=True)
-    share = rows / np.where(top > 0, top, 1)
     if signed:
-        return (128 + 4 * np.rint(31 * share)).astype(np.uint8)
-    levels = 4 * np.rint(63 * share).astype(np.uint8)
-    levels[np.arange(len(rows)), rows.argmax(1)] = np.where(top[:, 0] > 0, 255, 0)
+        return (128 + 4 * np.rint(31 * shades)).astype(np.uint8)
+    levels, rows = 4 * np.rint(63 * shades).astype(np.uint8), np.arange(len(shades))
+    levels[rows, shades.argmax(1)] = np.rint(255 * shades.max(1))
     return levels
 
 
@@ -211,6 +268,12 @@ def _where(index: int, row: np.ndarray) -> str:
 def _disc(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float, **options: Any) -> None:
     x, y = centre
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], **options)
+
+
+def _sign(array: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The array, and whether it has signs; values below 0 that rounding alone explains become 0."""
+    signed = bool(array.min() < -1e-6 * np.abs(array).max())
+    return array if signed else array.clip(0), signed
 
 
 def _magnitudes(value: Any, label: str, axes: str) -> np.ndarray:

@@ -56,19 +56,23 @@ class Scene:
         return "\n".join([head] + [f"{p.name}: {p.describe(cell)}" for p in self.panels])
 
     def paint(self, cell: tuple[int, int], overlay: float = 1.0) -> Image.Image:
-        """All panels side by side, two pixels for one of the photograph's: sharp on any screen."""
+        """All panels with their scales, two pixels for one of the photograph's: sharp on any screen."""
         tiles = [(p.name, p.ground(self.photo, cell, overlay), p) for p in self.panels]
         tiles += [(name, picture, None) for name, picture in self.beside.items()]
         height, width = (_ZOOM * (n + 2 * self.pad) for n in self.photo.shape[:2])
-        whole = len(tiles) * (width + _GAP) - _GAP
-        shrink = max(_ZOOM, whole / WIDEST)
-        band = round(16 * shrink) if any(name for name, _, _ in tiles) else 0
-        paper = Image.new("RGB", (whole, height + band), style.BACKGROUND)
-        text = ImageDraw.Draw(paper)
+        columns = columns_of(len(tiles))
+        shrink = max(_ZOOM, (columns * (width + _GAP) - _GAP) / WIDEST)
+        head = round(16 * shrink) if any(name for name, _, _ in tiles) else 0
+        foot = round(16 * shrink) if any(p.key(cell) for p in self.panels) else 0
+        deep = head + height + foot + _GAP
+        rows = -(-len(tiles) // columns)
+        paper = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * deep - _GAP), style.BACKGROUND)
         for i, (name, ground, panel) in enumerate(tiles):
-            left = i * (width + _GAP)
-            text.text((left, 0), name, fill=style.INK, font=_font(round(11 * shrink)))
-            paper.paste(self._tile(ground, panel, cell), (left, band))
+            left, top = i % columns * (width + _GAP), i // columns * deep
+            _write(paper, (left, top), name, 11 * shrink)
+            paper.paste(self._tile(ground, panel, cell), (left, top + head))
+            if panel is not None:
+                _key(paper, (left, top + head + height), width, panel, cell, shrink)
         return paper
 
     def small(self, cell: tuple[int, int]) -> Image.Image:
@@ -90,6 +94,11 @@ class Scene:
         if panel is not None:
             panel.dots(draw, cell, lambda at: [(x, y) for y, x in at * size + corner], max(size) / 256)
         return tile
+
+
+def columns_of(panels: int) -> int:
+    """How many panels stand side by side where there is room: up to three, more in two rows. explorer.js agrees."""
+    return panels if panels < 4 else -(-panels // 2)
 
 
 def photograph(value: Any, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -133,6 +142,23 @@ def _resample(picture: np.ndarray) -> Image.Resampling:
 
 def _pixels(picture: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(255 * picture).astype(np.uint8))
+
+
+def _key(paper: Image.Image, corner: tuple[int, int], width: int, panel: Panel, cell: tuple[int, int],
+         shrink: float) -> None:
+    """What the panel's colours or marks stand for, in a line below it."""
+    left, top = corner
+    size, ends = 10 * shrink, panel.key(cell)
+    for text, anchor, x in zip(ends, "lr", (left, left + width), strict=False):
+        _write(paper, (x, round(top + 2 * shrink)), text, size, anchor)
+    if panel.strip is not None:
+        room = [round(_font(round(size)).getlength(text) + 5 * shrink) for text in ends]
+        strip = _pixels(panel.strip).resize((max(1, width - sum(room)), round(8 * shrink)))
+        paper.paste(strip, (left + room[0], round(top + 5 * shrink)))
+
+
+def _write(paper: Image.Image, place: tuple[int, int], text: str, size: float, anchor: str = "l") -> None:
+    ImageDraw.Draw(paper).text(place, text, fill=style.INK, font=_font(round(size)), anchor=anchor + "a")
 
 
 @cache

@@ -47,6 +47,11 @@ def texts_of(page: Page) -> list[str]:
     return json.loads(unpack(page.data["texts"], np.uint8).tobytes())
 
 
+def scale_of(page: Page, panel: int = 0) -> list[tuple[str, ...]]:
+    """What stands at the ends of a panel's colours, for each query, or once where it stays."""
+    return list(zip(*json.loads(unpack(page.data["panels"][panel]["ends"], np.uint8).tobytes()), strict=True))
+
+
 def picture_of(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
 
@@ -65,6 +70,10 @@ def bars(height: float) -> viz.Figure:
     return viz.bars([height, 1.0], title="How tall?", alt=f"Two bars, the first {height} tall.")
 
 
+def compared(height: float) -> tuple[viz.Figure, str]:
+    return bars(height), f"The first bar is {height:g} times as tall as the second."
+
+
 KINDS = ["attention", "pixels", "points", "frames"]
 
 
@@ -75,5 +84,5 @@ def all_kinds() -> dict[str, viz.Explorer]:
         "attention": viz.explore_attention(photo(), softmax_rows(4, 4, 4, 4), **TEXTS),
         "pixels": viz.explore_pixels(photo(), {"x": ticks[:, None] + ticks, "gate": ticks.repeat(4, 1)}, **TEXTS),
         "points": viz.explore_points(photo(), points, **TEXTS),
-        "frames": viz.explore_frames(bars, height=[0.5, 2.0], **TEXTS),
+        "frames": viz.explore_frames(compared, height=[0.5, 2.0], **TEXTS),
     }

@@ -11,8 +11,10 @@ from tests.unit.library.viz.explored import (
     TEXTS,
     Page,
     bars,
+    compared,
     photo,
     picture_of,
+    scale_of,
     softmax_rows,
     texts_of,
     unpack,
@@ -56,9 +58,11 @@ def readout(row: list[list[float]]) -> str:
         ([[0.0, 2.0], [2.0, 0.0]], "largest weight 2 at row 0, col 1 · sum 4 · effective cells 2 of 4"),
         ([[0.0, 0.0], [0.0, 0.0]], "all weights are 0"),
         ([[0.9, 0.1]], "largest weight 0.9 at row 0, col 0 · effective cells 1.4 of 2"),
-        ([[2e-7, 1e-7]], "largest weight 2e-7 at row 0, col 0 · sum 3e-7 · effective cells 1.9 of 2"),
+        ([[2e-7, 1e-7]], "largest weight 2 × 10⁻⁷ at row 0, col 0 · sum 3 × 10⁻⁷ · effective cells 1.9 of 2"),
         ([[3.0, -1.0], [0.0, -2.5]],
          "largest 3 at row 0, col 0 · smallest −2.5 at row 1, col 1"),
+        ([[1.0, -1e-8]], "largest weight 1 at row 0, col 0 · effective cells 1 of 2"),
+        ([[3e4, -1e-6], [0.0, -2e4]], "largest 30,000 at row 0, col 0 · smallest −20,000 at row 1, col 1"),
         ([[1 / 100] * 100], "largest weight 0.01 at row 0, col 0 · effective cells 100 of 100"),
     ],
 )
@@ -70,10 +74,46 @@ def test_signed_rows_have_0_in_the_middle_of_their_colours():
     a = torch.tensor([[[[1.0, -1.0], [0.0, -0.5]], [[-2.0, -4.0], [0.0, 1.0]]]])
     page = Page(viz.explore_attention(photo(), a, **TEXTS).html)
     panel = page.data["panels"][0]
-    assert panel["signed"] and "Red is above 0" in page.data["hint"]
+    assert panel["signed"] and scale_of(page) == [("−1", "1"), ("−4", "4")]
     assert unpack(panel["heat"], np.uint8).tolist() == [252, 4, 128, 64, 64, 4, 128, 160]
     unsigned = Page(viz.explore_attention(photo(), a.abs(), **TEXTS).html)
-    assert not unsigned.data["panels"][0]["signed"] and "Pale yellow is the row's" in unsigned.data["hint"]
+    assert not unsigned.data["panels"][0]["signed"] and scale_of(unsigned) == [("0", "1"), ("0", "4")]
+
+
+def test_the_scale_says_which_number_the_last_colour_is():
+    a = softmax_rows(2, 3, 4, 4)
+    page = Page(viz.explore_attention(photo(), {"A": a, "half": a / 2}, **TEXTS).html)
+    largest = a.reshape(6, 16).amax(1)
+    for panel, factor in enumerate((1, 0.5)):
+        ends = scale_of(page, panel)
+        assert [low for low, _ in ends] == ["0"] * 6
+        assert [float(high) for _, high in ends] == pytest.approx((factor * largest).tolist(), rel=0.05)
+    levels = [unpack(panel["heat"], np.uint8) for panel in page.data["panels"]]
+    assert np.array_equal(*levels), "each panel on a scale of its own"
+
+
+def test_on_the_same_scale_a_colour_is_the_same_number_in_all_panels():
+    a = softmax_rows(2, 3, 4, 4)
+    page = Page(viz.explore_attention(photo(), {"A": a, "half": a / 2}, same_scale=True, **TEXTS).html)
+    assert scale_of(page, 0) == scale_of(page, 1)
+    whole, half = (unpack(panel["heat"], np.uint8).astype(int) for panel in page.data["panels"])
+    assert np.abs(whole - 2 * half).max() <= 6 and (whole.reshape(6, 16).max(1) == 255).all()
+    signed = Page(viz.explore_attention(photo(), {"A": a, "logits": a - 0.5}, same_scale=True, **TEXTS).html)
+    assert all(panel["signed"] for panel in signed.data["panels"]) and scale_of(signed, 0) == scale_of(signed, 1)
+    assert texts_of(signed)[0].split("\n")[1].startswith("A: largest weight "), "what is said stays the panel's own"
+
+    gates = {"row": torch.tensor([[0.25, 0.5]]), "column": torch.tensor([[0.5, 1.0]])}
+    page = Page(viz.explore_pixels(photo(), gates, same_scale=True, **TEXTS).html)
+    assert scale_of(page, 0) == scale_of(page, 1) == [("0.25", "1")]
+    row, column = (unpack(panel["heat"], np.uint8) for panel in page.data["panels"])
+    assert abs(int(row[1]) - int(column[0])) <= 2 and row[0] == 0 and column[1] == 255
+
+
+def test_what_rounding_leaves_is_0():
+    gate = torch.tensor([[1.0, -3e-8], [0.5, 2e-8]])
+    page = Page(viz.explore_pixels(photo(), gate, start=(1, 1), **TEXTS).html)
+    assert not page.data["panels"][0]["signed"] and scale_of(page) == [("0", "1")]
+    assert "pixel row 1, col 1 · 0 · the map runs from 0 to 1; 25 % of it lies below" in page.text
 
 
 def test_pixels_read_every_map_and_use_its_whole_range():
@@ -81,6 +121,7 @@ def test_pixels_read_every_map_and_use_its_whole_range():
     page = Page(viz.explore_pixels(photo(), {"gate": gate, "x": gate - 0.65}, start=(0, 0), **TEXTS).html)
     first, second = page.data["panels"]
     assert unpack(first["heat"], np.uint8)[[0, 3]].tolist() == [0, 255] and not first["signed"]
+    assert scale_of(page, 0) == [("0.6", "0.7")] and scale_of(page, 1) == [("−0.05", "0.05")]
     assert second["signed"] and all(p["still"] and len(unpack(p["heat"], np.uint8)) == 4 for p in (first, second))
     assert texts_of(page)[2].split("\n") == [
         "pixel row 1, col 0",
@@ -185,6 +226,8 @@ def test_points_say_how_far_they_moved_and_what_they_weigh():
         "output row 0, col 0 · 2 points · weights 0.25 to 0.5 · moved 3.0 pixels on average, 5.0 at most"
     ]
     assert unpack(page.data["panels"][0]["weights"], np.uint8).tolist() == [128, 255]
+    assert scale_of(page) == [("largest disc: weight 0.5 · dark dots: unmoved",)]
+    assert "ends" not in Page(viz.explore_points(photo(), moved, **TEXTS).html).data["panels"][0]
 
 
 # --- frames ---
@@ -195,15 +238,31 @@ def test_frames_are_drawn_once_for_every_combination():
 
     def draw(height, gain):
         calls.append((height, gain))
-        return bars(height * gain)
+        return bars(height * gain), f"The first bar is {height * gain:g} tall."
 
-    page = Page(viz.explore_frames(draw, height=[1, 2, 4], gain=[0.5, 1.0], **TEXTS).html)
-    assert calls == [(1, 0.5), (1, 1.0), (2, 0.5), (2, 1.0), (4, 0.5), (4, 1.0)]
-    assert page.data["texts"] == [f"height = {h}, gain = {g:.3g}" for h, g in calls]
-    assert page.data["alts"][3] == "Two bars, the first 2.0 tall."
+    page = Page(viz.explore_frames(draw, height=[1, 3, 4], gain=("gain g, a factor", [0.5, 1.0]), **TEXTS).html)
+    assert calls == [(1, 0.5), (1, 1.0), (3, 0.5), (3, 1.0), (4, 0.5), (4, 1.0)]
+    assert page.data["texts"] == [f"The first bar is {h * g:g} tall." for h, g in calls]
+    assert page.data["alts"][3] == "Two bars, the first 3.0 tall."
     assert page.data["sliders"] == [
-        {"name": "height", "values": ["1", "2", "4"]},
-        {"name": "gain", "values": ["0.5", "1"]},
+        {"name": "height", "values": ["1", "3", "4"]},
+        {"name": "gain g, a factor", "values": ["0.5", "1"]},
     ]
     assert page.data["frames"][0] == "" and page.all("img")[0]["src"].endswith(base64.b64encode(bars(0.5).png).decode())
     assert page.data["frames"][5].endswith(base64.b64encode(bars(4.0).png).decode())
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ([0.1 + 0.2, 1e-9, 2000.0, -0.5], ["0.3", "10⁻⁹", "2,000", "−0.5"]),
+        ([1, 20_000, -3], ["1", "20,000", "−3"]),
+        ([False, "3×3", None], ["False", "3×3", "None"]),
+        (("left", "right"), ["left", "right"]),
+        (np.array([1.5, 2.5]), ["1.5", "2.5"]),
+    ],
+)
+def test_values_of_a_slider_can_be_read(values, read):
+    heights = iter(range(1, 9))
+    page = Page(viz.explore_frames(lambda pool_size: compared(next(heights)), pool_size=values, **TEXTS).html)
+    assert page.data["sliders"] == [{"name": "pool size", "values": read}]

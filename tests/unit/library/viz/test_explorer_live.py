@@ -4,7 +4,7 @@ import pytest
 
 from attn_lib import viz
 from attn_lib.viz import explore
-from tests.unit.library.viz.explored import TEXTS, Page, all_kinds, bars, photo, softmax_rows, texts_of
+from tests.unit.library.viz.explored import TEXTS, Page, all_kinds, compared, photo, softmax_rows, texts_of
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -26,6 +26,7 @@ def test_live_attention_recomputes():
     explorer = viz.explore_attention(photo(), a, **TEXTS)
     row, col, overlay, view = explorer.widget().children
     texts = texts_of(Page(explorer.html))
+    assert [s.description for s in (row, col, overlay)] == ["query row", "query col", "strength of the colours"]
     assert (row.max, col.max) == (3, 3) and texts[10] in view.value and f'alt="{TEXTS["alt"]}"' in view.value
     before = view.value
     row.value = 0
@@ -49,14 +50,17 @@ def test_live_frames_draw_settings_between_the_stored_ones():
 
     def draw(height):
         calls.append(height)
-        return bars(height)
+        return compared(height)
 
-    explorer = viz.explore_frames(draw, height=[1.0, 2.0, 3.0], **TEXTS)
+    explorer = viz.explore_frames(draw, height=("height of the first bar", [0.1, 1.1, 2.1]), **TEXTS)
     calls.clear()
     slider, view = explorer.widget().children
-    assert calls == [] and "height = 1" in view.value  # the first frame is there already
-    slider.value = 2.5
-    assert calls == [2.5] and "first 2.5 tall" in view.value
+    assert slider.description == "height of the first bar"
+    assert calls == [] and "The first bar is 0.1 times as tall" in view.value  # the first frame is there already
+    slider.value = 0.1 + 0.2
+    assert calls == [0.3] and "The first bar is 0.3 times as tall" in view.value and "first 0.3 tall" in view.value
+    slider.value = 0.1
+    assert calls == [0.3, 0.1] and "The first bar is 0.1 times as tall" in view.value
 
 
 def test_live_frames_keep_uneven_settings_and_show_errors():
@@ -65,14 +69,14 @@ def test_live_frames_keep_uneven_settings_and_show_errors():
     def draw(r):
         if r == 4 and broken:
             raise ValueError("r=4 is <broken>")
-        return bars(r)
+        return compared(r)
 
     broken = False
-    explorer = viz.explore_frames(draw, r=[1, 2, 4], **TEXTS)
+    explorer = viz.explore_frames(draw, r=("reduction ratio r", [1, 2, 4]), **TEXTS)
     broken = True
     slider, view = explorer.widget().children
     assert [value for _, value in slider.options] == [1, 2, 4]
     slider.value = 4
     assert "ValueError: r=4 is &lt;broken&gt;" in view.value and "<img" not in view.value
     slider.value = 2
-    assert "r = 2" in view.value and "<img" in view.value
+    assert "The first bar is 2 times as tall" in view.value and "<img" in view.value

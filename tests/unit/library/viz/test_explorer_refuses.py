@@ -5,7 +5,7 @@ import torch
 
 from attn_lib import viz
 from attn_lib.viz.explore.api import MAX_FRAMES
-from tests.unit.library.viz.explored import TEXTS, bars, photo, softmax_rows
+from tests.unit.library.viz.explored import TEXTS, bars, compared, photo, softmax_rows
 
 A = softmax_rows(2, 2, 2, 2)
 P = torch.zeros(2, 2, 3, 2)
@@ -25,8 +25,19 @@ def points(p, **more):
     return viz.explore_points(photo(), p, **(TEXTS | more))
 
 
-def frames(draw=bars, **settings):
+def frames(draw=compared, **settings):
     return viz.explore_frames(draw, **TEXTS, **settings)
+
+
+def says(*sentences, alts=("One.", "Two.", "Three.")):
+    """A `draw` that says one sentence after another."""
+    texts = zip(sentences, alts, strict=False)
+
+    def draw(**setting):
+        sentence, alt = next(texts)
+        return viz.bars([1.0, 2.0], title="How tall?", alt=alt), sentence
+
+    return draw
 
 
 @pytest.mark.parametrize(
@@ -67,8 +78,23 @@ def frames(draw=bars, **settings):
         (lambda: frames(height=range(1, MAX_FRAMES + 2)), f"{MAX_FRAMES + 1} frames: .* at most {MAX_FRAMES}"),
         (
             lambda: frames(lambda height: None, height=[1, 2]),
-            r"draw\(height=1\) must return a viz.Figure, not NoneType",
+            r"draw\(height=1\) must return a viz.Figure and a sentence, not NoneType",
         ),
+        (lambda: frames(bars, height=[1, 2]), r"draw\(height=1\) must return \(figure, sentence\): what does"),
+        (lambda: frames(lambda height: ("so", bars(1)), height=[1, 2]), "must return a viz.Figure and a sentence"),
+        (lambda: frames(says(None), height=[1, 2]), r"draw\(height=1\) says None: it must say in a sentence"),
+        (lambda: frames(says("height = 1"), height=[1, 2]), "it must say in a sentence what the reader sees"),
+        (lambda: frames(says("It is as tall.", "It is as tall."), height=[1, 2]),
+         r"draw\(height=1\) and draw\(height=2\) have the same sentence, 'It is as tall.': what differs"),
+        (lambda: frames(says("It is as tall.", "It is now taller.", alts=["Two bars."] * 2), height=[1, 2]),
+         "have the same alt, 'Two bars.'"),
+        (lambda: frames(says("It is 0.30000000000000004 tall."), height=[1, 2]), "round its numbers"),
+        (lambda: frames(says("It is 1e-08 tall."), height=[1, 2]), r"round its numbers \('1e-08'\)"),
+        (lambda: frames(says("It is as tall.", alts=["A bar of 0.30000000000000004."]), height=[1, 2]), "has the alt"),
+        (lambda: frames(k=[1, 2]), r"the slider 'k' needs a name .*: k=\(\"width of the kernel k\", \[...\]\)"),
+        (lambda: frames(beta=[1, 2]), "the slider 'beta' needs a name that a reader knows"),
+        (lambda: frames(k=("k", [1, 2])), "needs a name that a reader knows, not 'k'"),
+        (lambda: frames(height=("height", [1])), r"height=\('height', \[1\]\) must be a list of at least two values"),
         (lambda: frames(None, height=[1, 2]), "draw=None must be a function"),
     ],
 )
