@@ -113,6 +113,24 @@ def no_flow(chapter):
         cell.source = cell.source.replace("viz.flow(", "viz.images(")
 
 
+@damage(parts.substance, "viz.drawing")
+def no_drawing(chapter):
+    for cell in chapter.cells:
+        cell.source = cell.source.replace("viz.drawing(", "viz.images(")
+
+
+@damage(parts.substance, '"opening"')
+def two_openings(chapter):
+    for cell in chapter.part("by-hand")[:2]:
+        cell.metadata["tags"] = [*notebooks.tags(cell), "opening"]
+
+
+@damage(parts.substance, "an open question")
+def no_open_question(chapter):
+    for cell in chapter.part("take-away"):
+        cell.source = cell.source.replace("?", ".")
+
+
 @damage(parts.substance, "explorer")
 def no_explorer(chapter):
     for cell in chapter.cells:

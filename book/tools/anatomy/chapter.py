@@ -18,9 +18,9 @@ from .. import notebooks
 
 PARTS = (
     "problem", "mechanism", "by-hand", "steps", "assembled", "limits", "inside", "cost", "pitfalls", "use",
-    "exercises", "references",
+    "take-away", "exercises", "references",
 )
-FOUNDATION_PARTS = ("problem", "ideas", "pitfalls", "exercises", "references")
+FOUNDATION_PARTS = ("problem", "ideas", "pitfalls", "take-away", "exercises", "references")
 
 # What several checks look for.
 ASSERTS = re.compile(r"\bassert\b|assert_close|\.check\(")

@@ -19,14 +19,16 @@ SIGNS = {
     "mechanism": [
         (r"(?s)\$\$.+?\$\$\s*\(eq-", "a labelled equation"),
         (r"(?m)^\|.*[Ss]hape.*\|$", "a table of symbols with a Shape column"),
-        (r"viz\.flow\(", "viz.flow, the flow drawn from the module's trace"),
     ],
+    "by-hand": [(r"viz\.drawing\(", "viz.drawing, the mechanism drawn on numbers small enough for paper")],
     "steps": [(r"(?s)\.check\(.*\.check\(", "at least two t.check(…)")],
     "assembled": [
         (r"class \w+\(.*Module\)", "the module's class"),
         (ASSERTS.pattern, "equality with the library"),
+        (r"viz\.flow\(", "viz.flow, the flow drawn from the module's trace"),
     ],
     "limits": [
+        (r"card\(.+\blimits\b", 'the card\'s limits: attn_lib.card(…, part="limits")'),
         (rf"(?s)(?:{ASSERTS.pattern}).*(?:{ASSERTS.pattern})", "at least two asserted limit cases"),
         (r"symmetries\(|\bflip|\broll\(|perm|\.mT|transpose", "a symmetry, tried out"),
     ],
@@ -38,13 +40,13 @@ SIGNS = {
         (r"measure\.(cost|saved_bytes)\(", "measure.cost or measure.saved_bytes"),
         (r"fit_exponent\(|viz\.scaling\(", "growth: viz.scaling or measure.fit_exponent"),
         (r"viz\.timing\(", "viz.timing, recorded beside measured here"),
-        (r"viz\.roofline\(", "viz.roofline"),
     ],
     "pitfalls": [(rf"{ASSERTS.pattern}|except |print\(", "a cell in which a pitfall fails")],
     "use": [
         (r"plug\.(insert|replace)\(", "plug.insert or plug.replace"),
         (r"\]\(|\{\w+[:\w]*\}`", "links to relatives"),
     ],
+    "take-away": [(r"(?m)^#{2,3} .*$(?s:.{400,})", "five to eight lines of prose"), (r"\?", "an open question")],
 }
 
 
@@ -122,8 +124,9 @@ def substance(chapter: Chapter) -> list[str]:
         for sign, what in signs
         if not re.search(sign, chapter.text(part))
     ]
-    if "by-hand" in chapter.starts and not any(cell.get("outputs") for cell in chapter.part("by-hand")):
-        found.append('part "by-hand" prints nothing')
+    openings = [cell for _, cell in chapter.code if "opening" in notebooks.tags(cell)]
+    if not chapter.is_foundation and (len(openings) != 1 or "viz.drawing(" not in openings[0].source):
+        found.append('one cell, with the viz.drawing of the mechanism, has the tag "opening"')
     if not re.search(r"viz\.explore_\w+\(", everything):
         found.append("the chapter has no explorer (viz.explore_…)")
     return found
