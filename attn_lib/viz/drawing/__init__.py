@@ -92,7 +92,10 @@ def drawing(
 
 
 def _column(unit: Any) -> list[Item]:
-    units = [unit] if isinstance(unit, str | Grid | Dots) else list(unit)
+    units = list(unit) if isinstance(unit, list | tuple) else [unit]
+    for item in units:
+        if not isinstance(item, str | Grid | Dots):
+            raise ValueError(f"a drawing holds viz.Grid, viz.Dots, or the name of a tap, not {item!r}")
     return [Grid(item) if isinstance(item, str) else item for item in units]
 
 

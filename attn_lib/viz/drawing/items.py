@@ -103,11 +103,7 @@ def picture(item: Item, trace: Any, limit: float) -> Picture:
     Raises:
         ValueError: numbers that are not there, have too many axes, are not finite, or do not fit one another.
     """
-    if isinstance(item, Dots):
-        return _dots(item)
-    if isinstance(item, Grid):
-        return _grid(item, trace, limit)
-    raise ValueError(f"a drawing holds viz.Grid, viz.Dots, or the name of a tap, not {item!r}")
+    return _dots(item) if isinstance(item, Dots) else _grid(item, trace, limit)
 
 
 def decimals(values: np.ndarray, most: int = 2) -> int:
