@@ -37,10 +37,12 @@ def windows(x: Tensor, i: int, j: int, *, interleaved: bool = False) -> Tensor:
 
 
 def unwindows(x: Tensor, i: int, j: int, H: int, W: int, *, interleaved: bool = False) -> Tensor:
-    """The feature map (B, C, H, W) of its windows (B, H/i · W/j, i·j, C): undoes `windows`."""
-    if interleaved:
-        return rearrange(x, "B (P Q) (i j) C -> B C (i P) (j Q)", P=H // i, Q=W // j, i=i, j=j)
-    return rearrange(x, "B (P Q) (i j) C -> B C (P i) (Q j)", P=H // i, Q=W // j, i=i, j=j)
+    """The feature map (B, C, H, W) of its windows (B, H/i · W/j, i·j, C): undoes `windows`.
+
+    Its channels stay last in memory, as they are in windows.
+    """
+    pattern = "B (P Q) (i j) C -> B (i P) (j Q) C" if interleaved else "B (P Q) (i j) C -> B (P i) (Q j) C"
+    return rearrange(x, pattern, P=H // i, Q=W // j, i=i, j=j).movedim(-1, 1)
 
 
 def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1,
