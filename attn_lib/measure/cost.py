@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import ops  # noqa: F401  has operators of its own
 from .call import (
     as_inputs,
     device_of,
@@ -217,6 +218,10 @@ def _attention_backward_flops(grad, q, k, v, *_, out_shape=None, **__) -> int:
     return 2 * _attention_flops(q, k, v)  # torch's formulas add what a kernel computes a second time
 
 
+def _neighbour_flops(left, *_, out_shape, **__) -> int:
+    return 2 * math.prod(left) * out_shape[2]  # its axis 2 is K or d, and that of `left` the other
+
+
 # What torch's counter lacks, or counts differently from one kernel to another.
 _FORMULAS = {
     torch.ops.aten.mv: _mv_flops,
@@ -224,6 +229,8 @@ _FORMULAS = {
     torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
     torch.ops.aten.convolution_backward: _conv_backward_flops,
 }
+for _product in ("dot", "mix", "spread"):
+    _FORMULAS[getattr(torch.ops.attn_lib, f"neighbour_{_product}")] = _neighbour_flops
 for _kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention"):
     for _pass, _formula in (("", _attention_flops), ("_backward", _attention_backward_flops)):
         if _operator := getattr(torch.ops.aten, f"_scaled_dot_product_{_kernel}{_pass}", None):

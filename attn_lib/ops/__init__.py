@@ -6,7 +6,8 @@
     relative_bias    a learned number for every offset of two pixels
     pad_to_multiple  a feature map that windows fill
     windows          a feature map as windows; `unwindows` is the way back
-    neighbourhoods   the k × k neighbours of every pixel
+    neighbourhoods   the k × k neighbours of every pixel; `neighbours_on_map` says which of them there are
+    neighbour_logits q · k of every pixel and its neighbours, `neighbour_sum` their weighted sum: no copies of them
     mean_and_max     pooling along any axes, `maximum` alone; `strip_means` along rows and along columns
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
     output_size      of a convolution; its `same_padding` and `tap_positions`
@@ -22,12 +23,13 @@ from .channels import channel_shuffle, covariance
 from .geometry import output_size, same_padding, tap_positions
 from .kernels import KernelMixture, conv2d_per_image
 from .layouts import from_tokens, to_tokens
+from .neighbours import neighbour_logits, neighbour_sum
 from .pooling import maximum, mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
 from .precision import in_float32, widened
 from .sampling import bilinear_sample, resize
 from .scales import scale_weights, weighted_sum
-from .windows import neighbourhoods, pad_to_multiple, unwindows, windows
+from .windows import neighbourhoods, neighbours_on_map, pad_to_multiple, unwindows, windows
 
 __all__ = [
     "KernelMixture",
@@ -41,7 +43,10 @@ __all__ = [
     "in_float32",
     "maximum",
     "mean_and_max",
+    "neighbour_logits",
+    "neighbour_sum",
     "neighbourhoods",
+    "neighbours_on_map",
     "output_size",
     "pad_to_multiple",
     "relative_bias",

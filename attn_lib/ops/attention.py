@@ -15,8 +15,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     """Softmax attention softmax(scale · q kᵀ + bias) v.
 
     By `F.scaled_dot_product_attention`: no attention matrix exists where torch has a fused kernel for the device
-    and the shapes; on a CPU it has none for a bias that learns. Inside a trace the matrix is made, and recorded
-    under `name`; in half precision it is made in float32, as the kernels do within.
+    and the shapes; on a CPU it has none for a bias that learns, and in windows of no more pixels than v has
+    channels products are faster, and keep no more. Inside a trace the matrix is made, and recorded under
+    `name`; in half precision it is made in float32, as the kernels do within.
 
     Args:
         q: queries (…, N, d).
@@ -36,9 +37,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     if recording():  # under checkpointing: the matrix is shown, but y does not come from it
         with torch.no_grad():
             tap(name, _weights(in_float32(torch.matmul, q, k_T) * scale, bias), dims)
-    if q.device.type == "cpu" and bias is not None and bias.requires_grad and torch.is_grad_enabled():
-        return _weights(in_float32(torch.matmul, q * scale, k_T), bias).to(v.dtype) @ v  # torch's fallback is slower
+    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    if q.device.type in ("cpu", "meta") and (learned or _narrow(q, k, v)):  # torch's kernels are slower
+        q = q if scale == 1 else q * scale
+        return _weights(in_float32(torch.matmul, q, k_T), bias).to(v.dtype) @ v
     return _fused(q, k, v, scale, bias)
+
+
+def _narrow(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the matrix is no larger than y, which fused kernels keep in its place, and products are not slower.
+
+    Not for the compiler, to which sizes may be unknown, and not in half precision, where q and k would be copied.
+    """
+    N, D, E = q.shape[-2], q.shape[-1], v.shape[-1]
+    return (not torch.compiler.is_compiling() and q.dtype in (torch.float32, torch.float64)
+            and k.shape[-2] <= E and 1 < N and (N <= E or D < E))
 
 
 def _weights(logits: Tensor, bias: Tensor | None) -> Tensor:

@@ -37,10 +37,12 @@ def windows(x: Tensor, i: int, j: int, *, interleaved: bool = False) -> Tensor:
 
 
 def unwindows(x: Tensor, i: int, j: int, H: int, W: int, *, interleaved: bool = False) -> Tensor:
-    """The feature map (B, C, H, W) of its windows (B, H/i · W/j, i·j, C): undoes `windows`."""
-    if interleaved:
-        return rearrange(x, "B (P Q) (i j) C -> B C (i P) (j Q)", P=H // i, Q=W // j, i=i, j=j)
-    return rearrange(x, "B (P Q) (i j) C -> B C (P i) (Q j)", P=H // i, Q=W // j, i=i, j=j)
+    """The feature map (B, C, H, W) of its windows (B, H/i · W/j, i·j, C): undoes `windows`.
+
+    Its channels stay last in memory, as they are in windows.
+    """
+    pattern = "B (P Q) (i j) C -> B (i P) (j Q) C" if interleaved else "B (P Q) (i j) C -> B (P i) (Q j) C"
+    return rearrange(x, pattern, P=H // i, Q=W // j, i=i, j=j).movedim(-1, 1)
 
 
 def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1,
@@ -60,10 +62,15 @@ def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1,
         (B, C, K, Ho, Wo), neighbours row by row, and which of them lie on the map, (K, Ho, Wo) in bool, Ho = ⌈H/stride⌉
         and Wo = ⌈W/stride⌉.
     """
-    B, C, H, W = x.shape
+    on_map = neighbours_on_map(*x.shape[2:], kernel_size, dilation, stride, device=x.device)
     padding = tuple(dilation * (k // 2) for k in kernel_size)
-    on_map = F.pad(torch.ones(H, W, dtype=torch.bool, device=x.device), (padding[1],) * 2 + (padding[0],) * 2)
-    rows, cols = (torch.arange(k, device=x.device)[:, None] * dilation + torch.arange(0, n, stride, device=x.device)
-                  for k, n in zip(kernel_size, (H, W), strict=True))
-    on_map = on_map[rows[:, None, :, None], cols[None, :, None, :]].flatten(0, 1)
-    return F.unfold(x, kernel_size, dilation, padding, stride).view(B, C, *on_map.shape), on_map
+    return F.unfold(x, kernel_size, dilation, padding, stride).view(*x.shape[:2], *on_map.shape), on_map
+
+
+def neighbours_on_map(H: int, W: int, kernel_size: tuple[int, int], dilation: int = 1, stride: int = 1, *,
+                      device: torch.device | None = None) -> Tensor:
+    """Which neighbours lie on a map of H × W pixels, (K, Ho, Wo) in bool; arguments as for `neighbourhoods`."""
+    places = (torch.arange(-(k // 2), k // 2 + 1, device=device)[:, None] * dilation
+              + torch.arange(0, n, stride, device=device) for k, n in zip(kernel_size, (H, W), strict=True))
+    rows, cols = ((place >= 0) & (place < n) for place, n in zip(places, (H, W), strict=True))
+    return (rows[:, None, :, None] & cols[None, :, None, :]).flatten(0, 1)

@@ -1,13 +1,12 @@
 """ACmix: attention to a neighbourhood and a convolution of it, made of the same three projections."""
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_divisible, check_feature_map, check_int, check_odd
-from ..ops import attend, neighbourhoods
+from ..ops import neighbour_logits, neighbour_sum, neighbours_on_map
 from ..tap import tap
 
 PADDING = ("masked", "reflect")
@@ -155,18 +154,19 @@ class ACmix(nn.Module):
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         p = tap("p", self.Wp(_coordinates(q)), "1 d H W")
-        q, p_q = (t[..., ::self.stride, ::self.stride] for t in (q, p))
-        Ho, Wo = q.shape[2:]
-        (near_k, on_map), (near_v, _), (near_p, _) = (self.around(t) for t in (k, v, p))
-        near_k = rearrange(near_k, "B (h d) K H W -> B h (H W) K d", h=self.heads)
-        near_v = rearrange(near_v, "B (h d) K H W -> B h (H W) K d", h=self.heads)
-        offsets = rearrange(p_q[:, :, None] - near_p, "1 d K H W -> (H W) K d")
-        bias = None
-        if on_map is not None:
-            bias = rearrange(q.new_zeros(on_map.shape).masked_fill(~on_map, -torch.inf), "K H W -> (H W) 1 K")
-        q = rearrange(q, "B (h d) H W -> B h (H W) 1 d", h=self.heads)
-        y = attend(q, near_k + offsets, near_v, bias=bias, name="A", dims="B h N 1 K")  # N = Ho·Wo
-        return rearrange(y, "B h (H W) 1 d -> B (h d) H W", H=Ho, W=Wo)
+        q, k, v = (t.unflatten(1, (self.heads, -1)) for t in (q[..., ::self.stride, ::self.stride], k, v))
+        around = dict(kernel_size=(self.kernel_size, self.kernel_size), dilation=self.dilation, stride=self.stride)
+        k, bias = k - p[:, None], 0  # without p_i: q_i · p_i is the same for all j, which a softmax does not notice
+        if self.padding == "masked":
+            off = ~neighbours_on_map(*k.shape[3:], **around, device=k.device)
+            bias = q.new_zeros(off.shape).masked_fill(off, -torch.inf)
+        else:
+            reach = self.dilation * (self.kernel_size // 2)
+            k, v = (_mirrored(_mirrored(t, reach, 3), reach, 4) for t in (k, v))
+            around["padding"] = (0, 0)
+        A = (neighbour_logits(q * q.shape[2] ** -0.5, k, **around) + bias).softmax(2)
+        A = tap("A", rearrange(A, "B h K H W -> B h (H W) 1 K"), "B h N 1 K")  # N = Ho·Wo
+        return neighbour_sum(rearrange(A, "B h (H W) 1 K -> B h K H W", H=q.shape[3]), v, **around).flatten(1, 2)
 
     def convolution(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         H, W = q.shape[2:]
@@ -174,16 +174,6 @@ class ACmix(nn.Module):
         maps = rearrange(self.Wf(shared), "B K d (H W) -> B (d K) H W", H=H, W=W)
         y = self.Ws(maps)
         return rearrange(y, "B (d h) H W -> B (h d) H W", h=self.heads) if self.conv_order == "heads" else y
-
-    def around(self, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The keys around every pixel that is kept (B, O, K, Ho, Wo), and which of them are on the map, if not all."""
-        k = (self.kernel_size, self.kernel_size)
-        if self.padding == "masked":
-            return neighbourhoods(t, k, self.dilation, self.stride)
-        reach = self.dilation * (self.kernel_size // 2)
-        kept = [-(-n // self.stride) for n in t.shape[2:]]
-        near = F.unfold(_mirrored(_mirrored(t, reach, 2), reach, 3), k, self.dilation, 0, self.stride)
-        return near.view(*t.shape[:2], -1, *kept), None
 
     def extra_repr(self) -> str:
         names = ("channels", "out_channels", "heads", "kernel_size", "kernel_conv", "stride", "dilation", "padding")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_divisible, check_feature_map, check_int
-from ..ops import attend, pad_to_multiple, relative_bias, unwindows, windows
+from ..ops import attend, pad_to_multiple, relative_bias
 from ..tap import tap
 
 DISTANCES = ("short", "long")
@@ -269,13 +269,11 @@ class CrossScaleEmbedding(nn.Module):
 
 def _cut(x: Tensor, size: tuple[int, int], block: tuple[int, int]) -> Tensor:
     """A map (B, C, H, W) as groups (B, R, n, C), which span blocks; the groups of a block are interleaved."""
-    B = len(x)
-    x = rearrange(x, "B C (P i) (Q j) -> (B P Q) C i j", i=block[0], j=block[1])
-    return windows(x, *size, interleaved=True).unflatten(0, (B, -1)).flatten(1, 2)
+    return rearrange(x, "B C (P i a) (Q j b) -> B (P Q a b) (i j) C", i=size[0], j=size[1],
+                     a=block[0] // size[0], b=block[1] // size[1])
 
 
 def _join(y: Tensor, size: tuple[int, int], block: tuple[int, int], H: int, W: int) -> Tensor:
-    """The map (B, C, H, W) of its groups: undoes `_cut`."""
-    P, Q = H // block[0], W // block[1]
-    y = unwindows(y.unflatten(1, (P * Q, -1)).flatten(0, 1), *size, *block, interleaved=True)
-    return rearrange(y, "(B P Q) C i j -> B C (P i) (Q j)", P=P, Q=Q)
+    """The map (B, C, H, W) of its groups: undoes `_cut`. Its channels stay last in memory."""
+    return rearrange(y, "B (P Q a b) (i j) C -> B (P i a) (Q j b) C", P=H // block[0], Q=W // block[1], i=size[0],
+                     j=size[1], a=block[0] // size[0], b=block[1] // size[1]).movedim(-1, 1)

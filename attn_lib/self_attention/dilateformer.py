@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_divisible, check_feature_map, check_int, check_odd
-from ..ops import attend, neighbourhoods
-from ..tap import tap
+from ..ops import neighbour_logits, neighbour_sum, neighbourhoods, neighbours_on_map
+from ..tap import recording, tap
 
 PADDING = ("zeros", "masked")
 
@@ -109,28 +109,34 @@ class DilateAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         q, k, v = (tap(name, t, "B C H W") for name, t in zip("qkv", self.Wqkv(x).chunk(3, 1), strict=True))
-        K_r, on_map = self.around(k)
-        V_r, _ = self.around(v)
-        q = rearrange(q, "B (h d) H W -> B h (H W) 1 d", h=self.heads)
-        K_r, V_r = (tap(name, rearrange(t, "B (h d) K H W -> B h (H W) K d", h=self.heads), "B h N K d")
-                    for name, t in (("K_r", K_r), ("V_r", V_r)))
-        y = attend(q, K_r, V_r, bias=self.bias(on_map, q), name="A", dims="B h N 1 K")     # eq. 2
-        y = rearrange(y, "B h (H W) 1 d -> B (h d) H W", H=x.shape[2])
-        return tap("y", self.Wo(y), "B C H W")
+        if recording():
+            for name, t in (("K_r", k), ("V_r", v)):
+                tap(name, self.around(t), "B h N K d")                                     # eq. 3
+        K = (self.kernel_size, self.kernel_size)
+        groups = [t.unflatten(1, (self.heads, -1)).chunk(len(self.dilations), 1)
+                  for t in (q * (self.channels // self.heads)**-0.5, k, v)]
+        logits = torch.cat([neighbour_logits(q, k, K, r)
+                            for q, k, r in zip(*groups[:2], self.dilations, strict=True)], 1)
+        if self.padding == "masked":
+            logits = logits + self.bias(logits)
+        A = tap("A", rearrange(logits.softmax(2), "B h K H W -> B h (H W) 1 K"), "B h N 1 K")
+        A = rearrange(A, "B h (H W) 1 K -> B h K H W", H=x.shape[2]).chunk(len(self.dilations), 1)
+        y = torch.cat([neighbour_sum(a, v, K, r)                                           # eq. 2
+                       for a, v, r in zip(A, groups[2], self.dilations, strict=True)], 1)
+        return tap("y", self.Wo(y.flatten(1, 2)), "B C H W")
 
-    def around(self, t: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The places (B, C, K, H, W) around every pixel, and which lie on the map, (K, H, W) a dilation: eq. 3."""
-        groups = t.chunk(len(self.dilations), 1)
-        near, on_map = zip(*(neighbourhoods(group, (self.kernel_size, self.kernel_size), r)
-                             for group, r in zip(groups, self.dilations, strict=True)), strict=True)
-        return torch.cat(near, 1), list(on_map)
+    def around(self, t: Tensor) -> Tensor:
+        """The keys or values around every pixel, of each head at its distance (B, h, N, K, d): eq. 3."""
+        near = torch.cat([neighbourhoods(group, (self.kernel_size, self.kernel_size), r)[0]
+                          for group, r in zip(t.chunk(len(self.dilations), 1), self.dilations, strict=True)], 1)
+        return rearrange(near, "B (h d) K H W -> B h (H W) K d", h=self.heads)
 
-    def bias(self, on_map: list[Tensor], q: Tensor) -> Tensor | None:
-        """−∞ for keys outside the map (h, N, 1, K), or nothing."""
-        if self.padding == "zeros":
-            return None
-        off = ~torch.stack(on_map).repeat_interleave(self.heads // len(self.dilations), 0)
-        return rearrange(q.new_zeros(off.shape).masked_fill(off, -torch.inf), "h K H W -> h (H W) 1 K")
+    def bias(self, logits: Tensor) -> Tensor:
+        """−∞ for keys outside the map (h, K, H, W)."""
+        K = (self.kernel_size, self.kernel_size)
+        off = ~torch.stack([neighbours_on_map(*logits.shape[3:], K, r, device=logits.device) for r in self.dilations])
+        off = off.repeat_interleave(self.heads // len(self.dilations), 0)
+        return logits.new_zeros(off.shape).masked_fill(off, -torch.inf)
 
     def extra_repr(self) -> str:
         names = ("channels", "heads", "kernel_size", "dilations", "padding")

@@ -146,12 +146,7 @@ class InvertedResidualMobileBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         x_hat = tap("x_hat", self.normalise(x), "B C H W")
-        if not self.attention:
-            X_a = self.expand(x_hat)
-        elif self.attend_first:
-            X_a = self.expand(self.mix(x_hat, lambda x_hat: x_hat))
-        else:
-            X_a = self.mix(x_hat, self.expand)
+        X_a = self.mix(x_hat) if self.attention else self.expand(x_hat)
         X_a = tap("X_a", X_a, "B Ce H W")
         X_f = F.silu(self.norm_d(self.D(X_a)))
         X_f = tap("X_f", X_a + X_f if self.skip else X_f, "B Ce Ho Wo")
@@ -160,21 +155,21 @@ class InvertedResidualMobileBlock(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         if isinstance(self.norm, nn.LayerNorm):
-            return self.norm(x.movedim(1, -1)).movedim(-1, 1).contiguous()  # for the 1×1 convolutions behind it
+            return self.norm(x.movedim(1, -1)).movedim(-1, 1)
         return self.norm(x)
 
     def expand(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](self.Wv(x))
 
-    def mix(self, x_hat: Tensor, values: Callable[[Tensor], Tensor]) -> Tensor:
-        """Attention within interleaved windows to values(x̂)."""
+    def mix(self, x_hat: Tensor) -> Tensor:
+        """X_a by attention within interleaved windows, channels last in memory, as tokens have them."""
         H, W = x_hat.shape[2:]
         w = (H, W) if self.window is None else (self.window, self.window)
         x_hat, real = pad_to_multiple(x_hat, *w)
-        q, k = (windows(t, *w, interleaved=True) for t in self.Wqk(x_hat).chunk(2, 1))
+        tokens = windows(x_hat, *w, interleaved=True)
+        q, k = _of_tokens(self.Wqk, tokens).chunk(2, -1)
         q, k = tap("q", q, "B R n C"), tap("k", k, "B R n C")
-        V = windows(values(x_hat), *w, interleaved=True)
-        V = tap("V", V, "B R n C" if self.attend_first else "B R n Ce")
+        V = tap("V", tokens, "B R n C") if self.attend_first else tap("V", _of_tokens(self.expand, tokens), "B R n Ce")
         bias = None
         if self.padding == "masked" and x_hat.shape[2:] != (H, W):
             real = windows(real[None, None], *w, interleaved=True)[0, :, None, None, :, 0]  # R 1 1 n
@@ -183,8 +178,14 @@ class InvertedResidualMobileBlock(nn.Module):
         q, k, V = (rearrange(t, "B R n (h d) -> (B R) h n d", h=self.heads) for t in (q, k, V))
         y = attend(q, k, V, bias=bias, name="A", dims="B*R h n n")
         y = rearrange(y, "(B R) h n d -> B R n (h d)", R=R)
+        y = _of_tokens(self.expand, y) if self.attend_first else y
         return unwindows(y, *w, *x_hat.shape[2:], interleaved=True)[..., :H, :W]
 
     def extra_repr(self) -> str:
         names = ("channels", "out_channels", "heads", "window", "stride", "attention", "attend_first", "padding")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+def _of_tokens(W: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A 1×1 convolution of tokens (B, R, n, C), which are a map whose channels come last in memory."""
+    return W(x.movedim(-1, 1)).movedim(1, -1)

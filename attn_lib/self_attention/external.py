@@ -114,6 +114,9 @@ class ExternalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_tensor(x, self.layout, {"C": self.channels})
+        if self.heads is None and self.layout == "B C H W":
+            x_F = from_tokens(tap("F", to_tokens(x), "B N C"), x)
+            return tap("y", look_up_map(x_F, self.Mk, self.Mv.T, self.epsilon), self.layout)
         tokens = to_tokens(x)
         if self.heads is None:
             y = look_up(tap("F", tokens, "B N C"), self.Mk, self.Mv, self.epsilon)
@@ -161,21 +164,31 @@ class ExternalAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
-        tokens = tap("F", to_tokens(self.W1(x)), "B N C")
-        A_Mv = from_tokens(look_up(tokens, self.Mk, self.Mv, self.epsilon), x)
-        return tap("y", F.relu(x + self.norm(self.W2(A_Mv))), "B C H W")
+        x_F = from_tokens(tap("F", to_tokens(self.W1(x)), "B N C"), x)
+        W2_Mv = self.W2.weight.flatten(1) @ self.Mv.T  # S × C numbers, for one product of the map less
+        return tap("y", F.relu(x + self.norm(look_up_map(x_F, self.Mk, W2_Mv, self.epsilon))), "B C H W")
 
 
 def look_up(tokens: Tensor, Mk: Tensor, Mv: Tensor, epsilon: float) -> Tensor:
     """A M_v (…, N, d) of tokens (…, N, d) and memories (S, d); A is made in float32 at least."""
-    logits = in_float32(lambda t, M: t @ M.T, tokens, Mk)
-    log_e = logits.log_softmax(-2)                               # over the tokens
-    if epsilon:
-        total = log_e.logsumexp(-1, keepdim=True)                # over the slots
-        A = (log_e - total.logaddexp(torch.full_like(total, math.log(epsilon)))).exp()
-    else:
-        A = log_e.softmax(-1)
+    A = _normalised(in_float32(lambda t, M: t @ M.T, tokens, Mk), -2, -1, epsilon)
     return tap("A", A, "B N Nk" if A.ndim == 3 else "B h N Nk").to(Mv.dtype) @ Mv
+
+
+def look_up_map(x: Tensor, Mk: Tensor, W: Tensor, epsilon: float) -> Tensor:
+    """W Aᵀ (B, O, H, W) of a map x (B, C, H, W), a memory (S, C) and W (O, S): nothing is turned into tokens."""
+    logits = in_float32(lambda t, M: M.expand(len(t), -1, -1).bmm(t), x.flatten(2), Mk)  # B S N
+    A = tap("A", _normalised(logits, -1, -2, epsilon).mT, "B N Nk")
+    return W.expand(len(x), -1, -1).bmm(A.mT.to(W.dtype)).unflatten(2, x.shape[2:])
+
+
+def _normalised(logits: Tensor, tokens: int, slots: int, epsilon: float) -> Tensor:
+    """A of logits with the tokens and the slots on the axes of these numbers."""
+    log_e = logits.log_softmax(tokens)
+    if not epsilon:
+        return log_e.softmax(slots)
+    total = log_e.logsumexp(slots, keepdim=True)
+    return (log_e - total.logaddexp(torch.full_like(total, math.log(epsilon)))).exp()
 
 
 def _memory(slots: int, width: int) -> nn.Parameter:

@@ -126,43 +126,47 @@ class SuperTokenAttention(nn.Module):
             return tap("y", self.attention(x), "B C H W")
         H, W = x.shape[2:]
         padded, real = pad_to_multiple(x, *self.token_size)
-        real = windows(real[None, None].to(x), *self.token_size)[..., 0]  # 1 R n, of ones and zeros
-        if self.padding == "zeros":
-            real = torch.ones_like(real)
         X = tap("X", windows(padded, *self.token_size), "B R n C")
+        if self.padding == "zeros" or padded.shape == x.shape:
+            real = None  # all are
+        else:
+            real = windows(real[None, None].to(x), *self.token_size).mT  # 1 R 1 n, of ones and zeros
         S, a = self.sample(X, real, padded.shape[2] // self.token_size[0])
         S = tap("S", S.to(x.dtype), "B C P Q")
         near = _around(tap("S'", self.attention(S), "B C P Q"))[0]
-        y = unwindows(a.to(near.dtype) @ near.mT, *self.token_size, *padded.shape[2:])
+        y = unwindows(a.to(near.dtype) @ near, *self.token_size, *padded.shape[2:])
         return tap("y", y[..., :H, :W], "B C H W")
 
-    def sample(self, X: Tensor, real: Tensor, P: int) -> tuple[Tensor, Tensor]:
+    def sample(self, X: Tensor, real: Tensor | None, P: int) -> tuple[Tensor, Tensor]:
         """S (B, C, P, Q) and a (B, R, n, K) for X (B, R, n, C), in float32 at least."""
         dtype = torch.promote_types(X.dtype, torch.float32)
-        real = real.to(dtype)
-        means = in_float32(torch.matmul, (real / real.sum(2, keepdim=True))[:, :, None], X)  # B R 1 C
+        if real is None:
+            means = X.mean(2, keepdim=True, dtype=dtype)  # B R 1 C
+        else:
+            real = real.to(dtype)
+            means = in_float32(torch.matmul, real / real.sum(3, keepdim=True), X)
         S = rearrange(means, "B (P Q) 1 C -> B C P Q", P=P)
         for _ in range(self.iterations):
-            a = self.associate(X, S)
-            S = in_float32(self.gather, a * real[..., None], X, S)
-        return S, tap("a", a, "B R n K")
+            a_T = self.associate(X, S)  # B R K n: the few rows first, which is faster
+            S = in_float32(self.gather, a_T if real is None else a_T * real, X, S)
+        return S, tap("a", a_T.mT, "B R n K")
 
     def associate(self, X: Tensor, S: Tensor) -> Tensor:
-        """a = softmax(X Sᵀ / √C) over the K = 9 super tokens around every cell."""
+        """aᵀ with a = softmax(X Sᵀ / √C) over the K = 9 super tokens around every cell."""
         if not self.association_gradient:
             X, S = X.detach(), S.detach()
         near, on_grid = _around(S)
-        logits = in_float32(torch.matmul, X, near) * self.channels**-0.5
+        logits = in_float32(torch.matmul, near * self.channels**-0.5, X.mT)
         if self.padding == "masked":
-            logits = logits.masked_fill(~on_grid[:, None], -torch.inf)
-        return logits.softmax(-1)
+            logits = logits.masked_fill(~on_grid[..., None], -torch.inf)
+        return logits.softmax(2)
 
-    def gather(self, a: Tensor, X: Tensor, S: Tensor) -> Tensor:
+    def gather(self, a_T: Tensor, X: Tensor, S: Tensor) -> Tensor:
         """S_j = Σ_i a_ij X_i / Σ_i a_ij; what would belong to a super token outside the grid is lost."""
-        def fold(t: Tensor) -> Tensor:  # B R C K: the sums over the cells around every super token
-            sums = F.fold(rearrange(t, "B R C K -> B (C K) R"), S.shape[2:], 3, padding=1)
+        def fold(t: Tensor) -> Tensor:  # B R K C: the sums over the cells around every super token
+            sums = F.fold(rearrange(t, "B R K C -> B (C K) R"), S.shape[2:], 3, padding=1)
             return sums.clone()  # on a CPU torch leaves it in a storage as large as t
-        return fold(X.mT @ a) / (fold(a.sum(2)[:, :, None]) + self.epsilon)
+        return fold(a_T @ X) / (fold(a_T.sum(3, keepdim=True)) + self.epsilon)
 
     def attention(self, S: Tensor) -> Tensor:
         """MHSA(S)"""
@@ -176,6 +180,6 @@ class SuperTokenAttention(nn.Module):
 
 
 def _around(S: Tensor) -> tuple[Tensor, Tensor]:
-    """The 3 × 3 super tokens around every cell (B, R, C, K), and which of them are on the grid (R, K)."""
+    """The 3 × 3 super tokens around every cell (B, R, K, C), and which of them are on the grid (R, K)."""
     near, on_grid = neighbourhoods(S, (3, 3))
-    return rearrange(near, "B C K P Q -> B (P Q) C K"), rearrange(on_grid, "K P Q -> (P Q) K")
+    return rearrange(near, "B C K P Q -> B (P Q) K C"), rearrange(on_grid, "K P Q -> (P Q) K")

@@ -77,6 +77,42 @@ def test_attend_keeps_no_matrix_whatever_the_number_of_axes():
         assert long / short == pytest.approx(4, rel=0.01), lead
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("N", "Nk", "d", "dv"), [(5, 7, 4, 9), (9, 9, 3, 9), (7, 5, 8, 8), (30, 4, 2, 6)])
+def test_attend_in_small_windows_is_the_same(N, Nk, d, dv, masked, monkeypatch):
+    """On a CPU by products; what they give and their gradients are those of the fused kernel, and they keep no more."""
+    fused = torch.nn.functional.scaled_dot_product_attention
+    tensors = [torch.randn(2, 3, n, w, dtype=torch.float64, requires_grad=True) for n, w in ((N, d), (Nk, d), (Nk, dv))]
+    bias = torch.zeros(2, 1, 1, Nk).double()
+    bias[0, ..., 1] = -torch.inf
+    bias = bias if masked else None
+    expected = fused(*tensors, attn_mask=bias)
+    floats = [t.detach().float() for t in tensors]
+    padded = [torch.nn.functional.pad(t, (0, dv - t.shape[-1])) for t in floats]
+    most = measure.saved_bytes(lambda *t: fused(*(2 * u for u in t)), padded)  # q, k and v as well
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    y = ops.attend(*tensors, bias=bias)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(t.square().sum(), tensors) for t in (y, expected)))
+    bias = None if bias is None else bias.float()
+    assert measure.saved_bytes(lambda *t: ops.attend(*(2 * u for u in t), bias=bias), floats) <= most
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_attend_in_small_windows_in_half_precision(dtype):
+    q, k, v = (torch.randn(2, 3, 5, d).to(dtype) for d in (4, 4, 8))
+    y = ops.attend(q, k, v)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), ops.attend(q.float(), k.float(), v.float()), rtol=2e-2, atol=2e-2)
+
+
+def test_attend_in_small_windows_compiles():
+    q, k, v = (torch.randn(2, 3, 5, d) for d in (4, 4, 8))
+    torch.compiler.reset()
+    compiled = torch.compile(ops.attend, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), ops.attend(q, k, v))
+
+
 @pytest.mark.parametrize("lead", [(2,), (2, 3)], ids=str)
 def test_self_attention_is_torchs(lead):
     ours, theirs = ops.SelfAttention(6, 2).double(), torch.nn.MultiheadAttention(6, 2, batch_first=True).double()
@@ -180,6 +216,85 @@ def test_neighbourhoods_with_a_stride_are_some_of_all(size):
     near, on_map = ops.neighbourhoods(x, (3, 5), 2)
     some, there = ops.neighbourhoods(x, (3, 5), 2, stride=2)
     assert torch.equal(some, near[..., ::2, ::2]) and torch.equal(there, on_map[:, ::2, ::2])
+
+
+GEOMETRIES = [((3, 3), 1, 1), ((1, 5), 2, 1), ((5, 3), 3, 2), ((3, 3), 1, 3)]
+
+
+def neighbours_side_by_side(q, k, v, geometry, padding=None):
+    """Logits and weighted sum by way of all keys and values beside their query."""
+    if padding is None:
+        near_k, near_v = (ops.neighbourhoods(t.flatten(1, 2), *geometry)[0].unflatten(1, t.shape[1:3]) for t in (k, v))
+    else:
+        near_k, near_v = (torch.nn.functional.unfold(t.flatten(1, 2), geometry[0], geometry[1], padding, geometry[2])
+                          .view(*t.shape[:3], -1, *q.shape[3:]) for t in (k, v))
+    logits = (q[:, :, :, None] * near_k).sum(2)
+    return logits, (logits.softmax(2)[:, :, None] * near_v).sum(3)
+
+
+def neighbours(q, k, v, geometry, padding=None):
+    logits = ops.neighbour_logits(q, k, *geometry, padding=padding)
+    return logits, ops.neighbour_sum(logits.softmax(2), v, *geometry, padding=padding)
+
+
+def drawn_neighbours(size, geometry, dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    out = [-(-n // geometry[2]) for n in size]
+    return [torch.randn(2, 3, d, *shape, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+            for d, shape in ((4, out), (4, size), (2, size))]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("size", [(5, 7), (8, 6), (1, 4), (1, 1)], ids=str)
+def test_products_with_neighbours_and_their_gradients(size, geometry):
+    tensors = drawn_neighbours(size, geometry)
+    results = [f(*tensors, geometry) for f in (neighbours, neighbours_side_by_side)]
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+    grads = [torch.autograd.grad([t.square().sum() for t in result], tensors) for result in results]
+    torch.testing.assert_close(*grads, rtol=0, atol=1e-11)
+
+
+def test_products_with_neighbours_have_all_derivatives():
+    tensors = drawn_neighbours((3, 4), ((3, 3), 1, 2))
+    assert torch.autograd.gradcheck(lambda *t: neighbours(*t, ((3, 3), 1, 2)), tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda *t: neighbours(*t, ((3, 3), 1, 2)), tensors, fast_mode=True)
+
+
+def test_products_with_neighbours_of_a_map_that_has_its_border():
+    geometry = ((3, 5), 2, 1)
+    q, k, v = (torch.randn(2, 3, d, *size) for d, size in ((4, (5, 2)), (4, (9, 10)), (2, (9, 10))))
+    for mine, expected in zip(*(f(q, k, v, geometry, (0, 0)) for f in (neighbours, neighbours_side_by_side)),
+                              strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_products_with_neighbours_in_half_precision(dtype):
+    """The logits in float32: 4 · 300 · 300 exceeds what float16 holds."""
+    tensors = [(300 * t.detach()).to(dtype) for t in drawn_neighbours((5, 7), GEOMETRIES[0])]
+    logits, y = neighbours(*tensors, GEOMETRIES[0])
+    expected = neighbours_side_by_side(*(t.double() for t in tensors), GEOMETRIES[0])
+    assert logits.dtype == torch.float32 and y.dtype == dtype
+    torch.testing.assert_close(logits.double(), expected[0], rtol=1e-5, atol=1)
+    torch.testing.assert_close(y.double(), expected[1], rtol=1e-2, atol=1)
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(neighbours(*tensors, GEOMETRIES[0])[0], logits)
+
+
+def test_products_with_neighbours_keep_no_neighbours():
+    """Only A, of K entries a pixel: q, k and v are there anyway."""
+    tensors = [t.detach() for t in drawn_neighbours((16, 16), GEOMETRIES[0], torch.float32)]
+    for kernel_size in ((3, 3), (5, 5)):
+        kept = measure.saved_bytes(lambda *t: neighbours(*t, (kernel_size, 4, 1))[1], tensors)  # noqa: B023
+        assert kept == 4 * 2 * 3 * math.prod(kernel_size) * 256
+        assert measure.flops(lambda *t: neighbours(*t, (kernel_size, 4, 1))[1], tensors) == kept // 4 * 2 * (4 + 2)  # noqa: B023
+
+
+def test_products_with_neighbours_compile():
+    tensors = drawn_neighbours((5, 7), GEOMETRIES[0])
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *t: neighbours(*t, GEOMETRIES[0]), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), neighbours(*tensors, GEOMETRIES[0]))
 
 
 # ---- pooling along axes ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import attn_lib
-from attn_lib import measure
+from attn_lib import measure, ops
 from attn_lib.self_attention import ACmix
 from attn_lib.self_attention.acmix import _mirrored
 from tests.unit.draw import D, randn, randomised
@@ -243,12 +243,12 @@ def test_trap_mirrored_positions_are_not_those_of_the_keys():
     m = make(channels=6, kernel_size=3)
     p = m.Wp(torch.stack((torch.linspace(-1, 1, 5, dtype=D).expand(4, 5),
                           torch.linspace(-1, 1, 4, dtype=D).expand(5, 4).T))[None])
-    near, on_map = m.around(p)
+    near, on_map = ops.neighbourhoods(p, (3, 3))
     delta = (p[:, :, None] - near)[0]  # d K H W
     for k in range(9):
         there = delta[:, k, on_map[k]]
         torch.testing.assert_close(there, there[:, :1].expand_as(there))
-    mirrored = make(channels=6, kernel_size=3, padding="reflect").around(p)[0]
+    mirrored = F.unfold(_mirrored(_mirrored(p, 1, 2), 1, 3), 3).view_as(near)
     delta = (p[:, :, None] - mirrored)[0]
     torch.testing.assert_close(delta[:, 1, 0], delta[:, 7, 0])  # above the first row lies what is below it
 
