@@ -1,7 +1,6 @@
 """What this book adds to Sphinx: everything that ties a chapter, its class and its stored outputs together.
 
 - an image output gets the alternative text that `attn_lib.viz` stored with it;
-- collapsed cells say what is inside ("Show the solution");
 - a registered class says in which chapter it is explained; a card links to the class and says what time is recorded;
 - `% module-reference <family>` becomes the reference of a family's classes, `% task-reference` that of every task;
 - `{bibliography}` in a chapter lists the papers cited there;
@@ -23,7 +22,6 @@ from myst_nb.core.render import NbElementRenderer
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinxcontrib.bibtex.directives import BibliographyDirective
@@ -34,8 +32,6 @@ from attn_lib.viz.card import TIME, recorded_time
 from attn_lib.viz.style import FAMILY_COLOURS
 
 logger = logging.getLogger(__name__)
-
-PROMPTS = {"solution": ("Show the solution", "Hide the solution"), "setup": ("Set-up", "Set-up")}
 
 
 def entries(env: BuildEnvironment) -> list[Entry]:
@@ -60,22 +56,6 @@ def carry_alternative_text() -> None:
         return rendered
 
     NbElementRenderer.render_image = render_image_with_alt
-
-
-# --- collapsed cells --------------------------------------------------------------------------------------------------
-
-
-class NameCollapsedCells(SphinxPostTransform):
-    """Say on the summary what a collapsed cell holds; runs before MyST-NB makes the summary (199)."""
-
-    default_priority = 190
-    formats = ("html",)
-
-    def run(self, **kwargs) -> None:
-        for cell in self.document.findall(nodes.container):
-            for tag, (show, hide) in PROMPTS.items():
-                if f"tag_{tag}" in cell["classes"]:
-                    cell["prompt_show"], cell["prompt_hide"] = show, hide
 
 
 # --- docstrings -------------------------------------------------------------------------------------------------------
@@ -336,25 +316,14 @@ def without_thebe(app: Sphinx, config: object) -> None:
     app.registry.css_files[:] = [file for file in app.registry.css_files if file[0] != "sphinx-thebe.css"]
 
 
-def without_font_preload(app: Sphinx, exception: Exception | None) -> None:
-    """The theme preloads its icon fonts in a mode that a browser refuses for pages opened from a folder."""
-    for page in Path(app.outdir).rglob("*.html") if exception is None else ():
-        text = page.read_text(encoding="utf-8")
-        lighter = re.sub(r'<link rel="preload" as="font"[^>]*>\n?', "", text)
-        if lighter != text:
-            page.write_text(lighter, encoding="utf-8")
-
-
 def setup(app: Sphinx) -> dict[str, object]:
     carry_alternative_text()
-    app.add_post_transform(NameCollapsedCells)
     app.setup_extension("sphinxcontrib.bibtex")
     app.add_directive("bibliography", Bibliography, override=True)
     app.add_directive("chapter-list", ChapterList)
     app.add_directive("chapter-output", ChapterOutput)
     app.connect("source-read", write_reference)
     app.connect("config-inited", without_thebe)
-    app.connect("build-finished", without_font_preload)
     app.connect("autodoc-process-docstring", keep_blocks, priority=600)  # after napoleon
     app.connect("autodoc-process-docstring", link_class_to_chapter, priority=700)
     app.connect("doctree-resolved", complete_card)
