@@ -28,7 +28,8 @@ def say_where_cited(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     if docname != PAGE:
         return
     used = uses(app)
-    keys = {citation.citation_id: citation.key for citation in app.env.get_domain("cite").citations}
+    keys = {citation.citation_id: citation.key for citation in app.env.get_domain("cite").citations
+            if citation.bibliography_key.docname == PAGE}  # chapters' own lists count from one again
     for citation in doctree.findall(nodes.citation):
         key = next((keys[id] for id in citation["ids"] if id in keys), None)
         if links := used.get(key):

@@ -51,11 +51,16 @@ def members(family: str) -> list[Entry]:
     return sorted(found.values(), key=lambda e: (e.paper.year, depth(e), e.name.lower()))
 
 
+def anchor(entry: Entry) -> str:
+    """Of a module's section in the reference: what docutils makes of `module-<id>`."""
+    return nodes.make_id(f"module-{entry.id}")
+
+
 def address(app: Sphinx, docname: str, entry: Entry) -> str:
     """Where a module is explained, seen from a page: its chapter, or as long as it has none its reference."""
     if entry.chapter in app.env.found_docs:
         return app.builder.get_relative_uri(docname, entry.chapter)
-    return f"{app.builder.get_relative_uri(docname, REFERENCE.format(entry.family))}#module-{entry.id}"
+    return f"{app.builder.get_relative_uri(docname, REFERENCE.format(entry.family))}#{anchor(entry)}"
 
 
 def note(app: Sphinx, family: str) -> None:

@@ -77,7 +77,8 @@ def all_names(app: Sphinx) -> list[Name]:
     found += [module_name(app, attn_lib.entry(id)) for id in attn_lib.list_modules()]
     if "book/api/tasks" in env.found_docs:
         for id in attn_lib.tasks.list_tasks():
-            found.append(Name(id, f"{uri('book/api/tasks')}#task-{id}", "task", "Task", [id], "task data set",
+            anchor = nodes.make_id(f"task-{id}")
+            found.append(Name(id, f"{uri('book/api/tasks')}#{anchor}", "task", "Task", [id], "task data set",
                               plain(attn_lib.tasks.task(id).question)))
     return [*found, *code_names(app)]
 
@@ -148,12 +149,13 @@ class AliasesInTheIndex(SphinxTransform):
             elif self.env.docname == families.REFERENCE.format(entry.family) \
                     and entry.chapter not in self.env.found_docs:
                 for section in self.document.findall(nodes.section):
-                    if f"module-{id}" in section["ids"] or f"module-{id}" in section["names"]:
-                        self.enter(section, entry, f"module-{id}")
+                    if families.anchor(entry) in section["ids"]:
+                        self.enter(section, entry, families.anchor(entry))
 
     def enter(self, section: nodes.section, entry: Entry, target: str) -> None:
         names = dict.fromkeys([entry.name, *(f"{alias} ({entry.name})" for alias in entry.aliases
                                              if alias.lower() != entry.name.lower())])
+        self.env.note_dependency(inspect.getfile(entry.cls))
         section.insert(1, addnodes.index(entries=[("single", name, target, "", None) for name in names]))
 
 

@@ -72,7 +72,7 @@ def write(app: Sphinx, exception: Exception | None) -> None:
         f'<li><span style="background: {FAMILY_COLOURS[family]}"></span>'
         f'<a href="{site}{uri(page)}">{escape(families.words(family).title)}</a></li>'
         for family, page in pages.items() if page in app.env.found_docs)
-    text = TEMPLATE.format(book=escape(app.config.project), site=site, home=uri(app.config.root_doc), families=rows)
+    text = TEMPLATE.format(book=escape(app.config.html_title), site=site, home=uri(app.config.root_doc), families=rows)
     (Path(app.outdir) / "404.html").write_text(text, encoding="utf-8")
 
 

@@ -63,7 +63,7 @@ def add_tags(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
         ("property", "og:title"): title,
         ("property", "og:description"): escape(said or root),
         ("property", "og:type"): "website" if home or not said else "article",
-        ("property", "og:site_name"): escape(app.config.html_title or app.config.project),
+        ("property", "og:site_name"): escape(app.config.html_title),
         ("property", "og:url"): f"{app.config.html_baseurl}{app.builder.get_target_uri(pagename)}",
         ("property", "og:image"): f"{app.config.html_baseurl}{quote(image)}",
         ("property", "og:image:alt"): escape(alt),

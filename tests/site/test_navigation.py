@@ -148,7 +148,7 @@ def test_a_familys_page_shows_every_module(site, family):
     for id in attn_lib.list_modules(family):
         entry = attn_lib.entry(id)
         chapter = (site / f"{entry.chapter}.html").exists()
-        way = f"../../{entry.chapter}.html" if chapter else f"../api/{family}.html#module-{id}"
+        way = f"../../{entry.chapter}.html" if chapter else f"../api/{family}.html#{families.anchor(entry)}"
         assert links.count(way) >= 2, f"{id} is missing on the map or in the table"
     assert families.words(family).sentence in re.sub(r"&#39;|’", "'", text)
 

@@ -9,8 +9,10 @@ import pytest
 from playwright.sync_api import expect
 
 import attn_lib
+from book._ext import families
 from book.tools import notebooks
 from tests.site import browser as browsers
+from tests.site import static_checks
 
 REFERENCE, FAMILY, FOUNDATIONS = "book/api/{}.html", "book/families/{}.html", "chapters/foundations/{}.html"
 CHAPTERS_TO_COME = 80
@@ -58,7 +60,7 @@ QUESTIONS = {
 def place(site, entry) -> str:
     """Where a module is explained: its chapter, or its section in the reference."""
     chapter = f"{entry.chapter}.html"
-    return chapter if (site / chapter).exists() else REFERENCE.format(entry.family) + f"#module-{entry.id}"
+    return chapter if (site / chapter).exists() else REFERENCE.format(entry.family) + f"#{families.anchor(entry)}"
 
 
 def questions(site) -> dict[str, str]:
@@ -69,7 +71,7 @@ def questions(site) -> dict[str, str]:
         if not (site / f"{entry.chapter}.html").exists():
             names.append(entry.cls.__name__)
         asked |= dict.fromkeys(names, place(site, entry))
-    asked |= {id: REFERENCE.format("tasks") + f"#task-{id}" for id in attn_lib.tasks.list_tasks()}
+    asked |= {id: REFERENCE.format("tasks") + f"#task-{id.replace('_', '-')}" for id in attn_lib.tasks.list_tasks()}
     return asked
 
 
@@ -143,6 +145,14 @@ def test_the_search_stays_light_with_eighty_chapters(site):
     """What it reads grows with the chapters at most in proportion."""
     read = sum(len(gzip.compress((site / name).read_bytes())) for name in ("names.js", "searchindex.js"))
     assert read * CHAPTERS_TO_COME / len(notebooks.chapters()) < MEGABYTES * 1e6
+
+
+def test_every_name_leads_somewhere(site):
+    text = (site / "names.js").read_text(encoding="utf-8")
+    for title, address, *_ in json.loads(text.removeprefix("globalThis.BOOK_NAMES=").strip().removesuffix(";")):
+        page, _, anchor = address.partition("#")
+        assert not anchor or anchor in static_checks.read(site / page).ids, (title, address)
+        assert (site / page).is_file(), (title, address)
 
 
 def test_numbers_are_no_words(site):
