@@ -1,4 +1,11 @@
-"""Channel and spatial attention: which feature maps matter, and where."""
+"""Channel and spatial attention: which feature maps matter, and where.
+
+Most multiply the input by a gate of both, and differ in how the two answers meet: one after the other (CBAM, GAM),
+added before the gate (BAM), side by side (scSE), as a factor for the row times one for the column in each channel
+(coordinate attention), or as one gate for every number, from a coarser map (residual attention, SCNet) or from a
+formula without weights (SimAM). Triplet attention takes the axes in pairs; shuffle attention and EMA work in groups of
+channels. DANet does not gate but mixes, positions among positions and channels among channels.
+"""
 
 from .bam import BAM
 from .cbam import CBAM, ChannelAttention, JointCBAM, LogitCBAM, SpatialAttention

@@ -1,4 +1,10 @@
-"""Convolutions that choose where, or with what, they convolve."""
+"""Convolution: which neighbours are read, and how.
+
+Each stands in the place of a convolution, and changes one thing of it. Deformable convolution, its third version and
+the dynamic snake move the taps to where the input says; dilated convolution and ASPP spread them by fixed rates. The
+others save: depthwise separable convolution reads neighbours in each channel alone, partial convolution in a quarter
+of the channels, SCConv in half of them.
+"""
 
 from .aspp import ASPP, valid_weights
 from .dcnv3 import DCNv3

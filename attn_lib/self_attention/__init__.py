@@ -1,4 +1,12 @@
-"""Self-attention on feature maps: every position asks, and some or all of the others answer."""
+"""Self-attention: every position asks, and takes what fits.
+
+Multi-head attention compares every position with every other, and its cost grows with the square of their number. Most
+of the others differ in what they leave out: they keep to neighbourhoods, windows or regions (Halo, DilateFormer, EMO,
+CrossFormer, BiFormer), to rows and columns (axial, SeaFormer), to a smaller map of keys (EMSA, OSRA, CloFormer), to
+one pixel of every patch (MobileViT), or to a few descriptors of the whole image (A², STViT). AFT, UFO, SwiftFormer and
+external attention compare no pairs of positions at all. ACmix and the contextual transformer share the work with a
+convolution.
+"""
 
 from .a2 import DoubleAttention
 from .acmix import ACmix

@@ -122,7 +122,7 @@ def family_map(ids: Iterable[str] | None = None, *, title: str, alt: str, root: 
                   if other in boxes and other not in e.builds_on]
         for k, (older, newer, arrow) in enumerate(sorted(links)):
             entry = catalog.entry(newer)
-            path = _route(boxes, older, newer, below, 0.022 * (k % 5 - 2))
+            path = route(boxes, older, newer, below, 0.022 * (k % 5 - 2))
             _join(ax, path, style.FAMILY_COLOURS[entry.family] if arrow else style.MUTED, arrow=arrow,
                   wide=arrow and older in entry.reduces_to)
         for e in entries:
@@ -151,7 +151,7 @@ def _box(ax: Axes, entry: catalog.Entry, box: tuple[float, float, float, float])
     ax.text(x + w / 2, y + h / 2 + 0.01, entry.id, ha="center", va="center", size=size, zorder=4)
 
 
-def _route(boxes: dict[str, Place], start: str, end: str, below: dict[str, float], shift: float) -> list[Point]:
+def route(boxes: dict[str, Place], start: str, end: str, below: dict[str, float], shift: float) -> list[Point]:
     """Corners of the way from one box to another, in the gaps between rows and between columns.
 
     From below the first it goes along the gap under its row, down the gap left of the second's column, and enters

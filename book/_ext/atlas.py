@@ -196,7 +196,7 @@ def _row(entry: Entry, m: Measured | None, chapter: bool, slowest: float) -> str
          style.si(m.training[SIDE], "s") if m and SIDE in m.training else "–"),
         ("same", len(entry.commutes_with), same), ("limits", "", limits), ("paper", "", paper),
     ]
-    body = "".join(f'<td data-k="{key}"' + (f' data-v="{value}"' if value != "" else "") + f">{text}</td>"
+    body = "\n".join(f'<td data-k="{key}"' + (f' data-v="{value}"' if value != "" else "") + f">{text}</td>"
                    for key, value, text in cells)
     others = f" ({html.escape(', '.join(also))})" if also else ""
     return (
@@ -204,7 +204,7 @@ def _row(entry: Entry, m: Measured | None, chapter: bool, slowest: float) -> str
         f'<span class="atlas-dot" style="--f:{style.FAMILY_COLOURS[entry.family]}" title="{FAMILIES[entry.family]}">'
         "</span>"
         f'<a href="{way}">{html.escape(entry.name)}</a> <b>{html.escape(alias)}</b>{others}'
-        f"<small>{html.escape(entry.summary)}</small></th>{body}</tr>"
+        f"<small>{html.escape(entry.summary)}</small></th>\n{body}</tr>"
     )
 
 
@@ -305,7 +305,7 @@ def _errata_rows(entry: Entry, root: Path, blob: str) -> str:
         first = (f'<th scope="rowgroup" rowspan="{len(entry.errata)}" id="errata-{entry.id}">'
                  f"{html.escape(entry.name)}</th>" if k == 0 else "")
         words = html.escape(e.test.removeprefix("test_").replace("_", " "))
-        rows.append(f"<tr>{first}<td>{e.source}</td><td>{_code(e.there)}</td><td>{_code(e.here)}</td>"
+        rows.append(f"<tr>{first} <td>{e.source}</td> <td>{_code(e.there)}</td> <td>{_code(e.here)}</td> "
                     f'<td><a href="{blob}/{file}">{words}</a></td></tr>')
     return "".join(rows)
 

@@ -4,7 +4,6 @@
 - a registered class says in which chapter it is explained; a card links to the class and says what time is recorded;
 - `% module-reference <family>` becomes the reference of a family's classes, `% task-reference` that of every task;
 - `{bibliography}` in a chapter lists the papers cited there;
-- `{chapter-list}` lists the chapters, family by family, from the catalog;
 - `{chapter-output}` shows an explorer of a chapter on another page.
 """
 
@@ -19,7 +18,6 @@ from pathlib import Path
 from docutils import nodes
 from docutils.parsers.rst import directives
 from myst_nb.core.render import NbElementRenderer
-from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -27,9 +25,9 @@ from sphinx.util.docutils import SphinxDirective
 from sphinxcontrib.bibtex.directives import BibliographyDirective
 
 import attn_lib
-from attn_lib.catalog import FAMILIES, Entry
+from attn_lib.catalog import Entry
 from attn_lib.viz.card import TIME, recorded_time
-from attn_lib.viz.style import FAMILY_COLOURS
+from book._ext import families
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +156,10 @@ def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def module_reference(app: Sphinx, docname: str, family: str) -> str:
     """Every module of a family: its whole card, its class, what else its file offers; without a chapter, its flow."""
-    lines: list[str] = []
+    title = families.words(family).title
+    lines = [f"# {title}: attn_lib.{family}", "", "One class a paper, one file a class; the options carry the paper's "
+             f"names and defaults. {{doc}}`/{families.PAGE.format(family)}` says what they share and where they "
+             "differ, [the atlas](../atlas.md) compares them with all others.", ""]
     app.env.note_dependency(inspect.getfile(import_module(f"attn_lib.{family}")))  # it names every module
     for entry in map(attn_lib.entry, attn_lib.list_modules(family)):
         app.env.note_dependency(inspect.getfile(entry.cls))
@@ -231,46 +232,6 @@ def all_tasks(app: Sphinx) -> list:
 # --- directives -------------------------------------------------------------------------------------------------------
 
 
-class ChapterList(SphinxDirective):
-    """The chapters of the book: the foundations in their order, then by family name, what the mechanism does, paper."""
-
-    def run(self) -> list[nodes.Node]:
-        found = entries(self.env)
-        result: list[nodes.Node] = []
-        order = (Path(self.env.srcdir) / "_toc.yml").read_text(encoding="utf-8")
-        foundations = re.findall(r"chapters/foundations/\w+", order)
-        if foundations:
-            result.append(nodes.rubric("", "Foundations"))
-            result.append(nodes.bullet_list("", *map(self.foundation, foundations), classes=["attn-chapters"]))
-        for family, caption in FAMILIES.items():
-            members = [entry for entry in found if entry.family == family]
-            if members:
-                colour = f'<span class="attn-family" style="background: {FAMILY_COLOURS[family]}"></span>'
-                result.append(nodes.rubric("", "", nodes.raw("", colour, format="html"), nodes.Text(caption)))
-                result.append(nodes.bullet_list("", *map(self.item, members), classes=["attn-chapters"]))
-        return result
-
-    def foundation(self, chapter: str) -> nodes.list_item:
-        """Title and answer as the chapter itself has them: the first two paragraphs of its first cell."""
-        path = Path(self.env.srcdir) / f"{chapter}.ipynb"
-        self.env.note_dependency(str(path))
-        opening = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        title, answer = [part.strip() for part in opening.split("\n\n")][:2]
-        link = self.link(title.removeprefix("# "), chapter)
-        plain = answer.replace("$", "")  # y = f(g(x), x) can be read as it stands
-        return nodes.list_item("", nodes.paragraph("", "", link), nodes.paragraph(text=plain))
-
-    def item(self, entry: Entry) -> nodes.list_item:
-        self.env.note_dependency(inspect.getfile(entry.cls))
-        paper = nodes.inline(text=f"{entry.paper.venue} {entry.paper.year}", classes=["attn-paper"])
-        head = nodes.paragraph("", "", self.link(entry.name, entry.chapter), nodes.Text(" "), paper)
-        return nodes.list_item("", head, nodes.paragraph(text=entry.summary))
-
-    def link(self, name: str, chapter: str) -> nodes.Node:
-        return addnodes.pending_xref("", nodes.strong(text=name), refdomain="std", reftype="doc",
-                                     reftarget=f"/{chapter}", refexplicit=True, refwarn=True)
-
-
 class Bibliography(BibliographyDirective):
     """In a chapter, `{bibliography}` lists the papers cited there; the page of all papers is where citations lead."""
 
@@ -320,7 +281,6 @@ def setup(app: Sphinx) -> dict[str, object]:
     carry_alternative_text()
     app.setup_extension("sphinxcontrib.bibtex")
     app.add_directive("bibliography", Bibliography, override=True)
-    app.add_directive("chapter-list", ChapterList)
     app.add_directive("chapter-output", ChapterOutput)
     app.connect("source-read", write_reference)
     app.connect("config-inited", without_thebe)
