@@ -20,6 +20,15 @@ from .words import SYMMETRIES_SAID, at_limits
 SIDE = 56  # of the feature map that FLOPs, memory and times are given for
 
 
+# What a part holds. The facts can be understood before the chapter; the rest is shown where it is explained.
+PARTS = {
+    "facts": ("Paper", "Papers", "Input → output", "Parameters", "FLOPs", "Class"),
+    "cost": ("Parameters", "FLOPs", "Kept for backward"),
+    "limits": ("Commutes with", "Fresh module", "Builds on", "At its limits"),
+}
+TIME = "<!-- recorded time -->"  # stands where the book's site adds it (`recorded_time`)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a card: its label, its text, and the same text with links where it has any."""
@@ -29,12 +38,14 @@ class Row:
     markup: str = ""
 
     def html(self) -> str:
-        """The line as a row of the card's table."""
+        """The line as an item of the card's list: on a narrow page the text goes below its label."""
         # Inline styles for viewers without the book's style sheet; they set no colour that a dark page could swallow.
-        line = "border-top:1px solid rgba(128,128,128,.35)"
-        cell = "padding:.3em .6em;text-align:left;vertical-align:top;overflow-wrap:anywhere;background:none"
-        return (f'<tr style="{line};background:none"><th scope="row" style="{cell};font-weight:600;white-space:nowrap">'
-                f'{html.escape(self.label)}</th><td style="{cell}">{self.markup or html.escape(self.text)}</td></tr>')
+        line = "display:flex;flex-wrap:wrap;column-gap:1em;padding:.3em 0;border-top:1px solid rgba(128,128,128,.35)"
+        return (
+            f'<div style="{line}"><dt style="flex:0 0 9.5em;margin:0;font-weight:600">{html.escape(self.label)}</dt>'
+            f'<dd style="flex:1 1 18em;min-width:0;margin:0;overflow-wrap:anywhere">'
+            f"{self.markup or html.escape(self.text)}</dd></div>"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Card:
         id: the module's.
         name: the mechanism's name.
         colour: of its family.
-        rows: from the paper to the class.
+        rows: from the paper to the class, or those of one part.
     """
 
     id: str
@@ -62,17 +73,16 @@ class Card:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}
 
     def _repr_html_(self) -> str:
-        rows = "".join(row.html() for row in self.rows)
+        rows = "".join(row.html() + TIME * (row.label == "FLOPs") for row in self.rows)
         return (
             f'<div class="attn-card" data-module="{self.id}" '
-            f'style="border-left:5px solid {self.colour};padding-left:.6em;overflow-x:auto">'
-            f'<table class="attn-card-table" style="border-collapse:collapse;margin:0;color:inherit;font-size:.95em">'
-            f'<caption style="caption-side:top;text-align:left;font-weight:700;padding:.3em .6em">'
-            f"{html.escape(self.name)}</caption><tbody>{rows}</tbody></table></div>"
+            f'style="border-left:5px solid {self.colour};padding-left:.8em">'
+            f'<p style="margin:0;padding:.3em 0;font-weight:700">{html.escape(self.name)}</p>'
+            f'<dl style="margin:0;font-size:.95em">{rows}</dl></div>'
         )
 
 
-def card(id: str) -> Card:
+def card(id: str, part: str = "facts") -> Card:
     """The card of a module.
 
     It holds what the module is and what can be counted: the same wherever it is asked for, until the module changes.
@@ -80,11 +90,25 @@ def card(id: str) -> Card:
 
     Args:
         id: as in `attn_lib.list_modules()`.
+        part: "facts" is what can be understood before the chapter: paper, shapes, parameters, FLOPs and class. "cost"
+            adds to the counts what is kept for the backward pass. "limits" is how the module behaves: its symmetries,
+            what a fresh one does, what it builds on and what it becomes at its limits. "whole" is everything.
 
     Raises:
-        ValueError: there is no such module.
+        ValueError: there is no such module or part.
     """
+    if part != "whole" and part not in PARTS:
+        raise ValueError(f"part={part!r} must be one of {', '.join(map(repr, [*PARTS, 'whole']))}")
     entry = catalog.entry(id)
+    rows = _rows(entry)
+    if part != "whole":
+        rows = [row for row in rows if row.label in PARTS[part]]
+    return Card(entry.id, entry.name, style.FAMILY_COLOURS[entry.family], tuple(rows))
+
+
+def _rows(entry: catalog.Entry) -> list[Row]:
+    """All that is known, in the order of a whole card."""
+    place = f"{entry.cls.__module__}.{entry.cls.__qualname__}"
     rows = [
         _papers(entry.papers),
         Row("Family", catalog.FAMILIES[entry.family]),
@@ -97,9 +121,7 @@ def card(id: str) -> Card:
         rows.append(Row("Builds on", ", ".join(catalog.entry(other).name for other in entry.builds_on)))
     if entry.reduces_to:
         rows.append(Row("At its limits", at_limits(entry)))
-    place = f"{entry.cls.__module__}.{entry.cls.__qualname__}"
-    rows.append(Row("Class", place, f"<code>{html.escape(place)}</code>"))
-    return Card(entry.id, entry.name, style.FAMILY_COLOURS[entry.family], tuple(rows))
+    return [*rows, Row("Class", place, f"<code>{html.escape(place)}</code>")]
 
 
 def _papers(papers: Sequence[catalog.Paper]) -> Row:

@@ -9,6 +9,7 @@
 - `{chapter-output}` shows an explorer of a chapter on another page.
 """
 
+import html
 import inspect
 import json
 import os
@@ -29,7 +30,7 @@ from sphinxcontrib.bibtex.directives import BibliographyDirective
 
 import attn_lib
 from attn_lib.catalog import FAMILIES, Entry
-from attn_lib.viz.card import recorded_time
+from attn_lib.viz.card import TIME, recorded_time
 from attn_lib.viz.style import FAMILY_COLOURS
 
 logger = logging.getLogger(__name__)
@@ -142,19 +143,26 @@ def complete_card(app: Sphinx, doctree: nodes.document, docname: str) -> None:
             page = app.builder.get_relative_uri(docname, classes[match[1]].docname)
             return f'<a href="{page}#{classes[match[1]].node_id}">{match[0]}</a>'
 
-        def with_time(match: re.Match[str]) -> str:
-            return f"{match[0]}{recorded_time(match[1]).html()}"
-
         markup = re.sub(r"<code>(attn_lib\.[\w.]+)</code>", link, card.astext())
-        up_to_there = r'<div class="attn-card" data-module="(\w+)".*?(?=<tr[^>]*><th[^>]*>Commutes with)'
-        markup = re.sub(up_to_there, with_time, markup, flags=re.DOTALL)
+        if TIME in markup:
+            id = re.search(r'<div class="attn-card" data-module="(\w+)"', markup)[1]
+            markup = markup.replace(TIME, recorded_time(id).html())
         card.children = [nodes.Text(markup)]
 
 
 def link_map_to_pages(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """The family map links to notebooks, as Jupyter wants it; on the site those are pages."""
+    """The family map links to notebooks, as Jupyter wants it; on the site those are pages, and a module without a
+    chapter has its reference."""
+    reference = {f"{html.escape(e.name)}, {e.paper.year}": f"book/api/{e.family}#module-{e.id.replace('_', '-')}"
+                 for e in map(attn_lib.entry, attn_lib.list_modules())}
+
+    def way(match: re.Match[str]) -> str:
+        page, _, anchor = reference[match[1]].partition("#")
+        return f'<a href="{app.builder.get_relative_uri(docname, page)}#{anchor}" aria-label="{match[1]}"'
+
     for map_ in doctree.findall(lambda node: isinstance(node, nodes.raw) and 'class="attn-map"' in node.astext()):
         links = re.sub(r'(<a href="[\w./-]+)\.ipynb"', rf'\1{app.builder.out_suffix}"', map_.astext())
+        links = re.sub(r'<a tabindex="0"[^>]*? aria-label="([^"]*)"', way, links)
         map_.children = [nodes.Text(links)]
 
 
@@ -169,14 +177,15 @@ def write_reference(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def module_reference(app: Sphinx, docname: str, family: str) -> str:
-    """Every module of a family: its class, what else its file offers, and, while it has no chapter, card and flow."""
+    """Every module of a family: its whole card, its class, what else its file offers; without a chapter, its flow."""
     lines: list[str] = []
     app.env.note_dependency(inspect.getfile(import_module(f"attn_lib.{family}")))  # it names every module
     for entry in map(attn_lib.entry, attn_lib.list_modules(family)):
         app.env.note_dependency(inspect.getfile(entry.cls))
         lines += [f"(module-{entry.id})=", f"## {entry.name}", ""]
+        lines += ["```{raw} html", attn_lib.card(entry.id, part="whole")._repr_html_(), "```", ""]
         if entry.chapter not in app.env.found_docs:
-            lines += ["```{raw} html", attn_lib.card(entry.id)._repr_html_(), "```", "", *flow(app, docname, entry), ""]
+            lines += [*flow(app, docname, entry), ""]
         lines += ["```{eval-rst}", f".. autoclass:: {entry.cls.__module__}.{entry.cls.__qualname__}", ""]
         for name, thing in vars(inspect.getmodule(entry.cls)).items():
             own = getattr(thing, "__module__", None) == entry.cls.__module__ and not name.startswith("_")
@@ -311,9 +320,9 @@ class ChapterOutput(SphinxDirective):
         wanted = f'data-kind="{self.options["kind"]}"' if "kind" in self.options else "attn-explorer"
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             for output in cell.get("outputs", []):
-                html = "".join(output.get("data", {}).get("text/html", ""))
-                if "attn-explorer" in html and wanted in html:
-                    return [nodes.raw("", html, format="html")]
+                markup = "".join(output.get("data", {}).get("text/html", ""))
+                if "attn-explorer" in markup and wanted in markup:
+                    return [nodes.raw("", markup, format="html")]
         raise self.error(f"{path} stores no explorer with {wanted}")
 
 
