@@ -1,7 +1,7 @@
 // Stops of the Tab key: what scrolls is one, and is called by what it holds; what nobody needs to stop at is none.
 (() => {
   "use strict";
-  const SCROLLS = [["div.math", "Formula"], [".cell_output pre", "Output"], ["pre", "Code"],
+  const SCROLLS = [["div.math, mjx-container[display=true]", "Formula"], [".cell_output pre", "Output"], ["pre", "Code"],
                    [".pst-scrollable-table-container, .atlas-scroll, .atlas-side", "Table"]];
   const INSIDE = "a[href], button, input, select, summary, [tabindex='0']";  // moving to one of these scrolls as well
 
