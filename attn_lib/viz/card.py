@@ -42,7 +42,7 @@ class Row:
         # Inline styles for viewers without the book's style sheet; they set no colour that a dark page could swallow.
         line = "display:flex;flex-wrap:wrap;column-gap:1em;padding:.3em 0;border-top:1px solid rgba(128,128,128,.35)"
         return (
-            f'<div style="{line}"><dt style="flex:0 0 9.5em;margin:0;font-weight:600">{html.escape(self.label)}</dt>'
+            f'<div style="{line}"><dt style="flex:0 0 11em;margin:0;font-weight:600">{html.escape(self.label)}</dt>'
             f'<dd style="flex:1 1 18em;min-width:0;margin:0;overflow-wrap:anywhere">'
             f"{self.markup or html.escape(self.text)}</dd></div>"
         )

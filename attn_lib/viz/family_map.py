@@ -64,7 +64,7 @@ class FamilyMap:
                                                                           strict=True))
         chapter = f"{self.root}/{entry.family}/{entry.id}.ipynb"
         # A module may have no chapter yet, and a copy of a page no other chapters beside it: no link leads nowhere.
-        way = f'href="{chapter}"' if os.path.exists(chapter) else 'tabindex="0"'
+        way = f'href="{chapter}"' if os.path.exists(chapter) else 'tabindex="0" role="link" aria-disabled="true"'
         # The sentence is no child of the positioned box: it stands at the foot of the figure, wherever the box is.
         name = html.escape(f"{entry.name}, {entry.paper.year}")
         return (f'<a {way} aria-label="{name}"><i style="{box}"></i>'

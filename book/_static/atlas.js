@@ -99,7 +99,7 @@
   // Logarithmic axes with a line for each power of ten, or for each of the given values.
   function axes(chart, label, xs, ys, units, ticks) {
     chart.replaceChildren();
-    const svg = element(chart, "svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": label });
+    const svg = element(chart, "svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "group", "aria-label": label });
     const range = v => { const a = Math.log10(Math.min(...v)), b = Math.log10(Math.max(...v)), pad = 0.06 * (b - a || 1); return [a - pad, b + pad]; };
     const [x0, x1] = range(xs), [y0, y1] = range(ys);
     const X = v => LEFT + (Math.log10(v) - x0) / (x1 - x0) * (WIDE - LEFT - 14);
@@ -126,7 +126,8 @@
     const taken = points.map(row => [X(kept(row)) - 5, Y(number(row, "time")) - 5, 10, 10]);
     for (const row of points) {
       const x = X(kept(row)), y = Y(number(row, "time")), text = name(row), wide = 7.2 * text.length;
-      const link = element(svg, "a", { href: `#m-${row.dataset.id}`, "data-id": row.dataset.id, "aria-label": `${text}: ${si(number(row, "time"), "s")}` });
+      // No stop of the Tab key: the table's rows are.
+      const link = element(svg, "a", { href: `#m-${row.dataset.id}`, "data-id": row.dataset.id, tabindex: "-1" });
       element(link, "circle", { cx: x, cy: y, r: state.picked.includes(row.dataset.id) ? 7 : 5, style: `fill:${colour(row)}` });
       element(link, "title", {}, `${cell(row, "name").querySelector("a").textContent}: ${si(number(row, "time"), "s")}, ${si(number(row, "bytes"), "B")} kept`);
       const places = [[x + 8, y - 7], [x - 8 - wide, y - 7], [x - wide / 2, y - 21], [x - wide / 2, y + 8]];

@@ -44,7 +44,7 @@ def test_a_chapter_opens_with_the_facts_and_has_the_rest_where_it_is_explained()
     labels = {part: [row.label for row in attn_lib.card("se", part).rows] for part in ("facts", "cost", "limits")}
     assert labels["facts"] == ["Paper", "Input → output", "Parameters", "FLOPs", "Class"]
     assert labels["cost"] == ["Parameters", "FLOPs", "Kept for backward"]
-    assert labels["limits"] == ["Commutes with", "Fresh module", "At its limits"]
+    assert labels["limits"] == ["Commutes with", "Fresh module", "At its limits"], "it builds on nothing"
     assert attn_lib.card("se") == attn_lib.card("se", "facts")
     with pytest.raises(ValueError, match="part='top' must be one of 'facts', 'cost', 'limits', 'whole'"):
         attn_lib.card("se", "top")

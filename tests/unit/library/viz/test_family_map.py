@@ -22,7 +22,7 @@ def test_family_map_links_every_chapter_where_it_is_drawn(monkeypatch):
     for id, (left, top, width, height) in family_map.places.items():
         entry = attn_lib.entry(id)
         chapter = Path("..", entry.family, f"{id}.ipynb")
-        way = f'href="{chapter}"' if chapter.exists() else 'tabindex="0"'
+        way = f'href="{chapter}"' if chapter.exists() else 'tabindex="0" role="link" aria-disabled="true"'
         assert f'<a {way} aria-label="{html.escape(entry.name)}, {entry.paper.year}"' in markup
         rows, cols = (slice(round(n * at), round(n * (at + size)))
                       for n, at, size in zip(picture.shape, (top, left), (height, width), strict=False))
