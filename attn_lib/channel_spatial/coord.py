@@ -41,7 +41,7 @@ from ..tap import tap
     errata=[
         Erratum("paper",
                 "Equation 6 has no normalisation, and does not say which nonlinearity δ is.",
-                "BN is that of Figure 2, and δ the release's h-swish.",
+                "BN is that of Figure 2, and δ is h-swish as in the release: v · min(max(v + 3, 0), 6) / 6.",
                 "test_the_comparison_with_the_paper_notices"),
         Erratum("paper",
                 "The hidden width is C/r, though the parameters in the authors' table ask for 8 at least.",
@@ -61,7 +61,7 @@ from ..tap import tap
 class CoordinateAttention(nn.Module):
     """Coordinate attention: y = x · gʰ · gʷ, a gate gʰ = σ(F_h fʰ) for each row and gʷ = σ(F_w fʷ) for each column.
 
-    [fʰ, fʷ] = δ(BN(F₁ [zʰ, zʷ])) with zʰ = mean of x over each row, zʷ = mean of x over each column, δ = h-swish.
+    [fʰ, fʷ] = hswish(BN(F₁ [zʰ, zʷ])) with zʰ = mean of x over each row, zʷ = mean of x over each column.
     F₁, F_h and F_w are 1 × 1 convolutions; F₁ and BN serve rows and columns alike.
 
     f has Cr = max(8, C/r) channels. F_h and F_w have biases, F₁ has none: BN would cancel it.
