@@ -213,6 +213,6 @@ _STYLE = (
     ".attn-map a:hover span,.attn-map a:focus span{display:block}"
     ".attn-map a,.attn-map a:hover{text-decoration:none;color:inherit}"
     # The hint keeps the room in which the sentences appear.
-    ".attn-map figcaption{min-height:8.5em;padding-top:.5em;font-size:.9em;opacity:.75}"
+    ".attn-map figcaption{min-height:8.5em;padding-top:.5em;font-size:.9em}"
     ".attn-map div:hover+figcaption,.attn-map div:focus-within+figcaption{visibility:hidden}"
 )

@@ -8,7 +8,7 @@
   // Whether a part scrolls depends on the window, on fonts and on formulas: it is asked for whenever its size changes.
   // (The theme asks as well, for code alone, with no name, and not when a fold is opened.)
   const look = node => {
-    const stop = node.scrollWidth > node.clientWidth + 1 && !node.querySelector(INSIDE);
+    const stop = node.scrollWidth > node.clientWidth && !node.querySelector(INSIDE);
     if (stop === node.hasAttribute("aria-label")) return;
     if (!stop) return ["tabindex", "role", "aria-label"].forEach(name => node.removeAttribute(name));
     const [, holds] = SCROLLS.find(([selector]) => node.matches(selector));

@@ -1,10 +1,11 @@
 """What a page is to a reader who does not see it, or who moves by keyboard alone."""
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import axe_playwright_python
-from playwright.sync_api import Page
+from playwright.sync_api import Page, TimeoutError
 
 STOPS = 80  # of the Tab key in a chapter, from the skip link to its end
 STOPS_TO_EXPLORER = 40  # of those, until the first explorer
@@ -40,6 +41,14 @@ def prepare(page: Page) -> None:
     """Unfold everything, and bring axe; what the page looks like is not changed."""
     page.evaluate(PREPARE)
     page.evaluate(script())
+
+
+def settle(page: Page) -> None:
+    """Let the page see its new size: what scrolls becomes a stop of the Tab key. What never does is left to axe."""
+    settled = """() => [...document.querySelectorAll(".MathJax[display=true]")].every(
+        formula => formula.scrollWidth <= formula.clientWidth || formula.tabIndex === 0)"""
+    with suppress(TimeoutError):
+        page.wait_for_function(settled, timeout=5_000)
 
 
 def axe(page: Page, *, colours: bool | None = None) -> list[str]:

@@ -19,10 +19,11 @@ def test_axe_finds_nothing_serious(browser, path):
         accessibility.prepare(page)
         problems += accessibility.axe(page)
         page.emulate_media(color_scheme="dark")
-        expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        if page.locator("html[data-theme]").count():  # the page for wrong addresses has a style of its own
+            expect(page.locator("html")).to_have_attribute("data-theme", "dark")
         problems += [f"in the dark: {problem}" for problem in accessibility.axe(page, colours=True)]
         page.set_viewport_size(browsers.PHONE)
-        page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")  # sizes are seen
+        accessibility.settle(page)
         problems += [f"at phone width: {problem}" for problem in accessibility.axe(page, colours=False)]
     assert problems == []
 
