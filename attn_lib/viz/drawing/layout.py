@@ -74,9 +74,14 @@ def lay_out(rows: Sequence[Sequence[Column]], arrows: Sequence[Arrow], limit: fl
     Raises:
         ValueError: what is too wide, and by how much.
     """
-    if flow:
-        rows = [line for row in rows for line in _broken(row, arrows, limit)]
-    return _Plan(rows, arrows, limit).layout()
+    if not flow:
+        return _Plan(rows, arrows, limit).layout()
+    for lanes in range(len(arrows) + 1):  # how many a margin needs depends on where rows are broken
+        room = limit - 2 * EDGE - LANE * lanes
+        plan = _Plan([line for row in rows for line in _broken(row, arrows, room)], arrows, limit)
+        if plan.lanes <= lanes:
+            break
+    return plan.layout()
 
 
 def _width(column: Column) -> float:
@@ -99,7 +104,7 @@ def _broken(row: Sequence[Column], arrows: Sequence[Arrow], limit: float) -> lis
     used = 0.0
     for column in row:
         more = _gap(lines[-1][-1], column, arrows) + _width(column) if lines else limit + 1
-        if lines and used + more <= limit - 2 * LANE:
+        if lines and used + more <= limit:
             lines[-1].append(column)
             used += more
         else:
@@ -143,12 +148,10 @@ class _Plan:
         self.lanes = 0
         self.arrows = arrows
         self.routes = [self._route(arrow) for arrow in arrows]
-        self._place()
-        self._uncross()
 
     def _route(self, arrow: Arrow) -> _Route:
         a, b = self.home[arrow.source], self.home[arrow.target]
-        if b.row < a.row or (a is b):
+        if (b.row, b.column, b.order) <= (a.row, a.column, a.order):
             raise ValueError(f"the arrow {arrow.source} → {arrow.target} runs back: put {arrow.target!r} after it")
         if a.row == b.row and b.column == a.column + 1:
             return _Route(arrow, a, b, "beside")
@@ -204,6 +207,8 @@ class _Plan:
         return sum(p.picture.height + self._inside(p) for p in self._of(row, column))
 
     def layout(self) -> Layout:
+        self._place()
+        self._uncross()
         shapes: list[Shape] = [s.moved(p.x, p.y) for p in self.placed for s in p.picture.shapes]
         lines, words = [], []
         for route in self.routes:
