@@ -46,7 +46,7 @@ def svg(layout: Layout, alt: str) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="ad" role="img" aria-label="{escape(alt)}" width="{w}" '
-        f'height="{h}" viewBox="0 0 {w} {h}"><style>{_STYLE}{colours}</style>'
+        f'height="{h}" viewBox="0 0 {w} {h}" text-anchor="middle"><style>{_STYLE}{colours}</style>'
         f'<path class="ad-ground" d="M0 0h{w}v{h}H0z"/>{body}</svg>'
     )
 
@@ -66,7 +66,7 @@ def _element(shape: Shape, used: set[int]) -> str:
         names = " ".join(filter(None, [tone("c", shape.tone), "halo" if shape.halo else ""]))
         return (f'<text x="{_n(shape.x)}" y="{_n(shape.y)}" font-size="{shape.size}"'
                 + (f' class="{names}"' if names else "")
-                + (f' text-anchor="{shape.anchor}"' if shape.anchor != "start" else "")
+                + (f' text-anchor="{shape.anchor}"' if shape.anchor != "middle" else "")
                 + (' font-weight="bold"' if shape.bold else "") + f">{escape(shape.text)}</text>")
     if isinstance(shape, Line):
         d, head = _bent(shape.points, shape.arrow)
@@ -86,10 +86,9 @@ def _element(shape: Shape, used: set[int]) -> str:
     d = f'd="M{_n(r.x)} {_n(r.y)}h{_n(r.w)}v{_n(r.h)}h{_n(-r.w)}z"'
     if isinstance(shape, Outline):
         return f'<path class="out {tone("s", shape.colour)}{" dash" if shape.dashed else ""}" {d}/>'
-    tint = ""
     if shape.colour is not None and shape.strength:
-        tint = f'<path class="{tone("c", shape.colour)}" fill-opacity="{shape.strength:.2g}" {d}/>'
-    return f'{tint}<path class="cell" {d}/>'
+        return f'<path class="cell {tone("c", shape.colour)}" fill-opacity="{shape.strength:.2g}" {d}/>'
+    return f'<path class="cell" {d}/>'
 
 
 def _bent(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[str, list[tuple[float, float]]]:
