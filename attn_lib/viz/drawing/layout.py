@@ -329,9 +329,13 @@ class _Plan:
         return Line(tuple(points), route.arrow.tone, arrow=True)
 
     def _label(self, route: _Route, x: float, y: float, anchor: str = "middle") -> Words:
+        """The words of an arrow: over it, or at the right of an upright line, at the left where the room ends."""
         tone = "ink" if route.arrow.tone == "muted" else route.arrow.tone
-        half = wide(route.arrow.label, NOTE) / (2 if anchor == "middle" else 1)
-        x = min(x, self.width - half - EDGE)
+        room = wide(route.arrow.label, NOTE)
         if anchor == "middle":
-            x = max(x, half + EDGE)
+            x = max(min(x, self.width - room / 2 - EDGE), room / 2 + EDGE)
+        elif x + room + EDGE <= self.limit:
+            self.width = max(self.width, x + room + EDGE)
+        else:
+            x, anchor = x - 18, "end"
         return Words(x, y, route.arrow.label, NOTE, anchor, tone, halo=True)
