@@ -49,7 +49,8 @@ def adaptive_kernel_size(channels: int, gamma: float = 2.0, b: float = 1.0) -> i
     errata=[
         Erratum("release",
                 "The module does not use its argument `channel`: k is 3 unless told otherwise, and the ResNets were "
-                "given theirs by hand, 3, 5, 5, 7 with 50 layers and 3, 3, 5, 7 with more.",
+                "given theirs by hand: 3, 5, 7, 7 with 18 layers, 3, 5, 5, 7 with 50 (3, 3, 7, 7 in RetinaNet and Mask "
+                "R-CNN), 3, 3, 5, 7 with more.",
                 "k follows from C by equation 12; pass `kernel_size` to load those weights.",
                 "test_parameters_in_resnet_50_are_those_of_the_paper"),
         Erratum("paper",
