@@ -62,12 +62,16 @@ PAIRWISE = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
                 "Section 3.3 pools x in its formula, and φ and g in the sentence below it.",
                 "φ and g are pooled; `pool_first=True` pools x, as the release does.",
                 "test_pooling_before_and_after_are_two_operators"),
+        Erratum("release",
+                "Max pooling drops the last row or column of a map of odd size, so that nobody attends to it.",
+                "The last windows are smaller, and every position is in one.",
+                "test_pooling_keeps_the_last_row_and_column_of_an_odd_map"),
         Erratum("package",
                 "timm's `NonLocalAttn` divides the logits by √C, the width before the bottleneck.",
                 "With `scale=C**-0.5`, `bias=True` and `norm=True` the two are equal.",
                 "test_equals_timm"),
         Erratum("copies",
-                "The dot product is said to lack its softmax, and is given one.",
+                "The dot product is taken for a form that lacks its softmax, and is given one.",
                 "It is divided by the number of keys, and by nothing else.",
                 "test_the_comparison_with_the_paper_notices"),
     ],
@@ -91,7 +95,8 @@ class NonLocalAttention(nn.Module):
         pairwise: one of the four above.
         reduction: r, from 1 to C; Cr is rounded down. The paper halves.
         subsample: side s of the max pooling behind φ and g, at least 1: A becomes N × Nk, Nk = N/s² keys. The paper
-            has 2, and 1 is its eq. 1. Where s does not divide H or W the last windows are smaller.
+            has 2, and 1 is its eq. 1. Where s does not divide H or W the last windows are smaller; the release drops
+            what is left over.
         pool_first: pool x before φ and g, as the authors' release does; the paper's text says after.
         scale: factor of the logits of both Gaussian forms; 1 in the paper. None divides by √d, as the release does,
             with d the width of θ and φ: Cr, or C where they are x.

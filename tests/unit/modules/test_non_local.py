@@ -163,6 +163,21 @@ def test_pooling_before_and_after_are_two_operators():
     assert (t["g"] - u["g"]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("pool_first", [False, True])
+def test_pooling_keeps_the_last_row_and_column_of_an_odd_map(pool_first):
+    """Windows that end at the last whole one, as in the release, are deaf to what lies behind it."""
+    block, x = make(subsample=2, pool_first=pool_first), randn(1, 6, 5, 7)
+    pool = block.pool_before if pool_first else block.pool_after
+    for edge in ((..., -1, slice(None)), (..., -1)):
+        changed = x.clone()
+        changed[edge] += 1
+        for ceil, keys in ((True, (3, 4)), (False, (2, 3))):
+            pool.ceil_mode = ceil
+            t, u = trace(block, x), trace(block, changed)
+            assert t["phi"].shape[2:] == keys
+            assert ((t["y"] - u["y"])[..., :4, :6].abs().max() > 1e-3) == ceil
+
+
 def test_normalisation_of_the_paper_stands_behind_W_z():
     block, x = make(norm=True), randn(2, 6, 3, 4)
     t = trace(block, x)
