@@ -250,7 +250,7 @@ def test_what_cannot_be_drawn_is_said():
         (lambda: draw([["z", "z"]]), "z stands in the drawing more than once"),
         (lambda: draw([]), "nothing to draw"),
         (lambda: draw([[3]]), "viz.Grid, viz.Dots, or the name of a tap, not 3"),
-        (lambda: draw([["z", "s"]], arrows=[("s", "z", "")]), "runs back: put 'z' after it"),
+        (lambda: draw([["z", "s"]], arrows=[("s", "z", "")]), "runs back: put 'z' after 's'"),
         (lambda: draw([["z", "s"]], arrows=[("z", "gate", "")]), "an arrow's end"),
         (lambda: draw([["z", "s"]], arrows=[("z", "s")]), "an arrow is"),
         (lambda: draw([[viz.Grid("w", torch.ones(2, 30))]]), "the row of w is 904 pixels wide and there is room for"),
