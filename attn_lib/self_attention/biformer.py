@@ -34,8 +34,8 @@ SCALES = ("head", "dim")
     forbids={"half": "a hard choice: rounding decides between regions that are nearly equal, and the output jumps"},
     builds_on=("mhsa",),
     reduces_to={
-        "mhsa": "k = S², LCE = 0: all pixels, without positions, and W_o at the end",
-        "window attention": "k = 1, where every region chooses itself",
+        "mhsa": "K = S², LCE = 0: all pixels, without positions, and W_o at the end",
+        "window attention": "K = 1, where every region chooses itself",
     },
     errata=[
         Erratum("release",
@@ -62,14 +62,15 @@ SCALES = ("head", "dim")
     ],
 )
 class BiLevelRoutingAttention(nn.Module):
-    """Bi-level routing attention: y = W_o (Attention(q, K_g, V_g) + LCE(v)), K_g and V_g from the k best regions.
+    """Bi-level routing attention: y = W_o (Attention(q, K_g, V_g) + LCE(v)), K_g and V_g from the K best regions.
 
     The map is cut into S × S regions. With q, k, v = 1×1 convolutions of x, and q_r, k_r their means over each region,
 
-        A_r = q_r k_rᵀ (S² × S²),   I_r = the k largest of each row,
+        A_r = q_r k_rᵀ (S² × S²),   I_r = the K largest of each row,
         K_g, V_g = keys and values of all pixels in the regions I_r,   Attention = softmax(q K_gᵀ / √d) V_g,
 
-    so that a pixel sees k·HW/S² pixels. LCE is a depthwise convolution. The choice itself has no gradient.
+    so that a pixel sees K·HW/S² pixels. LCE is a depthwise convolution. The choice itself has no gradient. (The paper
+    writes k for K; here k are the keys.)
 
     Where S does not divide H or W the last regions are cut smaller: padded pixels are no keys, count in no mean, and a
     region without a real pixel is never preferred to one with.
@@ -78,7 +79,7 @@ class BiLevelRoutingAttention(nn.Module):
         channels: C, at least 1.
         heads: h, divides C; the release has C/32.
         regions: S, at least 1; 7 in the paper.
-        topk: k, from 1 to S².
+        topk: K, from 1 to S².
         lepe_kernel: of LCE, odd; 5 in the paper.
         scale: "head" for 1/√d with d = C/h, "dim" for 1/√C, as in the release.
 
