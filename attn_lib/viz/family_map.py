@@ -127,7 +127,11 @@ def family_map(ids: Iterable[str] | None = None, *, title: str, alt: str, root: 
                   wide=arrow and older in entry.reduces_to)
         for e in entries:
             _box(ax, e, boxes[e.id])
-        legend = "arrow: builds on    dashed: turns into it at a limit    thick arrow: both"
+        wide = {older in catalog.entry(newer).reduces_to for older, newer, arrow in links if arrow}
+        shown = {"arrow: builds on": False in wide,
+                 "thick arrow: builds on, and turns into it at a limit": True in wide,
+                 "dashed: turns into it at a limit": not all(arrow for *_, arrow in links)}
+        legend = "    ".join(words for words, there in shown.items() if there)
         ax.text(0.08, top + 0.2, legend, va="center", color=style.MUTED, size=style.SMALL_SIZE)
     shares = {id: (x / style.WIDTH, y / sheet.height, w / style.WIDTH, h / sheet.height)
               for id, (x, y, w, h) in boxes.items()}

@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 import attn_lib
 from attn_lib import viz
@@ -43,3 +44,17 @@ def test_family_map_of_some_modules_joins_only_those():
         viz.family_map(["see"], **SAY)
     with pytest.raises(ValueError, match="must hold at least one module"):
         viz.family_map([], **SAY)
+
+
+@pytest.mark.parametrize("ids, kinds", [(["se", "eca"], {"arrow"}), (["se", "eca", "cbam"], {"arrow", "thick arrow"}),
+                                        (["simam", "vip"], set())])
+def test_family_map_explains_only_the_lines_that_it_has(monkeypatch, ids, kinds):
+    written, write = [], Axes.text
+
+    def text(axes, x, y, words, **how):
+        written.extend(words.split("    "))
+        return write(axes, x, y, words, **how)
+
+    monkeypatch.setattr(Axes, "text", text)
+    viz.family_map(ids, **SAY)
+    assert {words.partition(":")[0] for words in written if ":" in words} == kinds
