@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -21,7 +21,7 @@ __all__ = ["Dots", "Drawing", "Grid", "drawing"]
 PAGE, PHONE = 700, 344  # CSS pixels there are for a drawing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drawing(Figure):
     """A drawn mechanism: a figure that on a page fits itself to the width, and that is there as text too.
 
@@ -30,8 +30,8 @@ class Drawing(Figure):
         spoken: the numbers as text, a line each.
     """
 
-    html: str = field(repr=False)
-    spoken: tuple[str, ...] = field(repr=False)
+    html: str
+    spoken: tuple[str, ...]
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
         data, metadata = super()._repr_mimebundle_(include, exclude)
