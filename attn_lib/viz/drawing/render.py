@@ -15,7 +15,7 @@ from matplotlib.path import Path
 from .. import style
 from ..figures import Figure, Sheet
 from .layout import Layout
-from .shapes import Box, Disc, Line, Outline, Rect, Shape, Tone, Words
+from .shapes import Box, Disc, Line, Outline, Shape, Tone, Words
 
 CORNER, TIP = 7.0, 9.0  # radius of a bend; length of an arrow's head
 
@@ -38,8 +38,7 @@ font-variant-numeric:tabular-nums}}
 def svg(layout: Layout, alt: str) -> str:
     """The drawing as one SVG element."""
     used: set[int] = set()
-    boxes = [shape for shape in layout.shapes if isinstance(shape, Box)]  # cells lie below all else
-    body = _boxes(boxes, used) + "".join(_element(s, used) for s in layout.shapes if not isinstance(s, Box))
+    body = "".join(_element(shape, used) for shape in layout.shapes)
     w, h = round(layout.width), round(layout.height)
     colours = "".join(
         f".ad .c{i}{{fill:var(--ad-c{i},{c})}}.ad .s{i}{{stroke:var(--ad-c{i},{c})}}"
@@ -48,25 +47,8 @@ def svg(layout: Layout, alt: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="ad" role="img" aria-label="{escape(alt)}" width="{w}" '
         f'height="{h}" viewBox="0 0 {w} {h}"><style>{_STYLE}{colours}</style>'
-        f'<path class="ad-ground" d="M0 0h{w}v{h}H0z"/>'
-        f'<g text-anchor="middle">{body}</g></svg>'  # as most of the words are
+        f'<path class="ad-ground" d="M0 0h{w}v{h}H0z"/>{body}</svg>'
     )
-
-
-def _boxes(boxes: Sequence[Box], used: set[int]) -> str:
-    """All cells: a path for each tint, and one for the rules."""
-    tints: dict[tuple[int, str], str] = {}
-    for box in boxes:
-        if box.colour is not None and box.strength:
-            used.add(box.colour)
-            tint = box.colour, f"{box.strength:.2g}"
-            tints[tint] = tints.get(tint, "") + _square(box.rect)
-    text = "".join(f'<path class="c{c}" fill-opacity="{strength}" d="{d}"/>' for (c, strength), d in tints.items())
-    return text + f'<path class="cell" d="{"".join(_square(box.rect) for box in boxes)}"/>' * bool(boxes)
-
-
-def _square(r: Rect) -> str:
-    return f"M{_n(r.x)} {_n(r.y)}h{_n(r.w)}v{_n(r.h)}h{_n(-r.w)}z"
 
 
 def _n(value: float) -> str:
@@ -74,8 +56,6 @@ def _n(value: float) -> str:
 
 
 def _element(shape: Shape, used: set[int]) -> str:
-    """Any shape but a box."""
-
     def tone(kind: str, t: Tone) -> str:
         if isinstance(t, int):
             used.add(t)
@@ -86,7 +66,7 @@ def _element(shape: Shape, used: set[int]) -> str:
         names = " ".join(filter(None, [tone("c", shape.tone), "halo" if shape.halo else ""]))
         return (f'<text x="{_n(shape.x)}" y="{_n(shape.y)}" font-size="{shape.size}"'
                 + (f' class="{names}"' if names else "")
-                + (f' text-anchor="{shape.anchor}"' if shape.anchor != "middle" else "")
+                + (f' text-anchor="{shape.anchor}"' if shape.anchor != "start" else "")
                 + (' font-weight="bold"' if shape.bold else "") + f">{escape(shape.text)}</text>")
     if isinstance(shape, Line):
         d, head = _bent(shape.points, shape.arrow)
@@ -102,8 +82,14 @@ def _element(shape: Shape, used: set[int]) -> str:
         if shape.colour is not None and shape.strength:
             text += f'{tinted} class="{tone("c", shape.colour)}" fill-opacity="{shape.strength:.2g}"/>'
         return text + (f'{tinted} class="cell"/>' if shape.strength < 1 else "")
-    dash = " dash" if shape.dashed else ""
-    return f'<path class="out {tone("s", shape.colour)}{dash}" d="{_square(shape.rect)}"/>'
+    r = shape.rect
+    d = f'd="M{_n(r.x)} {_n(r.y)}h{_n(r.w)}v{_n(r.h)}h{_n(-r.w)}z"'
+    if isinstance(shape, Outline):
+        return f'<path class="out {tone("s", shape.colour)}{" dash" if shape.dashed else ""}" {d}/>'
+    tint = ""
+    if shape.colour is not None and shape.strength:
+        tint = f'<path class="{tone("c", shape.colour)}" fill-opacity="{shape.strength:.2g}" {d}/>'
+    return f'{tint}<path class="cell" {d}/>'
 
 
 def _bent(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[str, list[tuple[float, float]]]:
