@@ -61,7 +61,7 @@ from ..tap import tap
     ],
 )
 class WeightedPermuteMLP(nn.Module):
-    """Weighted Permute-MLP: y = W_P Σ_k a_k ⊙ X_k + b_P over three linear branches k = H, W, C.
+    """Weighted Permute-MLP: y = W_P m + b_P, m = Σ_k a_k ⊙ X_k over three linear branches k = H, W, C.
 
     The C channels are numbered c = gS + s: G = C/S groups of S neighbours. One matrix W_H mixes the H·S numbers
     of a group in one column of the map, one matrix W_W the W·S numbers of a group in one row, W_C all channels
@@ -124,11 +124,13 @@ class WeightedPermuteMLP(nn.Module):
         X_W = tap("X_W", rearrange(self.Ww(rows), "B G H (W S) -> B (G S) H W", S=self.segments), "B C H W")
         X_C = tap("X_C", self.Wc(x), "B C H W")
         if not self.weighted:
-            return tap("y", self.Wp(X_H + X_W + X_C), "B C H W")
+            m = tap("m", X_H + X_W + X_C, "B C H W")
+            return tap("y", self.Wp(m), "B C H W")
         z = tap("z", (X_H + X_W + X_C).mean((2, 3)), "B C")
         a = tap("a", self.W2(F.gelu(self.W1(z))).unflatten(1, (-1, 3)).softmax(2), "B C 3")
         a_H, a_W, a_C = a[..., None, None].unbind(2)  # B C 1 1 each
-        return tap("y", self.Wp(a_H * X_H + a_W * X_W + a_C * X_C), "B C H W")
+        m = tap("m", a_H * X_H + a_W * X_W + a_C * X_C, "B C H W")
+        return tap("y", self.Wp(m), "B C H W")
 
     def extra_repr(self) -> str:
         return (f"channels={self.channels}, height={self.height}, width={self.width}, segments={self.segments}, "

@@ -149,12 +149,12 @@ class CoarserScaleConstruction(nn.Module):
     ],
 )
 class PyramidalAttention(nn.Module):
-    """Pyramidal attention: y_i = W_o Σ_{j ∈ N_i} softmax_j(q_i · k_j / √d) v_j over the nodes of a pyramid of scales.
+    """Pyramidal attention: y_i = W_o Σ_{j ∈ J_i} softmax_j(q_i · k_j / √d) v_j over the nodes of a pyramid of scales.
 
-    N_i holds w nodes around i in its own scale (itself included), its parent and its b children, so that a node has at
-    most w + 2b neighbours and the whole costs O(L). (The paper writes A for w and C for b, letters that are attention
-    and channels here.) The coarser nodes come from `CoarserScaleConstruction`. After several layers every node has
-    seen every other where the coarsest scale is short enough for its neighbours.
+    J_i holds w nodes around i in its own scale (itself included), its parent and its b children, so that a node has at
+    most w + 2b neighbours and the whole costs O(L). (The paper writes A for w, C for b and ℕ_i for J_i; here A is the
+    attention, C the channels and N the number of nodes.) The coarser nodes come from `CoarserScaleConstruction`. After
+    several layers every node has seen every other where the coarsest scale is short enough for its neighbours.
 
     `sparse` gathers the neighbours of every node, as the definition asks. Without it the same is computed with an
     N × N mask, which costs O(L²).

@@ -13,7 +13,7 @@ from ...checks import check_choice
 from .. import style
 from ..arrays import finite, to_array
 from ..words import printed
-from .shapes import NAME, NOTE, NUMBER, Box, Disc, Line, Outline, Picture, Rect, Shape, Words, base, wide
+from .shapes import NAME, NOTE, NUMBER, Box, Disc, Line, Outline, Picture, Rect, Shape, Tone, Words, base, wide
 
 CELL_HEIGHT, CELL_WIDTH, SIDE = 28, 30, 6  # least sizes of a cell; room beside its number
 HEADING, BETWEEN = 24, 12  # height of a name; distance between the parts of a stack and to a margin
@@ -78,20 +78,23 @@ class Dots:
         name: arrows refer to it.
         levels: the numbers of the nodes, one list a level, from top to bottom. A level with fewer nodes stands over
             the middle of its children where `parents` are given by the edges between levels, evenly otherwise.
-        edges: (from, to, label, colour): nodes are counted through all levels; label "" for none.
+        edges: (from, to, label, colour): nodes are counted through all levels; label "" for none. The colour "muted"
+            is for an edge that is only there: a grey line without a head.
         label: what is written above.
         names: what is written in each node's disc; its number of the count by default.
         colours: a series colour for each node, -1 for none.
         digits: decimals.
+        step: least distance between neighbours; 80 leave room for labels on the edges of a level.
     """
 
     name: str
     levels: Sequence[Sequence[float]]
-    edges: Sequence[tuple[int, int, str, int]] = ()
+    edges: Sequence[tuple[int, int, str, Tone]] = ()
     label: str | None = None
     names: Sequence[str] | None = None
     colours: Sequence[int] | None = None
     digits: int | None = None
+    step: float = EDGE_LENGTH
 
 
 Item = Grid | Dots
@@ -374,13 +377,23 @@ def _dots(item: Dots) -> Picture:
             check_choice(f"a node of the edges of {item.name!r}", node, range(count))
     texts = [number(v, digits) for v in values]
     level_of = [i for i, level in enumerate(levels) for _ in level]
-    x = _columns(levels, level_of, item.edges, max(EDGE_LENGTH, max(wide(t, NUMBER) for t in texts) + 2 * DOT))
+    x = _columns(levels, level_of, item.edges, max(item.step, max(wide(t, NUMBER) for t in texts) + 2 * DOT))
+    lowest = len(levels) - 1
+    loops = [(a, label) for a, b, label, _ in item.edges if a == b and level_of[a] == lowest]
+    room = max([0.0, *(wide(label, NOTE) + DOT * 0.75 + 2 - x[a] for a, label in loops)])  # left of the first node
+    x = [position + room for position in x]
     top = HEADING + DOT + 4
     place = [(x[i], top + LEVEL * level_of[i]) for i in range(count)]
 
     shapes: list[Shape] = []
     for a, b, label, colour in item.edges:
-        shapes += _edge(place[a], place[b], label, colour, level_of[a] == level_of[b])
+        if a == b and label:  # where no other edge runs: below a node of the lowest level, else above
+            x_own, y_own = place[a]
+            below = level_of[a] == lowest
+            shapes.append(Words(x_own - below * DOT * 0.75, y_own + DOT + 9 if below else y_own - DOT - 5, label, NOTE,
+                                "end" if below else "middle", colour, halo=True))
+        elif a != b:
+            shapes += _edge(place[a], place[b], label, colour, level_of[a] == level_of[b])
     rects = np.empty(count, object)
     for i, (px, py) in enumerate(place):
         rects[i] = Rect(px - DOT, py - DOT, 2 * DOT, 2 * DOT)
@@ -414,18 +427,17 @@ def _columns(levels, level_of, edges, step: float) -> list[float]:
     return x.tolist()
 
 
-def _edge(a: tuple[float, float], b: tuple[float, float], label: str, colour: int, level: bool) -> list[Shape]:
-    """A line from the rim of one disc to that of another, its label beside its middle; a loop has its label only."""
-    if a == b:
-        return [Words(a[0], a[1] - DOT - 5, label, NOTE, tone=colour, halo=True)] if label else []
+def _edge(a: tuple[float, float], b: tuple[float, float], label: str, colour: Tone, level: bool) -> list[Shape]:
+    """A line from the rim of one disc to that of another, its label beside its middle."""
     (x0, y0), (x1, y1) = a, b
     length = float(np.hypot(x1 - x0, y1 - y0))
     dx, dy = (x1 - x0) / length, (y1 - y0) / length
     start, end = (x0 + dx * DOT, y0 + dy * DOT), (x1 - dx * (DOT + 1), y1 - dy * (DOT + 1))
-    shapes: list[Shape] = [Line((start, end), colour, arrow=True)]
+    shapes: list[Shape] = [Line((start, end), colour, arrow=colour != "muted")]
     if label:
         x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        shapes.append(Words(x, y - 6 if level else base(y, NOTE), label, NOTE, tone=colour, halo=True))
+        shapes.append(Words(x, y - 6, label, NOTE, tone=colour, halo=True) if level else
+                      Words(x - 7, base(y, NOTE), label, NOTE, "end", colour, halo=True))
     return shapes
 
 

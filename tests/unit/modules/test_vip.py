@@ -153,16 +153,17 @@ def test_taps_are_the_equations():
     vip, x = make(), randn(2, 6, 4, 5)
     with attn_lib.trace() as t:
         y = vip(x)
-    assert t.names() == ["X_H", "X_W", "X_C", "z", "a", "y"]
-    assert [t.dims(n) for n in t.names()] == ["B C H W"] * 3 + ["B C", "B C 3", "B C H W"]
+    assert t.names() == ["X_H", "X_W", "X_C", "z", "a", "m", "y"]
+    assert [t.dims(n) for n in t.names()] == ["B C H W"] * 3 + ["B C", "B C 3"] + ["B C H W"] * 2
     X_H, X_W, X_C, a = (t[name] for name in ("X_H", "X_W", "X_C", "a"))
     torch.testing.assert_close(t["z"], (X_H + X_W + X_C).mean((2, 3)))
     torch.testing.assert_close(a.sum(2), torch.ones(2, 6, dtype=D))
     mixed = sum(a[:, :, k, None, None] * X for k, X in enumerate((X_H, X_W, X_C)))
+    torch.testing.assert_close(t["m"], mixed)
     torch.testing.assert_close(y, vip.Wp(mixed))
     with attn_lib.trace() as t:
         make(weighted=False)(x)
-    assert t.names() == ["X_H", "X_W", "X_C", "y"]
+    assert t.names() == ["X_H", "X_W", "X_C", "m", "y"]
 
 
 # ---- limits ----------------------------------------------------------------------------------------------------------
