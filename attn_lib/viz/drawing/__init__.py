@@ -21,7 +21,7 @@ __all__ = ["Dots", "Drawing", "Grid", "drawing"]
 PAGE, PHONE = 700, 344  # CSS pixels there are for a drawing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Drawing(Figure):
     """A drawn mechanism: a figure that on a page fits itself to the width, and that is there as text too.
 
