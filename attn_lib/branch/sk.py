@@ -46,8 +46,8 @@ from ..tap import tap
                 "Cr is max(O/r, L), 32 at least.",
                 "test_width_of_z"),
         Erratum("package",
-                "timm's `SelectiveKernel` divides the channels among the branches by default, and rounds Cr to a "
-                "multiple of `rd_divisor`.",
+                "timm's `SelectiveKernel` divides the channels among the branches by default. Its Cr is O/16, rounded "
+                "to a multiple of `rd_divisor`, 8 by default: below 512 channels it can be the shorter one.",
                 "Every branch sees all channels, and Cr is a maximum.",
                 "test_timm_differs_in_its_defaults"),
         Erratum("copies",

@@ -19,7 +19,9 @@ def deform_conv2d(
 ) -> Tensor:
     """Deformable convolution with given offsets: y(p₀) = Σₖ wₖ · x(p₀ + pₖ + Δpₖ) · Δmₖ.
 
-    x between pixels is bilinear, x outside the image is zero. The channels of `offset` are ordered as in
+    x between pixels is bilinear, x outside the image is zero: a sample that leaves the image fades out over one
+    pixel, as in the operator of 2018. That of 2017 repeats the last row and column for one pixel below and to the
+    right, and drops to zero at once above and to the left. The channels of `offset` are ordered as in
     `torchvision.ops.deform_conv2d`: for each offset group, for each tap row by row, first the offset down,
     then the offset to the right, both in pixels of x.
 
@@ -55,7 +57,7 @@ def deform_conv2d(
                         cols.T[None, :, None, :].expand(*kernel, Ho, Wo)], 2)         # kH kW 2 Ho Wo
     p = tap("p", grid.flatten(0, 1) + dp, "B G K 2 Ho Wo")                            # p₀ + pₖ + Δpₖ
     x_p = bilinear_sample(x.reshape(B * G, C // G, *size), *p.flatten(0, 1).unbind(2))
-    x_p = tap("x_p", x_p.reshape(B, C, K, Ho, Wo), "B C K Ho Wo")                     # Σ_q G(q, p) · x(q)
+    x_p = tap("x_p", x_p.reshape(B, C, K, Ho, Wo), "B C K Ho Wo")                     # Σ_q g(q_y, p_y) g(q_x, p_x) x(q)
     if mask is not None:
         check_tensor(mask, "B G·K Ho Wo", {"B": B, "G·K": G * K, "Ho": Ho, "Wo": Wo}, "mask")
         dm = tap("dm", mask.unflatten(1, (G, K)), "B G K Ho Wo")
@@ -95,8 +97,9 @@ def deform_conv2d(
     reduces_to={"convolution": "Δp = 0 and Δm = 1"},
     errata=[
         Erratum("release",
-                "The mask of v2 is doubled, of which the paper says nothing, and a fresh layer is the convolution "
-                "itself.",
+                "The example of v2 doubles the mask, of which the paper says nothing, so that a fresh layer is the "
+                "convolution itself. It is a demo symbol that does not run as it stands; the operator takes the mask "
+                "as given, and a network of v2 was not released.",
                 "Δm is σ(·), and a fresh layer half the convolution; `mask_scale=2` doubles.",
                 "test_fresh_layers_start_as_the_papers_say"),
         Erratum("release",
@@ -131,6 +134,8 @@ class DeformConv2d(nn.Module):
     convolution itself. So is v1 (`modulation=False`), which has no Δm. v2 trains `offset_conv` with a tenth
     of the learning rate.
 
+    Beyond the border it reads as the operator of 2018 does, by the equation; see `deform_conv2d` for that of 2017.
+
     Args:
         channels: C, at least 1.
         out_channels: O; C when None.
@@ -140,7 +145,7 @@ class DeformConv2d(nn.Module):
         groups: of the main convolution; divides C and O.
         offset_groups: G, divides C; each group of C/G channels has offsets and masks of its own.
         modulation: v2, with Δm (True), or v1, without (False).
-        mask_scale: upper end of Δm, above 0: 1 in the v2 paper, 2 in its release.
+        mask_scale: upper end of Δm, above 0: 1 in the v2 paper, 2 in the example of its release.
         bias: whether the output has a bias.
 
     Shape:
@@ -199,8 +204,8 @@ class DeformConv2d(nn.Module):
 
         Args:
             conv: a convolution with zero padding.
-            **options: `offset_groups`, `modulation` or `mask_scale`. The last is 2 here, as in the authors'
-                release: with the paper's 1 the layer would start as half of `conv`.
+            **options: `offset_groups`, `modulation` or `mask_scale`. The last is 2 here, as in the example
+                of the authors' release: with the paper's 1 the layer would start as half of `conv`.
 
         Raises:
             ValueError: if `conv` is no plain two-dimensional convolution with zero padding.
