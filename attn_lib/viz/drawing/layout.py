@@ -152,7 +152,8 @@ class _Plan:
     def _route(self, arrow: Arrow) -> _Route:
         a, b = self.home[arrow.source], self.home[arrow.target]
         if (b.row, b.column, b.order) <= (a.row, a.column, a.order):
-            raise ValueError(f"the arrow from {arrow.source!r} to {arrow.target!r} runs back: put {arrow.target!r} after {arrow.source!r}")
+            raise ValueError(f"the arrow from {arrow.source!r} to {arrow.target!r} runs back: put {arrow.target!r} "
+                             f"after {arrow.source!r}")
         if a.row == b.row and b.column == a.column + 1:
             return _Route(arrow, a, b, "beside")
         if a.row == b.row and a.column == b.column and b.order == a.order + 1:
