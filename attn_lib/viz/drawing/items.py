@@ -312,6 +312,7 @@ def _part(grid: Grid, values, texts, tints, strengths, name: str, cell: float,
         shapes.append(Words(x, top - 5, right.label, NOTE, "start", "muted"))
         cells[right.grid.name] = column
         width = max(x + own, x + wide(right.label, NOTE))
+    width = max(width, left + wide(name, NOTE), left + wide(below.label, NOTE) if below else 0)
     return Picture(shapes, width, height, {}, cells)
 
 

@@ -76,10 +76,10 @@ def lay_out(rows: Sequence[Sequence[Column]], arrows: Sequence[Arrow], limit: fl
     """
     if not flow:
         return _Plan(rows, arrows, limit).layout()
-    for lanes in range(len(arrows) + 1):  # how many a margin needs depends on where rows are broken
+    for lanes in range(len(arrows) + 3):  # how many a margin needs depends on where rows are broken
         room = limit - 2 * EDGE - LANE * lanes
         plan = _Plan([line for row in rows for line in _broken(row, arrows, room)], arrows, limit)
-        if plan.lanes <= lanes:
+        if LANE * plan.lanes + sum(plan._sides()) <= LANE * lanes:
             break
     return plan.layout()
 
@@ -169,18 +169,20 @@ class _Plan:
         return route
 
     def _place(self) -> None:
-        margin = EDGE + LANE * self.lanes
+        left, right = self._sides()
+        margin = EDGE + LANE * self.lanes + left
         widths = []
         for row in self.rows:
-            gaps = [_gap(left, right, self.arrows) for left, right in pairwise(row)]
+            gaps = [_gap(one, next_, self.arrows) for one, next_ in pairwise(row)]
             widths.append(sum(map(_width, row)) + sum(gaps))
-            if widths[-1] + margin + EDGE > self.limit:
+            whole = margin + widths[-1] + right + EDGE
+            if whole > self.limit:
                 names = [next(iter(p.bodies)) for column in row for p in column]
-                raise ValueError(f"the row of {', '.join(names)} is {widths[-1] + margin + EDGE:.0f} pixels wide and "
-                                 f"there is room for {self.limit:.0f}: "
+                raise ValueError(f"the row of {', '.join(names)} is {whole:.0f} pixels wide and there is room for "
+                                 f"{self.limit:.0f}: "
                                  + ("put them into two rows" if len(row) > 1 else "show fewer columns or decimals"))
         inner = max(widths)
-        self.width, y = margin + inner + EDGE, float(EDGE)
+        self.width, y = margin + inner + right + EDGE, float(EDGE)
         self.foot: list[float] = []
         for r, row in enumerate(self.rows):
             heights = [self._stack(r, c) for c in range(len(row))]
@@ -195,6 +197,13 @@ class _Plan:
             self.foot.append(y)
             y += TRACK * self.busy[r] + (BELOW if r + 1 < len(self.rows) else 6 * bool(self.busy[r]))
         self.height = y + EDGE
+
+    def _sides(self) -> tuple[float, float]:
+        """The room at the left and the right for lines that reach an outer column from its side."""
+        around = [route for route in self.routes if route.kind == "around"]
+        left = any(r.b.column == 0 and (r.b.order or r.a.row == r.b.row) for r in around)
+        right = any(r.a.column + 1 == len(self.rows[r.a.row]) and r.a.order + 1 < r.a.of for r in around)
+        return LANE * left, LANE * right
 
     def _of(self, row: int, column: int) -> list[Placed]:
         return [p for p in self.placed if (p.row, p.column) == (row, column)]

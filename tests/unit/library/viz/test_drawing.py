@@ -164,6 +164,7 @@ def test_arrows_are_upright_and_level_and_end_at_an_item(name):
     for layout, _ in layouts(rows, arrows, trace):
         for line in layout.shapes[: len(arrows)]:
             assert all(a[0] == b[0] or a[1] == b[1] for a, b in segments(line)), line
+            assert all(0 < x < layout.width and 0 < y < layout.height for x, y in line.points), line
             assert len(set(line.points)) == len(line.points)
 
 
@@ -213,6 +214,14 @@ def test_a_parent_stands_over_its_children():
 def test_a_stack_stands_side_by_side_where_there_is_room():
     grid = viz.Grid("x", torch.ones(3, 2, 4), across=True)
     assert picture(grid, None, 700).width > 2 * picture(grid, None, 344).width
+
+
+def test_words_wider_than_their_grid_have_their_room():
+    long = "a name that is wider than two cells"
+    short = picture(viz.Grid("x", torch.ones(1, 1, 2), parts=["a"]), None, PAGE).width
+    assert picture(viz.Grid("x", torch.ones(1, 1, 2), parts=[long]), None, PAGE).width > 2 * short
+    below = viz.Grid("x", torch.ones(1, 2), below=viz.Grid("z", torch.ones(2), label=long))
+    assert picture(below, None, PAGE).width > 2 * short
 
 
 def test_colours_belong_to_cells():
