@@ -54,13 +54,13 @@ from ..tap import tap
 class CrissCrossAttention(nn.Module):
     """Criss-cross attention: softmax attention of each position u to the H+W−1 of its row and its column.
 
-    With Q, K, V = 1×1 convolutions of the feature map 𝐇, and Ω_u, Φ_u the vectors of K and V that lie in the
-    row or the column of u, one loop computes
+    With Q, K, V = 1×1 convolutions of the feature map x, which the paper calls H in bold, and Ω_u, Φ_u the vectors
+    of K and V that lie in the row or the column of u, one loop computes
 
-        d_{i,u} = Q_u · Ω_{i,u},   A = softmax of D over i,   𝐇′_u = γ Σ_i A_{i,u} Φ_{i,u} + 𝐇_u,
+        d_{i,u} = Q_u · Ω_{i,u},   A = softmax of D over i,   x′_u = γ Σ_i A_{i,u} Φ_{i,u} + x_u,
 
-    and R loops with the same weights give 𝐇′, 𝐇″, … The logits are not scaled by 1/√Cr. γ is a learned scalar
-    that starts at 0.
+    and R loops with the same weights give x′, x″, … The logits are not scaled by 1/√Cr. γ is a
+    learned scalar that starts at 0.
 
     The last axis of D and A holds the H positions of the column, then the W of the row. The position u itself
     is in both: it counts in the row; in the column its d is −∞ and its A exactly 0. Memory grows as HW·(H+W).
