@@ -17,7 +17,7 @@ from ..tap import tap
     aliases=("ViP", "Vision Permutator", "Permute-MLP"),
     action="mix",
     papers=[Paper(
-        key="hou2022vision", venue="TPAMI", year=2022, arxiv="2106.12368",
+        key="hou2022vision", venue="TPAMI", year=2023, arxiv="2106.12368",
         title="Vision Permutator: A Permutable MLP-Like Architecture for Visual Recognition",
         code="https://github.com/houqb/VisionPermutator",
     )],
