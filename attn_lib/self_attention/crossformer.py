@@ -269,11 +269,11 @@ class CrossScaleEmbedding(nn.Module):
 
 def _cut(x: Tensor, size: tuple[int, int], block: tuple[int, int]) -> Tensor:
     """A map (B, C, H, W) as groups (B, R, n, C), which span blocks; the groups of a block are interleaved."""
-    return rearrange(x, "B C (P i a) (Q j b) -> B (P Q a b) (i j) C", i=size[0], j=size[1],
-                     a=block[0] // size[0], b=block[1] // size[1])
+    return rearrange(x, "B C (P i u) (Q j v) -> B (P Q u v) (i j) C", i=size[0], j=size[1],
+                     u=block[0] // size[0], v=block[1] // size[1])
 
 
 def _join(y: Tensor, size: tuple[int, int], block: tuple[int, int], H: int, W: int) -> Tensor:
     """The map (B, C, H, W) of its groups: undoes `_cut`. Its channels stay last in memory."""
-    return rearrange(y, "B (P Q a b) (i j) C -> B (P i a) (Q j b) C", P=H // block[0], Q=W // block[1], i=size[0],
-                     j=size[1], a=block[0] // size[0], b=block[1] // size[1]).movedim(-1, 1)
+    return rearrange(y, "B (P Q u v) (i j) C -> B (P i u) (Q j v) C", P=H // block[0], Q=W // block[1], i=size[0],
+                     j=size[1], u=block[0] // size[0], v=block[1] // size[1]).movedim(-1, 1)

@@ -151,6 +151,6 @@ TASK = Task(
     build=_network,
     options=dict(reduction=1, groups=1),
     chance=BLIND,
-    training=dict(steps=200, batch=32, lr=1e-2),
+    training=dict(steps=200, batch=20, lr=1e-2),
     picture=_picture,
 )
