@@ -113,5 +113,7 @@ def test_a_wrong_gate_fails_the_chapter(tmp_path):
     assert wrong != right, "se.py no longer writes torch.sigmoid(…): break it in another way"
     module.write_text(wrong, encoding="utf-8")
     chapter = beginning(notebooks.find(["channel/se"])[0], "limits")
+    # A drawing of wrong numbers may already be too wide; it is the checks that are tried here.
+    chapter.cells = [cell for cell in chapter.cells if "opening" not in notebooks.tags(cell)]
     with pytest.raises(execute.ChapterError, match=r"AssertionError.*\bs\b"):
         execute.run(chapter, tmp_path, env={**os.environ, **notebooks.kernel_environment(tmp_path)})
