@@ -95,7 +95,7 @@ class WeightedPermuteMLP(nn.Module):
 
     Paper:
         Hou, Jiang, Yuan, Cheng, Yan and Feng, Vision Permutator: A Permutable MLP-Like Architecture for Visual
-        Recognition, TPAMI 2022, arXiv 2106.12368.
+        Recognition, TPAMI 2023, arXiv 2106.12368.
     """
 
     def __init__(self, channels: int, *, height: int, width: int, segments: int | None = None, weighted: bool = True,
