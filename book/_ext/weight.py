@@ -89,14 +89,18 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
 
 
 def _waiting(page: Path, match: re.Match[str]) -> str:
-    """An `<img>` that loads when it comes near, with the proportions of its file. The logo is always in sight."""
+    """An `<img>` that loads when it comes near, with the proportions of its file.
+
+    The logo is always in sight, and a picture that stands in the page itself is there already: were it to wait, its
+    place would have no height.
+    """
     tag = match[0]
     source = re.search(r'\bsrc="([^"]*)"', tag)
-    if not source or "logo" in tag or "loading=" in tag:
+    if not source or source[1].startswith("data:") or "logo" in tag or "loading=" in tag:
         return tag
     added = 'loading="lazy" decoding="async"'
     file = page.parent / source[1].split("?")[0]
-    if not source[1].startswith("data:") and not re.search(r"\bwidth=|[; \"]aspect-ratio", tag) and file.is_file():
+    if not re.search(r"\bwidth=|[; \"]aspect-ratio", tag) and file.is_file():
         if file.suffix in (".png", ".jpg"):
             with Image.open(file) as picture:
                 added += f' width="{picture.width}" height="{picture.height}"'
