@@ -65,6 +65,9 @@ def axe(page: Page, *, colours: bool | None = None) -> list[str]:
 
 def stops(page: Page) -> list[str]:
     """The first Tab leads to a link past the list of pages; from there few stops lead to the explorer and the end."""
+    # An explorer is a picture, and no stop, until its script has run.
+    page.wait_for_function("""() => !document.querySelector(
+        ".attn-explorer[data-state=stored], .attn-explorer[data-state=starting]")""")
     page.keyboard.press("Tab")
     if page.evaluate("document.activeElement.getAttribute('href')") != "#main-content":
         return ["the first stop of the Tab key is no skip link"]

@@ -85,7 +85,7 @@ def test_opening_notices(browser, broken, old, new, said):
         (browsers.formulas, "</article>", "<p>so $x_1$ is</p></article>", "shown as its source"),
         (browsers.overflow, "</article>", '<div style="width: 3000px">x</div></article>', "wider than"),
         (browsers.distorted, "</article>",
-         '<img src="../_static/logo.svg" width="90" height="30" alt="x"></article>', "distorted"),
+         '<img src="../_static/logo.svg" style="width: 90px; height: 30px" alt="x"></article>', "distorted"),
         (browsers.pictures, "</article>", '<img src="missing.png" alt="x"></article>', "cannot be shown"),
     ],
     ids=["unset formula", "wrong formula", "raw formula", "too wide", "distorted", "missing picture"],
