@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import groupby
 
 import numpy as np
 from matplotlib import patheffects
@@ -15,7 +16,7 @@ from matplotlib.path import Path
 from .. import style
 from ..figures import Figure, Sheet
 from .layout import Layout
-from .shapes import Box, Disc, Line, Outline, Shape, Tone, Words
+from .shapes import Box, Disc, Line, Outline, Rect, Shape, Tone, Words
 
 CORNER, TIP = 7.0, 9.0  # radius of a bend; length of an arrow's head
 
@@ -38,7 +39,7 @@ font-variant-numeric:tabular-nums}}
 def svg(layout: Layout, alt: str) -> str:
     """The drawing as one SVG element."""
     used: set[int] = set()
-    body = "".join(_element(shape, used) for shape in layout.shapes)
+    body = "".join(_elements(layout.shapes, used))
     w, h = round(layout.width), round(layout.height)
     colours = "".join(
         f".ad .c{i}{{fill:var(--ad-c{i},{c})}}.ad .s{i}{{stroke:var(--ad-c{i},{c})}}"
@@ -55,40 +56,72 @@ def _n(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0")
 
 
-def _element(shape: Shape, used: set[int]) -> str:
-    def tone(kind: str, t: Tone) -> str:
-        if isinstance(t, int):
-            used.add(t)
-            return f"{kind}{t}"
-        return t if t == "muted" else ""
+def _elements(shapes: Sequence[Shape], used: set[int]) -> Iterator[str]:
+    """The shapes as elements; neighbours that look alike share one, which makes a drawing half as heavy."""
 
-    if isinstance(shape, Words):
-        names = " ".join(filter(None, [tone("c", shape.tone), "halo" if shape.halo else ""]))
-        return (f'<text x="{_n(shape.x)}" y="{_n(shape.y)}" font-size="{shape.size}"'
-                + (f' class="{names}"' if names else "")
-                + (f' text-anchor="{shape.anchor}"' if shape.anchor != "middle" else "")
-                + (' font-weight="bold"' if shape.bold else "") + f">{escape(shape.text)}</text>")
+    def look(shape: Shape) -> tuple:
+        if isinstance(shape, Words):
+            return Words, shape.size, shape.tone, shape.anchor, shape.bold, shape.halo
+        return (Box, shape.colour, shape.strength) if isinstance(shape, Box) else (id(shape),)
+
+    for (kind, *_), run in groupby(shapes, look):
+        alike = list(run)
+        if kind is Words:
+            yield _texts(alike, used)
+        elif kind is Box:
+            yield _boxes(alike, used)
+        else:
+            yield _element(alike[0], used)
+
+
+def _class(kind: str, tone: Tone | None, used: set[int]) -> str:
+    if isinstance(tone, int):
+        used.add(tone)
+        return f"{kind}{tone}"
+    return tone if tone == "muted" else ""
+
+
+def _texts(alike: Sequence[Words], used: set[int]) -> str:
+    one = alike[0]
+    names = " ".join(filter(None, [_class("c", one.tone, used), "halo" if one.halo else ""]))
+    attributes = (f' font-size="{one.size}"'
+                  + (f' class="{names}"' if names else "")
+                  + (f' text-anchor="{one.anchor}"' if one.anchor != "middle" else "")
+                  + (' font-weight="bold"' if one.bold else ""))
+    own = attributes if len(alike) == 1 else ""
+    texts = "".join(f'<text x="{_n(w.x)}" y="{_n(w.y)}"{own}>{escape(w.text)}</text>' for w in alike)
+    return texts if own else f"<g{attributes}>{texts}</g>"
+
+
+def _boxes(alike: Sequence[Box], used: set[int]) -> str:
+    d = f'd="{"".join(_path(box.rect) for box in alike)}"'
+    colour, strength = alike[0].colour, alike[0].strength
+    if colour is None or not strength:
+        return f'<path class="cell" {d}/>'
+    return f'<path class="cell {_class("c", colour, used)}" fill-opacity="{strength:.2g}" {d}/>'
+
+
+def _path(r: Rect) -> str:
+    return f"M{_n(r.x)} {_n(r.y)}h{_n(r.w)}v{_n(r.h)}h{_n(-r.w)}z"
+
+
+def _element(shape: Line | Disc | Outline, used: set[int]) -> str:
     if isinstance(shape, Line):
         d, head = _bent(shape.points, shape.arrow)
         dash = " dash" if shape.dashed else ""
-        text = f'<path class="line {tone("s", shape.tone)}{dash}" d="{d}"/>'
+        text = f'<path class="line {_class("s", shape.tone, used)}{dash}" d="{d}"/>'
         if head:
             corners = " ".join(f"{_n(x)} {_n(y)}" for x, y in head)
-            text += f'<path class="{tone("c", shape.tone)}" d="M{corners}z"/>'
+            text += f'<path class="{_class("c", shape.tone, used)}" d="M{corners}z"/>'
         return text
     if isinstance(shape, Disc):
         tinted = f'<circle cx="{_n(shape.x)}" cy="{_n(shape.y)}" r="{_n(shape.radius)}"'
         text = f'{tinted} class="ad-ground"/>' if shape.strength < 1 else ""
         if shape.colour is not None and shape.strength:
-            text += f'{tinted} class="{tone("c", shape.colour)}" fill-opacity="{shape.strength:.2g}"/>'
+            text += f'{tinted} class="{_class("c", shape.colour, used)}" fill-opacity="{shape.strength:.2g}"/>'
         return text + (f'{tinted} class="cell"/>' if shape.strength < 1 else "")
-    r = shape.rect
-    d = f'd="M{_n(r.x)} {_n(r.y)}h{_n(r.w)}v{_n(r.h)}h{_n(-r.w)}z"'
-    if isinstance(shape, Outline):
-        return f'<path class="out {tone("s", shape.colour)}{" dash" if shape.dashed else ""}" {d}/>'
-    if shape.colour is not None and shape.strength:
-        return f'<path class="cell {tone("c", shape.colour)}" fill-opacity="{shape.strength:.2g}" {d}/>'
-    return f'<path class="cell" {d}/>'
+    dash = " dash" if shape.dashed else ""
+    return f'<path class="out {_class("s", shape.colour, used)}{dash}" d="{_path(shape.rect)}"/>'
 
 
 def _bent(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[str, list[tuple[float, float]]]:

@@ -13,9 +13,10 @@ import torch
 import attn_lib
 from attn_lib import viz
 from attn_lib.viz.drawing import PAGE, PHONE, _arrow, _column
-from attn_lib.viz.drawing.items import decimals, names_of, number, picture
+from attn_lib.viz.drawing.items import names_of, picture
 from attn_lib.viz.drawing.layout import Arrow, _crossings, lay_out
-from attn_lib.viz.drawing.shapes import Line, Picture, Rect, Words
+from attn_lib.viz.drawing.shapes import Box, Line, Picture, Rect, Words
+from attn_lib.viz.drawing.writing import decimals, number
 from tests.unit.library.viz.drawn import SAY
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -118,9 +119,10 @@ def test_the_page_and_the_phone_have_room(scene):
     assert float(roots[0].get("width")) <= PHONE and float(roots[1].get("width")) <= PAGE
     for root in roots:
         width, height = float(root.get("width")), float(root.get("height"))
+        groups = {text: group for group in root.iter(f"{SVG}g") for text in group}
         for text in root.iter(f"{SVG}text"):
             assert 0 <= float(text.get("x")) <= width and 0 < float(text.get("y")) <= height, text.text
-            assert int(text.get("font-size")) >= 12
+            assert int(text.get("font-size") or groups[text].get("font-size")) >= 12
 
 
 def test_both_layouts_hold_the_same(scene):
@@ -224,14 +226,25 @@ def test_words_wider_than_their_grid_have_their_room():
     assert picture(below, None, PAGE).width > 2 * short
 
 
+def boxes(picture):
+    """The cells in the order of reading."""
+    return sorted((s for s in picture.shapes if isinstance(s, Box)), key=lambda s: (s.rect.y, s.rect.x))
+
+
 def test_colours_belong_to_cells():
-    drawn = picture(viz.Grid("x", torch.ones(2, 2), colours=[[0, -1], [3, 3]]), None, PAGE)
-    boxes = [shape for shape in drawn.shapes if type(shape).__name__ == "Box"]
-    assert [(b.colour, b.strength > 0) for b in boxes] == [(0, True), (None, False), (3, True), (3, True)]
-    shaded = picture(viz.Grid("x", torch.tensor([1.0, -2.0, 0.0]), shade=True), None, PAGE)
-    strengths = [s.strength for s in shaded.shapes if type(s).__name__ == "Box"]
-    assert [s.colour for s in shaded.shapes if type(s).__name__ == "Box"] == [0, 1, 0]
-    assert strengths[1] > strengths[0] > strengths[2]
+    drawn = boxes(picture(viz.Grid("x", torch.ones(2, 2), colours=[[0, -1], [3, 3]]), None, PAGE))
+    assert [(b.colour, b.strength > 0) for b in drawn] == [(0, True), (None, False), (3, True), (3, True)]
+    shaded = boxes(picture(viz.Grid("x", torch.tensor([1.0, -2.0, 0.0]), shade=True), None, PAGE))
+    assert [b.colour for b in shaded] == [0, 1, 0]
+    assert shaded[1].strength > shaded[0].strength > shaded[2].strength
+
+
+def test_cells_that_look_alike_share_an_element():
+    colours = np.zeros((6, 6), int)
+    colours[2] = 1
+    once = viz.drawing([[viz.Grid("x", np.eye(6), colours=colours)]], **SAY)
+    cells = [path for path in svgs(once)[0].iter(f"{SVG}path") if "cell" in path.get("class")]
+    assert sorted(path.get("d").count("z") for path in cells) == [6, 30]
 
 
 def test_numbers_are_for_people():
