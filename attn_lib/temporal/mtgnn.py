@@ -52,18 +52,27 @@ class DilatedInception(nn.Module):
             for width, k in zip(widths, self.kernel_sizes, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        check_tensor(x, "B T N C", {"C": self.channels})
-        widest = max(self.kernel_sizes)
-        missing = torch.sym_max(0, self.dilation * (widest - 1) + 1 - x.shape[1])
-        x = F.pad(x, (0, 0, 0, 0, missing, 0)).permute(0, 3, 1, 2)        # B C T N, in memory still channels last
-        y = torch.cat([F.conv2d(x[:, :, self.dilation * (widest - k):],   # as far back as the widest one's end allows
-                                conv.weight.mT, conv.bias, dilation=(self.dilation, 1))
-                       for k, conv in zip(self.kernel_sizes, self.tconv, strict=True)], 1)
-        return y.permute(0, 2, 3, 1)
+        return _inception(x, self)[0]
 
     def extra_repr(self) -> str:
         names = ("channels", "out_channels", "kernel_sizes", "dilation")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+
+def _inception(x: Tensor, *layers: DilatedInception) -> list[Tensor]:
+    """What each of the layers, of the same widths and dilation, makes of x: one convolution a width serves them all."""
+    first = layers[0]
+    check_tensor(x, "B T N C", {"C": first.channels})
+    widest = max(first.kernel_sizes)
+    missing = torch.sym_max(0, first.dilation * (widest - 1) + 1 - x.shape[1])
+    x = F.pad(x, (0, 0, 0, 0, missing, 0)).permute(0, 3, 1, 2)              # B C T N, in memory still channels last
+    branches = []
+    for k, *convs in zip(first.kernel_sizes, *(layer.tconv for layer in layers), strict=True):
+        weight = torch.cat([conv.weight for conv in convs]).mT
+        y = F.conv2d(x, weight, torch.cat([conv.bias for conv in convs]), dilation=(first.dilation, 1))
+        # Cutting here what is too early, not from x, is the cheaper backward: an output has fewer channels.
+        branches.append(y[:, :, first.dilation * (widest - k):].permute(0, 2, 3, 1).chunk(len(layers), 3))
+    return [torch.cat(parts, 3) for parts in zip(*branches, strict=True)]
 
 
 @register(
@@ -157,8 +166,8 @@ class TemporalConv(nn.Module):
         self.gate = DilatedInception(channels, out_channels, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        f = tap("f", torch.tanh(self.filter(x)), "B To N O")
-        g = tap("g", torch.sigmoid(self.gate(x)), "B To N O")
+        f, g = _inception(x, self.filter, self.gate)
+        f, g = tap("f", torch.tanh(f), "B To N O"), tap("g", torch.sigmoid(g), "B To N O")
         return tap("y", f * g, "B To N O")
 
 
