@@ -33,7 +33,7 @@ class NameFolds(SphinxPostTransform):
         for cell in self.document.findall(nodes.container):
             if cell.get("nb_element") == "cell_code" and cell.get("hide_mode"):
                 own = [prompts for tag, prompts in PROMPTS.items() if f"tag_{tag}" in cell["classes"]]
-                said = f"Code of this {shown(cell)}"
+                said = f"Code of this {shown(cell)}" if len(cell.children) > 1 else "Code for what follows"
                 cell["prompt_show"], cell["prompt_hide"] = own[0] if own else (said, said)
         for admonition in list(self.document.findall(nodes.Admonition)):
             if "dropdown" in admonition["classes"]:

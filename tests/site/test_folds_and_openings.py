@@ -85,8 +85,9 @@ def test_a_chapter_without_an_opening_is_as_it_was(page):
 @pytest.mark.parametrize(
     ("tags", "outputs", "said"),
     [(["setup"], [], "Set-up"), (["solution"], [], "Show the solution"), ([], shows(), "Code of this figure"),
-     ([], shows('<div class="attn-explorer"></div>'), "Code of this explorer"), ([], [], "Code of this output")],
-    ids=["set-up", "solution", "figure", "explorer", "other"],
+     ([], shows('<div class="attn-explorer"></div>'), "Code of this explorer"),
+     ([], shows("<p>said</p>", png=False), "Code of this output"), ([], [], "Code for what follows")],
+    ids=["set-up", "solution", "figure", "explorer", "other", "preparation"],
 )
 def test_a_fold_says_what_it_holds(page, tags, outputs, said):
     text, _ = page(code("make()", *tags, "hide-input", outputs=outputs))
