@@ -159,6 +159,11 @@ def percent_at_the_start_of_a_line(chapter):
     chapter.cells[0].source += "\n\nThe error is 22.28\n% of all."
 
 
+@damage(prose.no_formula_becomes_a_list, "is broken before a sign of a list")
+def minus_at_the_start_of_a_line(chapter):
+    chapter.cells[0].source += "\n\nThe first unit holds $(7\n- 3) - 1 = 3$."
+
+
 @damage(prose.citations_and_links, "leads nowhere")
 def dead_link(chapter):
     chapter.cells[0].source += "\n\n[here](nothing.ipynb)"

@@ -12,6 +12,8 @@ from .chapter import CITATION, LINK, Chapter, check
 
 EQUATION = re.compile(r"\$\$(?P<body>.+?)\$\$[ \t]*(?:\((?P<label>[\w-]+)\))?", re.DOTALL)
 FENCED = re.compile(r"```.*?```", re.DOTALL)
+INLINE = re.compile(r"(?<![\\$])\$(?!\$)([^$]*)\$(?!\$)")  # a formula in a line of prose
+LIST = re.compile(r"\n[ \t]*(?:[-+*]|\d+[.)])[ \t]")  # a line that Markdown takes for an entry of a list
 FILE = re.compile(r"`((?:attn_lib|book|chapters|tests)/[\w./-]+\.\w+)`")
 ARXIV = re.compile(r"https?://arxiv\.org/(?:abs|pdf)/(?P<id>\d{4}\.\d{4,5})(?:v\d+)?(?:\.pdf)?")
 ROLE = re.compile(r"\{(?P<role>eq|doc|py:\w+)\}`(?:[^`<]*<)?~?(?P<target>[^`>]+)>?`")
@@ -42,6 +44,14 @@ def no_line_is_lost(chapter: Chapter) -> list[str]:
     return [f"cell {number}: the line {line.strip()[:40]!r} begins with % and is not shown; begin it with another word"
             for number, cell in chapter.prose
             for line in FENCED.sub("", cell.source).splitlines() if line.lstrip().startswith("%")]
+
+
+@check
+def no_formula_becomes_a_list(chapter: Chapter) -> list[str]:
+    """A formula that is broken before a minus is a list to Markdown, and its halves are text with dollar signs."""
+    return [f"cell {number}: the formula {' '.join(formula.split())[:40]!r} is broken before a sign of a list"
+            for number, cell in chapter.prose
+            for formula in INLINE.findall(FENCED.sub("", cell.source)) if LIST.search(formula)]
 
 
 @check
