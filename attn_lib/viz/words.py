@@ -110,7 +110,8 @@ def spell(
             word = "linear" if word == "matmul" and parameters else word
             ends = i == len(functions) - 1
             word += _over(fn, axes.get(fn, ()) if operation in _REDUCTIONS else result if ends else ())
-            word += f" {parameters}" if parameters not in ("", word) else ""
+            said = parameters in ("", word) or word.endswith(f" {parameters}")  # "batch norm" of a layer `norm`
+            word += "" if said else f" {parameters}"
         if not words or words[-1] != word:
             words.append(word)
     return ", ".join(words)

@@ -67,6 +67,7 @@ def test_captions_name_operations_and_parameters():
     assert graph_of("fusion").nodes["z"].caption == "x₁: linear W₁ · x₂: linear W₂ · +, sigmoid"
     odds = graph_of("odds").nodes
     assert (odds["w"].caption, odds["half"].caption) == ("is w", "from γ")
+    assert "batch norm" in odds["y"].caption and "norm norm" not in odds["y"].caption  # its layer is called `norm`
     assert not odds["top"].grounded and odds["w"].grounded
     assert odds["x"].dims == "B N C" and odds["again"].kind == "output" and odds["y"].kind == "tap"
 
