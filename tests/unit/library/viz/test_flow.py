@@ -79,6 +79,11 @@ def test_the_catalogs_axes_name_the_input():
     assert nodes["z"].caption == "mean over H, W"
 
 
+def test_the_librarys_own_maximum_is_spoken_like_amax():
+    nodes = dependence(*attn_lib.example("cbam")).nodes
+    assert nodes["c_max"].caption == "max over H, W" and nodes["s_max"].caption == "max over C"
+
+
 def test_a_tap_named_as_an_input_stays_apart_from_it():
     class Shadow(nn.Module):
         def forward(self, x):
