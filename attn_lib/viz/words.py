@@ -23,6 +23,7 @@ _SPOKEN = {
     "Mv": "matmul", "NativeBatchNorm": "batch norm", "NativeDropout": "dropout", "NativeGroupNorm": "group norm",
     "NativeLayerNorm": "layer norm", "Neg": "−", "Pow": "power", "Rsub": "1 −", "Sub": "−", "Std": "std",
     "UpsampleBilinear2D": "upsample", "UpsampleNearest2D": "upsample", "Var": "variance", "Where": "mask",
+    "_Maximum": "max",  # of `attn_lib.ops`
 }
 
 SYMMETRIES_SAID = {
@@ -32,7 +33,7 @@ SYMMETRIES_SAID = {
 }
 
 _BY_CONSTANT = {"Add": "shift", "Sub": "shift", "Mul": "scale", "Div": "scale"}
-_REDUCTIONS = ("Amax", "Amin", "Mean", "Std", "Sum", "Var")
+_REDUCTIONS = ("Amax", "Amin", "Mean", "Std", "Sum", "Var", "_Maximum")
 
 _GREEK = {  # `lambda` is no name in Python, hence `lam`
     "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "zeta": "ζ", "eta": "η", "theta": "θ",
@@ -110,7 +111,8 @@ def spell(
             word = "linear" if word == "matmul" and parameters else word
             ends = i == len(functions) - 1
             word += _over(fn, axes.get(fn, ()) if operation in _REDUCTIONS else result if ends else ())
-            word += f" {parameters}" if parameters not in ("", word) else ""
+            said = parameters in ("", word) or word.endswith(f" {parameters}")  # "batch norm" of a layer `norm`
+            word += "" if said else f" {parameters}"
         if not words or words[-1] != word:
             words.append(word)
     return ", ".join(words)
@@ -118,7 +120,8 @@ def spell(
 
 def _over(fn: Any, axes: Sequence[str]) -> str:
     """" over H, W" for a reduction or a softmax along axes that have names, else nothing."""
-    dims = getattr(fn, "_saved_dim", None) if bare(fn) in (*_REDUCTIONS, "Softmax") else None
+    saved = getattr(fn, "_saved_dim", getattr(fn, "dim", None))  # a function of `attn_lib.ops` keeps `dim`
+    dims = saved if bare(fn) in (*_REDUCTIONS, "Softmax") else None
     if dims is None or not axes:
         return ""
     dims = [dims] if isinstance(dims, int) else list(dims)

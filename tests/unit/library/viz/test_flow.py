@@ -67,6 +67,7 @@ def test_captions_name_operations_and_parameters():
     assert graph_of("fusion").nodes["z"].caption == "x₁: linear W₁ · x₂: linear W₂ · +, sigmoid"
     odds = graph_of("odds").nodes
     assert (odds["w"].caption, odds["half"].caption) == ("is w", "from γ")
+    assert "batch norm" in odds["y"].caption and "norm norm" not in odds["y"].caption  # its layer is called `norm`
     assert not odds["top"].grounded and odds["w"].grounded
     assert odds["x"].dims == "B N C" and odds["again"].kind == "output" and odds["y"].kind == "tap"
 
@@ -76,6 +77,11 @@ def test_the_catalogs_axes_name_the_input():
     nodes = dependence(module, inputs).nodes
     assert nodes["x"].dims == "B C H W"
     assert nodes["z"].caption == "mean over H, W"
+
+
+def test_the_librarys_own_maximum_is_spoken_like_amax():
+    nodes = dependence(*attn_lib.example("cbam")).nodes
+    assert nodes["c_max"].caption == "max over H, W" and nodes["s_max"].caption == "max over C"
 
 
 def test_a_tap_named_as_an_input_stays_apart_from_it():
