@@ -18,7 +18,7 @@ from .frames import Frame, Slider, check_all_differ, draw_frame, read_slider, va
 from .live import controls, index_slider, setting_slider, share_slider
 from .page import Explorer, img, jpeg, markup, png
 from .panels import Heat, Map, Panel, Points, pack, share_scale
-from .scene import Scene, encode, is_coarse, photograph
+from .scene import LARGEST, Scene, encode, is_coarse, photograph
 
 MAX_FRAMES = 48
 NOUNS = {"attention": "query", "pixels": "pixel", "points": "output"}
@@ -106,7 +106,8 @@ def explore_points(
     The area of a point's disc is its weight over the panel's largest, which stands below it; light points also fade.
 
     Args:
-        image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`, float in [0, 1] or uint8; shown with 256 pixels at most.
+        image: `(H, W)`, `(H, W, 3)` or `(3, H, W)`, float in [0, 1] or uint8; shown with 256 pixels at most, and
+            enlarged when it has fewer than 64.
         points: `(Hq, Wq, K, 2)`: for each output cell K points (row, col) in pixels of `image` as given; whole
             numbers are pixel centres, and points may lie outside. A dict label → points draws panels.
         title: the question the explorer answers.
@@ -121,13 +122,16 @@ def explore_points(
             more than `BUDGET` bytes, an empty title or alt.
     """
     check_texts(title, alt)
-    size = to_image(image, "image").shape[:2]
-    views = []
+    picture = to_image(image, "image")
+    size, views = picture.shape[:2], []
     for name, p in panels(points).items():
         labels = [called(argument, name) for argument in ("points", "weights", "reference")]
         w, r = of_panel(weights, name, "weights"), of_panel(reference, name, "reference")
         views.append(Points(name, p, w, r, size, labels))
-    return _grid_explorer("points", image, views, {}, start, title, alt)
+    if max(size) < 64:  # discs are sized by the picture as shown; distances are said in its own pixels
+        times = LARGEST // max(size)
+        picture = picture.repeat(times, 0).repeat(times, 1)
+    return _grid_explorer("points", picture, views, {}, start, title, alt)
 
 
 def explore_frames(

@@ -230,6 +230,14 @@ def test_points_say_how_far_they_moved_and_what_they_weigh():
     assert "ends" not in Page(viz.explore_points(photo(), moved, **TEXTS).html).data["panels"][0]
 
 
+def test_a_picture_of_few_pixels_is_enlarged_but_distances_stay_in_its_own():
+    regular = torch.tensor([[[[5.0, 10.0]]]])
+    page = Page(viz.explore_points(photo(48), regular + 3, reference=regular, **TEXTS).html)
+    assert page.data["size"] == [240, 240]
+    assert texts_of(page) == ["output row 0, col 0 · 1 points · moved 4.2 pixels on average, 4.2 at most"]
+    assert (unpack(page.data["panels"][0]["points"], "<i2") == np.array([8.5, 13.5]) * 5 * 64).all()
+
+
 # --- frames ---
 
 
