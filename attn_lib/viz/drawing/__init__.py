@@ -14,7 +14,7 @@ from ..figures import Figure, check_texts
 from .items import Dots, Grid, Item, names_of, picture
 from .layout import Arrow, Layout, lay_out
 from .render import figure, svg
-from .shapes import NOTE, Box, Rect, Words, base, wide
+from .shapes import NOTE, Box, Outline, Rect, Words, base, wide
 
 __all__ = ["Dots", "Drawing", "Grid", "drawing"]
 
@@ -40,7 +40,7 @@ class Drawing(Figure):
 
 def drawing(
     rows: Sequence[Sequence[Item | str | Sequence[Item | str]]], *, title: str, alt: str,
-    arrows: Sequence[tuple] = (), trace: Any = None, key: Mapping[str, int] | None = None,
+    arrows: Sequence[tuple] = (), trace: Any = None, key: Mapping[str, int | tuple[int]] | None = None,
 ) -> Drawing:
     """A mechanism drawn as a teacher would: small grids with their numbers, and arrows with what happens.
 
@@ -61,7 +61,7 @@ def drawing(
         arrows: (from, to, label) or (from, to, label, series colour). An end is a name, or (name, index) for the
             cells of it where the arrow shall point. Arrows run forward.
         trace: where the numbers come from.
-        key: what the series colours mean, in words, as a line below.
+        key: what the series colours mean, in words, as a line below: `{"its row": 1}`; `(1,)` is the colour of a frame.
 
     Raises:
         ValueError: a name that is not there or is there twice, numbers that do not fit, a row that is too wide for
@@ -75,7 +75,8 @@ def drawing(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{', '.join(twice)} stands in the drawing more than once: give each its own name")
     ends = [_arrow(arrow, names) for arrow in arrows]
-    for label, colour in (key or {}).items():
+    for label, sign in (key or {}).items():
+        (colour,) = sign if isinstance(sign, tuple) and len(sign) == 1 else (sign,)
         check_choice(f"the colour of {label!r}", colour, range(len(style.SERIES_COLOURS)))
 
     def at(limit: float, flow: bool) -> tuple[Layout, list[str]]:
@@ -109,16 +110,17 @@ def _arrow(arrow: tuple, names: Sequence[str]) -> Arrow:
     return Arrow(source, target, arrow[2], arrow[3] if len(arrow) == 4 else "muted", source_cells, target_cells)
 
 
-def _with_key(layout: Layout, key: Mapping[str, int], limit: float) -> Layout:
+def _with_key(layout: Layout, key: Mapping[str, int | tuple[int]], limit: float) -> Layout:
     """The layout with a line below it that says what the colours mean, broken where it has to be."""
     if not key:
         return layout
     x, y, width = 4.0, layout.height + 16, layout.width
-    for label, colour in key.items():
+    for label, sign in key.items():
         room = 20 + wide(label, NOTE) + 18
         if x > 4 and x + room - 18 > max(layout.width, min(limit, 2 * PHONE)):
             x, y = 4.0, y + 20
-        layout.shapes += [Box(Rect(x, y - 7, 14, 14), colour, 0.4),
+        square = Rect(x, y - 7, 14, 14)
+        layout.shapes += [Outline(square, sign[0]) if isinstance(sign, tuple) else Box(square, sign, 0.4),
                           Words(x + 20, base(y, NOTE), label, NOTE, "start")]
         x += room
         width = max(width, x - 18)

@@ -239,6 +239,16 @@ def test_colours_belong_to_cells():
     assert shaded[1].strength > shaded[0].strength > shaded[2].strength
 
 
+def test_the_key_shows_a_frame_as_a_frame():
+    def signs(key):
+        root = svgs(viz.drawing([[viz.Grid("x", torch.ones(1, 2))]], key=key, **SAY))[0]
+        return [path.get("class") for path in root.iter(f"{SVG}path")][-1]
+
+    assert signs({"its row": 1}) == "cell c1" and signs({"its row": (1,)}) == "out s1"
+    with pytest.raises(ValueError, match="the colour of 'its row'"):
+        signs({"its row": (1, 2)})
+
+
 def test_cells_that_look_alike_share_an_element():
     colours = np.zeros((6, 6), int)
     colours[2] = 1
