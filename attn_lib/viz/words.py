@@ -61,10 +61,15 @@ def printed(name: str) -> str:
 
 
 def parameter(path: str) -> str:
-    """A parameter's symbol: `W1.weight` and `W1.bias` are W₁, `gamma` is γ, `mlp.0.weight` is mlp₀."""
+    """A parameter's symbol: `W1.weight` and `W1.bias` are W₁, `gamma` is γ, `mlp.0.weight` is mlp₀.
+
+    "" for `convs.0.1.weight`: a number in a list in a list is no name.
+    """
     parts = path.split(".")
     if len(parts) > 1 and parts[-1] in ("weight", "bias"):
         parts.pop()
+    if all(part.isdigit() for part in parts[-2:]):
+        return ""
     return symbol("".join(parts[-2:]) if parts[-1].isdigit() else parts[-1])
 
 
@@ -99,8 +104,8 @@ def spell(
     """
     words: list[str] = []
     for i, fn in enumerate(functions):
-        operation, parameters = bare(fn), ", ".join(dict.fromkeys(used[fn]))
-        if operation in _SILENT and not parameters:
+        operation, parameters = bare(fn), ", ".join(dict.fromkeys(filter(None, used[fn])))
+        if operation in _SILENT and not used[fn]:
             continue
         if operation in _BY_CONSTANT and sum(parent is not None for parent, _ in fn.next_functions) == 1:
             word = _BY_CONSTANT[operation]
@@ -108,7 +113,7 @@ def spell(
                 word = word if words.pop() == word else "rescale"
         else:
             word = _SPOKEN.get(operation) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", operation).lower()
-            word = "linear" if word == "matmul" and parameters else word
+            word = "linear" if word == "matmul" and used[fn] else word
             ends = i == len(functions) - 1
             word += _over(fn, axes.get(fn, ()) if operation in _REDUCTIONS else result if ends else ())
             said = parameters in ("", word) or word.endswith(f" {parameters}")  # "batch norm" of a layer `norm`

@@ -56,6 +56,12 @@ def test_inputs_have_the_axes_of_the_layout_that_the_module_was_made_for():
         assert ", ".join(dims) == attn_lib.entry(id).layout_of(variant)
 
 
+def test_numbers_within_numbers_are_no_names():
+    module = attn_lib.create("pyraformer", channels=8, heads=2, children=2, scales=2).eval()
+    nodes = dependence(module, (torch.randn(1, 8, 8),)).nodes
+    assert "conv, batch norm, elu" in nodes["nodes"].caption and "₀" not in nodes["nodes"].caption
+
+
 def test_captions_name_operations_and_parameters():
     nodes = graph_of("gate").nodes
     assert {n: nodes[n].caption for n in nodes} == {
