@@ -2,7 +2,9 @@
 
     insert    a module after every sub-module whose name matches
     replace   every sub-module whose name matches, such as a convolution by its deformable form
-    Report    what that did; `report.undo()` takes it back
+    Report    what that did; `report.undo()` takes it back, `report.check()` looks whether it still stands
+    inserted  what stands in a network, also in a copy, or after loading
+    remove    all insertions out again, without a report
 
 >>> report = plug.insert(resnet, "layer[1-4].*.bn3", "se", example=images)
 >>> print(report)
@@ -10,7 +12,8 @@
 Everything that is in the network keeps its name: `state_dict` gains keys and loses none.
 """
 
+from .inventory import Inserted, inserted, remove
 from .report import Report, Site
 from .surgery import insert, replace
 
-__all__ = ["Report", "Site", "insert", "replace"]
+__all__ = ["Inserted", "Report", "Site", "insert", "inserted", "remove", "replace"]

@@ -1,14 +1,13 @@
-"""Editing a network, so that it can be taken back: how a module is put after a sub-module, and in its place.
-
-How an insertion is made is known here and nowhere else.
-"""
+"""Editing a network, so that it can be taken back: how a module is put after a sub-module, and in its place."""
 
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..tap import recording
-from .probe import device_and_dtype, memory_format
+from .followed import SITE, Followed, inserted_after, places, put
+from .probe import device_and_dtype
+
+REPLACED = "_replaced"  # attribute of a new module: the class that it replaced
 
 
 class Edit(Protocol):
@@ -24,58 +23,37 @@ class Edit(Protocol):
 
 
 class Insertion:
-    """`child` called after `site`: a child of it, run by a forward hook there.
+    """`child` called after `site`, wherever the network held `site`.
 
     Args:
+        model: the network.
         path: the site's name.
         site: what the child follows.
         child: the new module.
-        label: its name at the site, unless the site has an attribute of that name.
-        copies: whether its output is copied before the network goes on with it; see `_CallChild`.
+        name: its name at the site, as from `free_name`.
+        copies: whether its output is copied before the network goes on with it; see `Followed`.
     """
 
-    def __init__(self, path: str, site: nn.Module, child: nn.Module, label: str, copies: bool):
-        name = label
-        while hasattr(site, name):
-            name += "_"
-        self.path, self.site, self.child, self.name = path, site, child, name
-        site.add_module(name, child)
-        self.handle = site.register_forward_hook(_CallChild(name, copies))
+    def __init__(self, model: nn.Module, path: str, site: nn.Module, child: nn.Module, name: str, copies: bool):
+        self.path, self.site, self.child, self.model = path, site, child, model
+        held = places(model, site)
+        self.held = len(held)
+        self.wrapper = Followed(site, child, name, copies)
+        put(held, self.wrapper)
 
     def intact(self) -> bool:
-        return getattr(self.site, self.name, None) is self.child
+        return len(places(self.model, self.wrapper)) == self.held
 
     def revert(self) -> None:
-        self.handle.remove()
-        delattr(self.site, self.name)
+        # What the wrapper holds now: something may have converted the site, or been inserted before.
+        put(places(self.model, self.wrapper), self.wrapper.site)
 
     def check_calls(self, of_site: int, of_child: int) -> None:
-        """The child must be called as often as the site: once after each call, by the hook."""
+        """The child must be called as often as the site: once after each call, by the wrapper."""
         if of_child != of_site:
-            raise ValueError(f"site {self.path!r} calls its own children, the new one included; name one of those")
-
-
-class _CallChild:
-    """Forward hook that passes a site's output through one of its children.
-
-    An object, not a closure: `deepcopy` copies it along with the site, and the child is looked up on whichever
-    site calls it.
-    """
-
-    def __init__(self, name: str, copies: bool):
-        self.name, self.copies = name, copies
-
-    def __call__(self, site: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        # In the memory format the network had here: later kernels, and with them the rounding, depend on it.
-        y = getattr(site, self.name)(output).contiguous(memory_format=memory_format(output))
-        # The network may go on to write into y (an in-place ReLU, `out += identity`), which must not reach a
-        # tensor that the backward pass needs or that a trace shows.
-        return y.clone() if self.copies or recording() else y
-
-
-def inserted_after(site: nn.Module) -> list[nn.Module]:
-    """The modules that insertions have put after a site."""
-    return [getattr(site, hook.name) for hook in site._forward_hooks.values() if isinstance(hook, _CallChild)]
+            raise ValueError(f"site {self.path!r} is called {of_site} times in a forward pass, but {of_child} times "
+                             "where the network holds it as a sub-module: it is also held elsewhere, such as in a "
+                             "list or by a function; name a module that holds it")
 
 
 class Replacement:
@@ -83,10 +61,10 @@ class Replacement:
 
     def __init__(self, model: nn.Module, path: str, old: nn.Module, new: nn.Module):
         self.path, self.old, self.new = path, old, new
-        self.places = [(parent, name) for parent in model.modules()
-                       for name, m in parent._modules.items() if m is old]
+        self.places = places(model, old)
         self.type = device_and_dtype(new)
-        self._put(new)
+        setattr(new, REPLACED, type(old).__name__)
+        put(self.places, new)
 
     def intact(self) -> bool:
         held = all(parent._modules.get(name) is self.new for parent, name in self.places)
@@ -97,15 +75,22 @@ class Replacement:
         if here != self.type:  # the network moved in between
             self.old.to(*here)
         self.old.train(self.new.training)
-        self._put(self.old)
+        put(self.places, self.old)
+        delattr(self.new, REPLACED)
 
-    def _put(self, module: nn.Module) -> None:
-        for parent, name in self.places:
-            setattr(parent, name, module)
+
+def free_name(site: nn.Module, label: str) -> str:
+    """`label`, with as many underscores as make it a name that the site does not have."""
+    while label == SITE or hasattr(site, label):
+        label += "_"
+    return label
 
 
 def check_replaceable(path: str, site: nn.Module) -> None:
-    """A site must carry no hooks, insertions among them: they would be lost with it."""
+    """A site must carry neither insertions nor hooks: they would be lost with it."""
+    if wrappers := inserted_after(site):
+        raise ValueError(f"site {path!r} has a {type(wrappers[0].child).__name__} inserted after it, which its "
+                         "replacement would lose; undo() that first")
     if site._forward_hooks or site._forward_pre_hooks or site._backward_hooks:
         raise ValueError(f"site {path!r} carries hooks, which its replacement would lose; remove them first")
 

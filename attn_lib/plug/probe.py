@@ -6,6 +6,7 @@ back.
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ..measure import compare_timings, flops
-from ..measure.call import evaluating, kept_for_backward, state, tensors, unchanged
+from ..measure.call import as_inputs, evaluating, kept_for_backward, state, tensors, unchanged
+
+Example = Tensor | Sequence[Any] | None
+
+
+def inputs_of(example: Example) -> tuple | None:
+    """An example as a tuple of inputs; None where there is none."""
+    return None if example is None else as_inputs(example)
 
 
 @dataclass
@@ -98,10 +106,7 @@ class Probe:
         said: dict[str, Any] = {}
         output = tensors(output)
         if output or self._output:
-            said["change"] = _largest_change(self._output, output)
-            said["scale"] = max(map(_largest, self._output), default=0.0)
-        precision = max((torch.finfo(y.dtype).eps for y in output if y.is_floating_point()), default=0.0)
-        said["rounding"] = min(100 * precision, 0.02) * said.get("scale", 0.0)
+            said.update(_comparison(self._output, output))
         with evaluating(self._model):
             said["flops"] = self._flops, flops(self._model, self._inputs)
             if self._copy is not None:
@@ -204,6 +209,15 @@ def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype] | No
     return next(((t.device, t.dtype) for t in state(module) if t.is_floating_point()), None)
 
 
+def usual_dtype(model: nn.Module) -> torch.dtype | None:
+    """The floating-point type of most of a model's numbers; None if it holds none."""
+    sizes: Counter[torch.dtype] = Counter()
+    for t in state(model):
+        if t.is_floating_point():
+            sizes[t.dtype] += t.numel()
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
 def count(module: nn.Module) -> int:
     """How many parameters a module has."""
     return sum(p.numel() for p in module.parameters())
@@ -214,12 +228,26 @@ def _without_values(value: Any) -> Tensor | type:
     return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else type(value)
 
 
-def _largest_change(before: list[Tensor], after: list[Tensor]) -> float:
-    """Largest change of an entry; NaN where one is not a number, infinite where the shapes differ."""
+def _comparison(before: list[Tensor], after: list[Tensor]) -> dict[str, Any]:
+    """Change, scale and rounding of the tensor that changed most, as measured by its own rounding.
+
+    The change is NaN where an entry is not a number, and infinite where the shapes differ.
+    """
     if [y.shape for y in before] != [y.shape for y in after]:
-        return math.inf
-    changes = [_largest(b.double() - a.double()) for a, b in zip(before, after, strict=True) if not torch.equal(a, b)]
-    return max(changes, key=lambda change: (math.isnan(change), change), default=0.0)
+        return {"change": math.inf, "scale": max(map(_largest, before), default=0.0), "rounding": 0.0}
+    rows = []
+    for b, a in zip(before, after, strict=True):
+        change = 0.0 if torch.equal(b, a) else _largest(b.double() - a.double())
+        scale = _largest(b)
+        precision = torch.finfo(a.dtype).eps if a.is_floating_point() else 0.0
+        rows.append({"change": change, "scale": scale, "rounding": min(100 * precision, 0.02) * scale})
+
+    def severity(tensor: int) -> tuple[bool, float, float]:
+        change, scale, rounding = rows[tensor].values()
+        return math.isnan(change), change and (change / rounding if rounding else math.inf), scale
+
+    worst = max(range(len(rows)), key=severity)
+    return rows[worst] | {"tensor": worst if len(rows) > 1 else None}
 
 
 def _largest(t: Tensor) -> float:

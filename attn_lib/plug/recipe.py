@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from .. import catalog
 from ..layout import Axes, Layout
-from .probe import Flow, channels_of, device_and_dtype, memory_format, one_output
+from ..measure.call import state
+from .probe import Flow, channels_of, device_and_dtype, memory_format, one_output, usual_dtype
+
+NORMS = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm
 
 Module = str | type[nn.Module] | Callable[..., nn.Module]
 
@@ -104,10 +107,20 @@ class Recipe:
 
 
 def settle(child: nn.Module, site: nn.Module, output: Tensor | None, model: nn.Module) -> None:
-    """Give a new module the device, type, memory format and mode of its site."""
+    """Give a new module the device, type, memory format and mode of its site.
+
+    The type is that of what flows there, where the network has weights of it (under autocast it has none). Without an
+    example it is the type of the site's weights, or of most of the network's after a norm, which is often kept in
+    float32 within a network in half precision.
+    """
     own = device_and_dtype(site) or device_and_dtype(model)
     if own:
-        child.to(*own)
+        device, dtype = own
+        if output is None and isinstance(site, NORMS):
+            dtype = usual_dtype(model)
+        elif output is not None and any(t.dtype == output.dtype for t in state(model)):
+            dtype = output.dtype
+        child.to(device, dtype)
     if output is not None:
         child.to(memory_format=memory_format(output))
     child.train(site.training)

@@ -4,9 +4,13 @@ import math
 import textwrap
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from ..console import printable
 from ..measure import Comparison
 from .edits import Edit, revert_all
+from .inventory import check
+from .probe import Example
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Site:
         shape: of the tensor there, for the example; None without one.
         calls: how often a forward pass comes by; None without an example.
         params: parameters of the new module.
+        name: dotted name of the new module.
     """
 
     path: str
@@ -26,6 +31,7 @@ class Site:
     shape: tuple[int, ...] | None
     calls: int | None
     params: int
+    name: str
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Report:
             tensor to compare.
         scale: largest entry of the output before; None like `change`.
         rounding: changes up to this are rounding: 100 units in the last place of the largest entry.
+        tensor: where the output holds several tensors, the number of the one that `change`, `scale` and
+            `rounding` are of: the one that changed most by the measure of its own rounding.
         identity: whether the catalog says that a fresh module is the identity; None for others' modules.
         time: the forward pass of "before" and "after", timed in turns, if asked for.
     """
@@ -55,23 +63,40 @@ class Report:
     change: float | None = None
     scale: float | None = None
     rounding: float | None = None
+    tensor: int | None = None
     identity: bool | None = None
     time: Comparison | None = None
+    _model: nn.Module | None = field(default=None, repr=False)
     _edits: list[Edit] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
-        """Take everything out again: modules, hooks and `state_dict` keys. A second call does nothing.
+        """Take everything out again: modules and `state_dict` keys. A second call does nothing.
 
-        After an insertion the network is as it was, weights trained in between included. After a replacement
-        the replaced modules come back as they left.
+        After an insertion the network is as it was, weights trained in between included; a site that was converted
+        since stays converted. After a replacement the replaced modules come back as they left.
 
         Raises:
-            ValueError: if a site was changed again since; undo that first.
+            ValueError: if a site was changed again since, or what was put there taken out.
         """
         for edit in self._edits:
             if not edit.intact():
-                raise ValueError(f"site {edit.path!r} was changed since; undo that first")
+                raise ValueError(f"site {edit.path!r} was changed since, or its module taken out; undo what came later "
+                                 "first")
         revert_all(self._edits)
+
+    def check(self, model: nn.Module | None = None, *, example: Example = None) -> None:
+        """Make sure that everything still stands where it was put, and runs.
+
+        Args:
+            model: the network, or what was made of it: a copy, one that was loaded, one within
+                `DistributedDataParallel`. By default the network that the report is of.
+            example: an input of the network, or a tuple of them; it is passed through in eval mode, and each new module
+                must run once for each call of its site.
+
+        Raises:
+            ValueError: naming the site.
+        """
+        check(self._model if model is None else model, self.kind, [(s.path, s.name) for s in self.sites], example)
 
     @property
     def output(self) -> str:
@@ -84,7 +109,8 @@ class Report:
                     "zero here, or does not reach the output")
         if self.change == 0:
             return "unchanged, bit for bit"
-        size = f"{self.change:.1e}, largest entry {self.scale:.2g}"
+        where = "" if self.tensor is None else f" in tensor {self.tensor} of the output"
+        size = f"{self.change:.1e}{where}, largest entry {self.scale:.2g}"
         if self.change <= self.rounding:
             return f"unchanged up to rounding (largest change {size})"
         if self.change != self.change:

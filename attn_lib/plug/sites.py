@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from .. import catalog
+from .followed import named_modules
 
 
 def find(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
@@ -14,12 +15,12 @@ def find(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
 
     Patterns are the shell's, one part at a time: `*` and `?` stand for characters within a part, `[1-4]` for one
     of them, and `**` for any number of whole parts. "layer1.*" is the blocks of layer1, "layer1.**" all
-    that layer1 holds, "**.bn3" every bn3.
+    that layer1 holds, "**.bn3" every bn3. Wrappers of insertions have no name: patterns go on to match.
 
     Raises:
         ValueError: if nothing matches; names what is near.
     """
-    names = {name: module for name, module in model.named_modules() if name}
+    names = {name: module for name, module in named_modules(model) if name}
     found = {name: module for name, module in names.items() if _matches(name.split("."), pattern.split("."))}
     if not found:
         near = get_close_matches(pattern, names, n=4, cutoff=0.3) or list(names)[:4]
@@ -47,7 +48,7 @@ def similar(model: nn.Module, entry: catalog.Entry) -> list[str]:
     def same(name: str) -> bool:  # "squeezeexcite" is the beginning of "squeezeexcitation", up to its last letter
         return name in names | {words} or (len(name) > 8 and words.startswith(name[:-1]))
 
-    return [path for path, m in model.named_modules()
+    return [path for path, m in named_modules(model)
             if isinstance(m, entry.cls) or same(type(m).__name__.lower().replace("_", ""))]
 
 

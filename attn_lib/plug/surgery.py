@@ -1,29 +1,34 @@
 """Putting modules in: after a sub-module, or instead of it."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..measure.call import as_inputs
-from .edits import Insertion, Replacement, check_replaceable, inserted_after, revert_all
-from .probe import Flow, Probe, channels_of, check_fits, count, keeps_its_output, one_output
+from .edits import Insertion, Replacement, check_replaceable, free_name, revert_all
+from .followed import inserted_after
+from .probe import Example, Flow, Probe, channels_of, check_fits, count, inputs_of, keeps_its_output, one_output
 from .recipe import Module, Recipe, settle
 from .report import Report, Site
 from .sites import find, find_ends, similar
-
-Example = Tensor | Sequence[Any] | None
 
 
 def insert(model: nn.Module, pattern: str, module: Module, *, example: Example = None,
            measure_time: bool = False, **options: Any) -> Report:
     """Put a new module after every sub-module whose name matches: y = module(site(x)).
 
-    Each new module becomes a child of its site and is called by a forward hook there, so the network's own
-    modules, names, weights and references stay what they are, and `deepcopy`, `state_dict`, `torch.compile` and
-    `torch.export` see a module like any other. It takes over the site's device, type, memory format and
-    mode. After an `nn.Sequential` means after its last layer.
+    A wrapper (`plug.followed.Followed`) takes the site's place and calls both. The network's own modules, weights and
+    references stay what they are, `state_dict` gains keys and loses none, and the site's attributes are read
+    through the wrapper; `deepcopy`, `torch.compile` and `torch.export` see modules like any other. What converts a
+    site (`SyncBatchNorm`, quantisation, fusing by `torch.fx`) converts it within the wrapper. What folds a norm
+    into the convolution before it, and would lose the new module, meets an error. The new module takes over the
+    site's device, memory format and mode, and the floating-point type of what flows there. After an `nn.Sequential`
+    means after its last layer.
+
+    The order of things: convert the network, insert, then make the optimiser, the average of weights (EMA),
+    `DistributedDataParallel` and `torch.compile`. An optimiser made before knows nothing of the new parameters and
+    never trains them; an average made before has no place for them. Converting afterwards works, too, and
+    `report.check()` says whether each module still runs.
 
     Args:
         model: the network; changed in place.
@@ -37,12 +42,12 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
         **options: of the module, `channels` excepted.
 
     Returns:
-        What changed; `report.undo()` takes it back.
+        What changed; `report.undo()` takes it back, `report.check()` looks whether it still stands.
 
     Raises:
-        ValueError: if nothing matches; a site is not called, returns no single tensor, or returns axes that the
-            module does not take; channels do not fit, or an option is unknown, missing or out of range; or a site has
-            such a module already. The network is then unchanged.
+        ValueError: if nothing matches; a site is not called, or called past the network's sub-modules; it returns
+            no single tensor, or axes that the module does not take; channels do not fit, or an option is unknown,
+            missing or out of range; or a site has such a module already. The network is then unchanged.
 
     Warns:
         UserWarning: if the network holds such modules already, a site is called more than once, or a module that
@@ -53,7 +58,7 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
     if recipe.entry is not None and (held := similar(model, recipe.entry)):
         warnings.warn(f"the network holds {len(held)} of {recipe.label} already, such as {held[0]!r}", UserWarning,
                       stacklevel=2)
-    probe = Probe(model, _inputs(example), sites.values(), measure_time)
+    probe = Probe(model, inputs_of(example), sites.values(), measure_time)
 
     rows: list[Site] = []
     new: dict[nn.Module, nn.Module] = {}
@@ -62,10 +67,10 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
         output = None if flow is None else one_output(path, flow)
         channels = channels_of(path, site, output, recipe.axes)
         new[site] = child = recipe.for_channels(channels)
-        if any(type(other) is type(child) for other in inserted_after(site)):
+        if any(type(wrapper.child) is type(child) for wrapper in inserted_after(site)):
             raise ValueError(f"site {path!r} has a {type(child).__name__} inserted already; undo() that first")
         settle(child, site, output, model)
-        rows.append(_row(path, channels, flow, child))
+        rows.append(_row(path, channels, flow, child, f"{path}.{free_name(site, recipe.label)}"))
         if flow is not None and flow.calls > 1:
             warnings.warn(f"site {path!r} is called {flow.calls} times in a forward pass; the one new module acts "
                           "each time", UserWarning, stacklevel=2)
@@ -74,14 +79,15 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
     try:
         for row, (site, child) in zip(rows, new.items(), strict=True):
             copies = row.shape is None or keeps_its_output(row.path, child, row.shape)
-            edits.append(Insertion(row.path, site, child, recipe.label, copies))
+            name = row.name.rpartition(".")[2]
+            edits.append(Insertion(model, row.path, site, child, name, copies))
         effect, flows = probe.again()
         for edit in edits if flows else ():
             edit.check_calls(probe.flows[edit.site].calls, flows[edit.child].calls)
     except BaseException:
         revert_all(edits)
         raise
-    report = Report("insert", recipe.label, tuple(rows), (probe.params, count(model)), **effect,
+    report = Report("insert", recipe.label, tuple(rows), (probe.params, count(model)), **effect, _model=model,
                     identity=recipe.entry.identity_at_init if recipe.entry else None, _edits=edits)
     if report.identity and report.change:
         warnings.warn(f"{recipe.label} should start as the identity, but the output of the network changed by up to "
@@ -92,6 +98,9 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
 def replace(model: nn.Module, pattern: str, module: Module, *, example: Example = None,
             measure_time: bool = False, **options: Any) -> Report:
     """Put a new module in the place of every sub-module whose name matches.
+
+    As for `insert`, this comes before the optimiser and what follows it: an optimiser made before goes on training the
+    weights of what was replaced.
 
     A class of the catalog that can take over a convolution does so: `DeformConv2d` keeps weight, bias, stride,
     padding, dilation and groups (its `from_conv`). Another class is made for the site's channels, which must be
@@ -106,8 +115,8 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
         What changed; `report.undo()` puts the replaced modules back.
 
     Raises:
-        ValueError: as for `insert`; also if a site carries hooks, or the new module returns another shape. The
-            network is then unchanged.
+        ValueError: as for `insert`; also if a site carries hooks or insertions, or the new module returns another
+            shape. The network is then unchanged.
     """
     recipe = Recipe(module, options)
     sites = find(model, pattern)
@@ -116,7 +125,7 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
         raise ValueError(f"pattern={pattern!r} matches {inside!r} and a module that holds it; name one of them")
     for path, site in sites.items():
         check_replaceable(path, site)
-    probe = Probe(model, _inputs(example), sites.values(), measure_time)
+    probe = Probe(model, inputs_of(example), sites.values(), measure_time)
 
     rows: list[Site] = []
     new: dict[nn.Module, nn.Module] = {}
@@ -125,7 +134,7 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
         output = None if flow is None else one_output(path, flow)
         new[site] = child = recipe.in_place_of(path, site, flow)
         settle(child, site, output, model)
-        rows.append(_row(path, getattr(site, "out_channels", None), flow, child))
+        rows.append(_row(path, getattr(site, "out_channels", None), flow, child, path))
     row_of = dict(zip(new.values(), rows, strict=True))
 
     def check(module: nn.Module, y: Any) -> None:
@@ -140,13 +149,10 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
     except BaseException:
         revert_all(edits)
         raise
-    return Report("replace", recipe.label, tuple(rows), (probe.params, count(model)), **effect, _edits=edits)
+    return Report("replace", recipe.label, tuple(rows), (probe.params, count(model)), **effect, _model=model,
+                  _edits=edits)
 
 
-def _inputs(example: Example) -> tuple | None:
-    return None if example is None else as_inputs(example)
-
-
-def _row(path: str, channels: int | None, flow: Flow | None, child: nn.Module) -> Site:
+def _row(path: str, channels: int | None, flow: Flow | None, child: nn.Module, name: str) -> Site:
     shape = None if flow is None else tuple(one_output(path, flow).shape)
-    return Site(path, channels, shape, None if flow is None else flow.calls, count(child))
+    return Site(path, channels, shape, None if flow is None else flow.calls, count(child), name)

@@ -45,6 +45,11 @@ class ResNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+def gate(channels: int) -> nn.Module:
+    """A gate that every tracer takes as it is; autograd keeps its output."""
+    return nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Sigmoid())
+
+
 class Pair(NamedTuple):
     first: Tensor
     second: float = 0.0

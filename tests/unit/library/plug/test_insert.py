@@ -10,7 +10,7 @@ from torch import nn
 import attn_lib
 from attn_lib import plug
 from attn_lib.channel import SEAttention
-from tests.unit.library.plug.networks import assert_same_state, evaluate, snapshot
+from tests.unit.library.plug.networks import ResNet, assert_same_state, evaluate, snapshot
 
 
 def test_keeps_every_key_weight_and_reference(resnet, x):
@@ -18,7 +18,8 @@ def test_keeps_every_key_weight_and_reference(resnet, x):
     report = plug.insert(resnet, "layer[12].*.bn3", "se", example=x, reduction=4)
     after = resnet.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    assert resnet.layer1[0].bn3 is bn3 and resnet.layer1[0].conv1.weight is weight
+    assert resnet.layer1[0].bn3.site is bn3 and resnet.layer1[0].conv1.weight is weight
+    assert resnet.layer1[0].bn3.weight is bn3.weight
     assert set(after) - set(before) == {f"layer{i}.{j}.bn3.se.{w}.{p}" for i in (1, 2) for j in (0, 1)
                                         for w in ("W1", "W2") for p in ("weight", "bias")}
     assert [(s.path, s.channels, s.shape, s.calls) for s in report.sites] == [
@@ -34,8 +35,7 @@ def test_computes_the_module_of_the_sites_output(resnet, x):
     se = block.bn3.se
     z = torch.randn(2, 16, 6, 6, generator=torch.Generator().manual_seed(2))
     got = block(z)
-    block.bn3._forward_hooks.clear()
-    main = block.bn3(block.conv3(block.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(z))))))))
+    main = block.bn3.site(block.conv3(block.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(z))))))))
     assert torch.equal(got, torch.relu(se(main) + block.downsample(z)))
 
 
@@ -97,6 +97,35 @@ def test_takes_over_device_type_and_mode(resnet):
         se = resnet.layer1[i].bn3.se
         assert {p.dtype for p in se.parameters()} == {torch.float64} and not se.training
     assert evaluate(resnet, x).dtype == torch.float64
+
+
+class Half(ResNet):
+    """In bfloat16, but for its norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.bfloat16()
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.float()
+
+
+@pytest.mark.parametrize("module", ["se", "ccnet"])
+@pytest.mark.parametrize("with_example", [True, False])
+def test_a_network_in_half_precision_whose_norms_are_not(x, module, with_example):
+    model, x = Half(), x.bfloat16()
+    assert evaluate(model, x).dtype == torch.bfloat16
+    plug.insert(model, "layer1.*.bn3", module, example=x if with_example else None)
+    assert {p.dtype for row in plug.inserted(model) for p in row.module.parameters()} == {torch.bfloat16}
+    y = model.train()(x)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and all(p.grad is not None for p in model.parameters())
+
+
+def test_autocast_does_not_decide_the_type_of_weights(resnet, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        plug.insert(resnet, "layer1.0.conv1", "se", example=x, reduction=2)
+    assert {p.dtype for p in resnet.parameters()} == {torch.float32}
 
 
 def test_takes_over_the_memory_format(resnet, x):
@@ -176,7 +205,7 @@ def test_a_trace_shows_what_the_module_gave_not_what_was_written_over_it(resnet,
         resnet(x)
     assert t.names() == [f"layer1.1.bn3.se.{name}" for name in "zsy"]
     bn3 = {}
-    resnet.layer1[1].bn3.register_forward_hook(lambda m, a, y: bn3.update(y=y.clone()), prepend=True)
+    resnet.layer1[1].bn3.site.register_forward_hook(lambda m, a, y: bn3.update(y=y.clone()))
     resnet(x)
     y = bn3["y"] * t["layer1.1.bn3.se.s"][:, :, None, None]
     assert torch.equal(t["layer1.1.bn3.se.y"], y)
@@ -212,18 +241,31 @@ def test_sites_that_cannot_take_a_module(resnet, x):
     class Loop(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+            self.a = nn.Conv2d(3, 4, 1)
+            self.layers = [self.a]  # the network goes past its own sub-module
 
+        def forward(self, x):
+            return self.layers[0](x)
+
+    model = nn.Sequential(Loop(), nn.ReLU())
+    conv = model[0].a
+    with pytest.raises(ValueError, match=r"site '0.a' is called 1 times in a forward pass, but 0 times where"):
+        plug.insert(model, "0.a", "ccnet", example=x, reduction=2)
+    assert model[0].a is conv
+    assert_same_state(resnet, before)
+
+
+def test_a_site_that_calls_all_its_children(x):
+    """The new module is no child of the site's own."""
+    class Loop(nn.Sequential):
         def forward(self, x):
             for child in self.children():
                 x = child(x)
             return x
 
-    model = nn.Sequential(Loop(), nn.ReLU())
-    with pytest.raises(ValueError, match="site '0' calls its own children"):
-        plug.insert(model, "0", "ccnet", example=x, reduction=2)
-    assert list(model[0]._modules) == ["a", "b"] and not model[0]._forward_hooks
-    assert_same_state(resnet, before)
+    model = nn.Sequential(Loop(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), nn.ReLU())
+    report = plug.insert(model, "0", "ccnet", example=x, reduction=2)
+    assert report.change == 0 and [m.calls for m in plug.inserted(model, x)] == [1]
 
 
 def test_a_failure_at_one_site_changes_none(resnet, x):

@@ -77,6 +77,39 @@ def test_not_a_number(x, order):
     assert report.output == "not a number somewhere, before or after"
 
 
+class Shift(nn.Module):
+    """Adds a little."""
+
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        return x + 1e-3
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_each_tensor_has_a_tolerance_of_its_own(x, order):
+    """Boxes up to 640 must not hide that scores up to 1 have changed by 1e-3."""
+    def detections(y):
+        scores = torch.cat((y[:, :1].detach() * 0 + 1, y[:, 1:]), 1)
+        return (scores * 0 + 640, scores)[::order]
+
+    model = Head(detections)
+    nn.init.zeros_(model.b.weight)
+    nn.init.zeros_(model.b.bias)
+    report = plug.insert(model, "b", Shift, example=x)
+    assert report.change == pytest.approx(1e-3) and report.scale == 1 and report.change > report.rounding
+    assert report.tensor == (1 if order == 1 else 0)
+    assert report.output.startswith(f"changed (largest change 1.0e-03 in tensor {report.tensor} of the output, largest")
+
+
+def test_several_tensors_unchanged(x):
+    report = plug.insert(Head(lambda y: (y, 640 + y)), "a", nn.Identity, example=x)
+    assert report.change == 0 and report.output.startswith("unchanged")
+    report = plug.insert(Head(lambda y: y), "a", nn.Identity, example=x)
+    assert report.tensor is None
+
+
 def test_a_layer_at_the_end_of_two_sequentials(x):
     last = nn.Conv2d(3, 16, 1)
     model = nn.ModuleDict({"p": nn.Sequential(nn.ReLU(), last), "q": nn.Sequential(nn.Identity(), last)})

@@ -1,0 +1,183 @@
+"""What an insertion is: a wrapper that stands where the network held the site, and calls the new module after it.
+
+What converts, fuses or quantises a network walks through its modules and puts others in their places. It finds the site
+inside the wrapper, puts its own there, and the new module stays. A forward hook on the site would go with it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Proxy
+
+from ..tap import recording
+from .probe import memory_format
+
+SITE = "site"  # the site's name in its wrapper
+
+# What is read of a layer only to fold it into its neighbour, or its neighbour into it.
+_STATISTICS = ("running_mean", "running_var")
+_GEOMETRY = ("groups",)
+
+
+class Followed(nn.Module):
+    """y = child(site(x)), in the place of the site.
+
+    To the network it is the site: what it does not have itself is read from the site and written to it, and
+    `state_dict` has the site's keys, and below them the child's under its name. Names of modules and parameters
+    hold one part more, "bn3.site.weight"; state dictionaries made of those load, too.
+
+    What folds a norm into the convolution before it would lose the child. Therefore a norm's running statistics and the
+    groups of a convolution are not to be read through the wrapper, nor parameters and buffers to be set; `.site` is
+    the layer itself.
+
+    Args:
+        site: what the child follows.
+        child: the new module.
+        name: the child's name, which must be no attribute of the site.
+        copies: whether the output is copied before the network goes on with it, because it may write into it
+            while the child's backward pass needs it.
+    """
+
+    def __init__(self, site: nn.Module, child: nn.Module, name: str, copies: bool):
+        super().__init__()
+        self._child, self._copies = name, copies
+        self.training = site.training
+        self.add_module(SITE, site)
+        self.add_module(name, child)
+        self._register_state_dict_hook(_write_as_the_site)
+        self.register_load_state_dict_post_hook(_name_as_the_site)
+        self.register_forward_pre_hook(_stand_in_the_way)
+
+    @property
+    def child(self) -> nn.Module:
+        """The module that was inserted."""
+        return self._modules[self._child]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        output = self._modules[SITE](*args, **kwargs)
+        y = self._modules[self._child](output)
+        if not isinstance(output, Proxy):
+            # In the memory format the network had here: later kernels, and with them the rounding, depend on it.
+            y = y.contiguous(memory_format=memory_format(output))
+        # The network may go on to write into y (an in-place ReLU, `out += identity`), which must not reach a
+        # tensor that the backward pass needs or that a trace shows.
+        return y.clone() if self._copies or recording() else y
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            site = self.__dict__.get("_modules", {}).get(SITE)
+            if site is None or name.startswith("__"):  # `__deepcopy__` of the site would copy the site alone
+                raise
+        if name in _STATISTICS and hasattr(site, name):
+            raise AttributeError(self._refusal(f"{name} is not to be read: folding this norm into another layer"))
+        if name in _GEOMETRY and isinstance(site, nn.modules.conv._ConvNd):
+            raise AttributeError(self._refusal(f"{name} is not to be read: folding another layer into this one"))
+        return getattr(site, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        site = self._modules.get(SITE)
+        mine = name in self.__dict__ or name in self._modules or hasattr(type(self), name)
+        if getattr(value, "__self__", self) is site and site is not None:  # `m.forward = m.forward_fused`
+            setattr(site, name, value)
+        elif mine or (name.startswith("_") and not hasattr(site, name)):
+            super().__setattr__(name, value)
+        elif name in site._parameters or name in site._buffers:
+            raise AttributeError(self._refusal(f"{name} is not to be set: giving this layer another layer's work"))
+        else:
+            setattr(site, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._modules[SITE][key]
+
+    @property
+    def _innermost(self) -> nn.Module:
+        """The site itself, where something was inserted after it several times."""
+        return inserted_after(self)[-1].site
+
+    def _fqn_modifiers(self) -> dict[str, str]:
+        """For torch.distributed.checkpoint, which walks along the keys of `state_dict`: these go on from the site."""
+        site = self._innermost
+        names = [*site._parameters, *site._buffers, *site._modules]
+        return dict.fromkeys(names, "_innermost")
+
+    def _refusal(self, what: str) -> str:
+        kind = type(self._modules[SITE]).__name__
+        return (f"{what} would lose or misplace the {type(self.child).__name__} inserted after it. Leave this layer "
+                f"out, or take the insertion out first; the {kind} itself is `.{SITE}`")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        inner, below = prefix + SITE + ".", prefix + self._child + "."
+        site = self._modules[SITE]
+        named = isinstance(site, Followed) or SITE not in site._modules  # keys with `.site.` can only be ours
+        for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(below)]:
+            if not (named and key.startswith(inner)):
+                state_dict[inner + key[len(prefix):]] = state_dict.pop(key)
+        self._prefix = prefix
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+# Functions of the module, not closures: deepcopy and pickle take them along.
+
+def _write_as_the_site(wrapper: Followed, state: dict[str, Any], prefix: str, _: Any) -> None:
+    inner = prefix + SITE + "."
+    for key in [key for key in state if key.startswith(prefix)]:  # all of them again: they keep their order
+        value = state.pop(key)
+        state[prefix + key[len(inner):] if key.startswith(inner) else key] = value
+    # Versions stand under both names; the one with `.site` is looked for when the wrapper is loaded.
+    versions = getattr(state, "_metadata", {})
+    for path in [path for path in versions if f"{path}.".startswith(inner)]:
+        versions[f"{prefix}{path[len(inner):]}".removesuffix(".")] = versions[path]
+
+
+def _name_as_the_site(wrapper: Followed, incompatible: tuple[list[str], list[str]]) -> None:
+    prefix = wrapper.__dict__.pop("_prefix")
+    inner = prefix + SITE + "."
+    for keys in incompatible:
+        keys[:] = [prefix + key[len(inner):] if key.startswith(inner) else key for key in keys]
+
+
+def _stand_in_the_way(wrapper: Followed, args: tuple) -> None:
+    """Nothing; but where a module has hooks, torch's fused transformer layer calls it, and does not only read it."""
+
+
+def inserted_after(site: nn.Module) -> list[Followed]:
+    """The wrappers around a site, the outermost first; `site` is what the network holds."""
+    wrappers = []
+    while isinstance(site, Followed):
+        wrappers.append(site)
+        site = site.site
+    return wrappers
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `model.named_modules()`, by the names that there are without wrappers: a wrapper stands for its site."""
+    seen: set[nn.Module] = set()
+
+    def walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+        if module in seen:
+            return
+        seen.add(module)
+        yield path, module
+        wrappers = inserted_after(module)
+        site = wrappers[-1].site if wrappers else module
+        seen.add(site)
+        children = [*site._modules.items(), *((w._child, w.child) for w in reversed(wrappers))]
+        for name, child in children:
+            if child is not None:
+                yield from walk(child, f"{path}.{name}" if path else name)
+
+    return walk(model, "")
+
+
+def places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Where a network holds a module: the parents, and its names there."""
+    return [(parent, name) for parent in model.modules() for name, m in parent._modules.items() if m is module]
+
+
+def put(places: list[tuple[nn.Module, str]], module: nn.Module) -> None:
+    """Let the network hold `module` at these places."""
+    for parent, name in places:
+        setattr(parent, name, module)
