@@ -80,7 +80,6 @@ OPERATIONS = {
     "self-attention": "softmax attention of all positions to all",
     "window attention": "softmax attention within windows that do not overlap",
     "banded attention": "softmax attention of each step to those that lie near it",
-    "highway layer": "y = T · H + (1 − T) · x, where the gate T sees x alone",
 }
 
 DEFAULT_SIZE = {"H": 12, "W": 16, "N": 20, "L": 40, "T": 10}

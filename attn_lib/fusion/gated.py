@@ -36,7 +36,7 @@ LAYOUTS = ("B C H W", "B T N C")
     reduces_to={
         "mean": "W_z1 = W_z2 = 0 and b_z = 0",
         "identity": "b_z → ∞: the first input comes through untouched",
-        "highway layer": "W_z1 = 0, and the first input is computed from the second",
+        "highway": "W_z1 = 0, and the first input is a layer of the second",
     },
     errata=[
         Erratum("release",

@@ -123,7 +123,7 @@ def matrix(
             ax.set_xlabel(xlabel or "")
             if ax is axes[0]:
                 ax.set_ylabel(ylabel or "")
-            ax.locator_params(integer=True, nbins=8)
+            ax.locator_params(integer=True, nbins=8, min_n_ticks=1)  # a single column has a single tick
             if values:
                 _write_values(ax, m, picture)
         bar = fig.colorbar(picture, ax=list(axes), shrink=0.9, aspect=22, pad=0.02)

@@ -94,6 +94,13 @@ def test_matrices_side_by_side_are_equally_tall_and_fill_their_sheet(short, long
     assert left == pytest.approx(right, abs=4) and left > len(picture) / 2
 
 
+def test_a_single_column_has_a_single_tick(monkeypatch):
+    axes, imshow = [], matplotlib.axes.Axes.imshow
+    monkeypatch.setattr(matplotlib.axes.Axes, "imshow", lambda ax, *a, **k: axes.append(ax) or imshow(ax, *a, **k))
+    viz.matrix(torch.tensor([[0.0], [5.0], [10.0]]), **SAY)
+    assert [x for x in axes[0].get_xticks() if abs(x) <= 0.5] == [0]
+
+
 def test_a_lone_curve_is_named_once(texts):
     viz.curves({"loss": [3, 2, 1]}, xlabel="step", ylabel="loss", **SAY)
     assert texts.count("loss") == 1

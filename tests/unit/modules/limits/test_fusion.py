@@ -24,13 +24,12 @@ def test_gated_fusion_with_a_large_bias_is_the_identity_on_one_input():
     assert torch.equal(fuse(x, y), y)
 
 
-@limit("gated", "highway layer")
+@limit("gated", "highway")
 def test_gated_fusion_of_a_layer_and_its_input_is_a_highway_layer():
-    fuse, x = drawn("gated", channels=6, layout="B T N C"), randn(2, 5, 7, 6)
-    fuse.Wz1.weight.fill_(0.0)
-    layer = torch.tanh(x @ randn(6, 6, seed=2))
-    T = torch.sigmoid(x @ fuse.Wz2.weight.T + fuse.Wz2.bias)  # the transform gate sees the input alone
-    torch.testing.assert_close(fuse(layer, x), layer * T + x * (1 - T))
+    fuse, highway, x = drawn("gated", channels=6), drawn("highway", channels=6, kernel_size=1), randn(2, 6, 5, 7)
+    fuse.Wz1.weight.fill_(0.0)  # its transform gate sees the input alone
+    fuse.Wz2.load_state_dict(highway.Wt.state_dict())
+    torch.testing.assert_close(fuse(F.relu(highway.Wh(x)), x), highway(x))
 
 
 @limit("mfe", "convolution")
