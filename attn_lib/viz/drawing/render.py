@@ -16,7 +16,7 @@ from matplotlib.path import Path
 from .. import style
 from ..figures import Figure, Sheet
 from .layout import Layout
-from .shapes import Box, Disc, Line, Outline, Rect, Shape, Tone, Words
+from .shapes import DROP, INDEX, Box, Disc, Line, Outline, Rect, Shape, Tone, Words, pieces, wide
 
 CORNER, TIP = 7.0, 9.0  # radius of a bend; length of an arrow's head
 
@@ -89,8 +89,20 @@ def _texts(alike: Sequence[Words], used: set[int]) -> str:
                   + (f' text-anchor="{one.anchor}"' if one.anchor != "middle" else "")
                   + (' font-weight="bold"' if one.bold else ""))
     own = attributes if len(alike) == 1 else ""
-    texts = "".join(f'<text x="{_n(w.x)}" y="{_n(w.y)}"{own}>{escape(w.text)}</text>' for w in alike)
+    texts = "".join(f'<text x="{_n(w.x)}" y="{_n(w.y)}"{own}>{_written(w)}</text>' for w in alike)
     return texts if own else f"<g{attributes}>{texts}</g>"
+
+
+def _written(words: Words) -> str:
+    """The text, its indices smaller and lower."""
+    drop = _n(DROP * words.size)
+    text, below = "", False
+    for part, index in pieces(words.text):
+        size = f' font-size="{_n(INDEX * words.size)}"' if index else ""
+        shift = f' dy="{drop if index else "-" + drop}"' if index != below else ""
+        text += f"<tspan{shift}{size}>{escape(part)}</tspan>" if shift or size else escape(part)
+        below = index
+    return text
 
 
 def _boxes(alike: Sequence[Box], used: set[int]) -> str:
@@ -180,11 +192,19 @@ def _tinted(colour: int | None, strength: float) -> tuple[float, float, float]:
 def _paint(ax: Axes, shape: Shape, order: int) -> None:
     points = 72 / style.CSS_PER_INCH  # of one CSS pixel
     if isinstance(shape, Words):
-        text = ax.text(shape.x, shape.y, shape.text, size=shape.size * points, color=_colour(shape.tone),
-                       ha={"start": "left", "middle": "center", "end": "right"}[shape.anchor], va="baseline",
-                       weight="bold" if shape.bold else "normal", zorder=order, parse_math=False)
-        if shape.halo:
-            text.set_path_effects([patheffects.withStroke(linewidth=5 * points, foreground=style.BACKGROUND)])
+        parts, x = pieces(shape.text), shape.x
+        if len(parts) > 1:
+            x -= {"start": 0, "middle": 0.5, "end": 1}[shape.anchor] * wide(shape.text, shape.size, shape.bold)
+        for part, index in parts:
+            size = shape.size * (INDEX if index else 1)
+            text = ax.text(x, shape.y + index * DROP * shape.size, part, size=size * points, color=_colour(shape.tone),
+                           ha="left" if len(parts) > 1 else
+                           {"start": "left", "middle": "center", "end": "right"}[shape.anchor], va="baseline",
+                           weight="bold" if shape.bold else "normal", zorder=order, parse_math=False)
+            if shape.halo:
+                ground = patheffects.withStroke(linewidth=5 * points, foreground=style.BACKGROUND)
+                text.set_path_effects([ground])
+            x += wide(part, size, shape.bold)
     elif isinstance(shape, Line):
         path, head = _corners(shape.points, shape.arrow)
         vertices, codes = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from .. import style
 
-NUMBER, NAME, NOTE = 13, 14, 12  # sizes of text, CSS pixels; nothing smaller is drawn
+NUMBER, NAME, NOTE = 13, 14, 12  # sizes of text, CSS pixels; nothing smaller is drawn but an index
+INDEX, DROP = 0.8, 0.22  # of an index: its size and how far it stands below, of the size of its line
 
 Tone = str | int  # "ink", "muted", or the number of a series colour
 
@@ -137,8 +139,18 @@ class Picture:
     spoken: list[str] = field(default_factory=list)
 
 
+def pieces(text: str) -> list[tuple[str, bool]]:
+    """A line of text in parts, and whether each is an index: "W_H x" is W, H below, and x."""
+    parts = re.split(r"(?<=[^\W\d_])_(\w+)", text)
+    return [(part, bool(i % 2)) for i, part in enumerate(parts) if part]
+
+
 def wide(text: str, size: int, bold: bool = False) -> float:
     """Width of a line of text in CSS pixels, in the widest of the fonts that it may be shown in."""
+    return sum(_wide(part, size * INDEX if index else size, bold) for part, index in pieces(text))
+
+
+def _wide(text: str, size: float, bold: bool) -> float:
     return style.text_width(text, size * 72 / style.CSS_PER_INCH, "bold" if bold else "normal") * style.CSS_PER_INCH
 
 

@@ -15,7 +15,7 @@ from attn_lib import viz
 from attn_lib.viz.drawing import PAGE, PHONE, _arrow, _column
 from attn_lib.viz.drawing.items import names_of, picture
 from attn_lib.viz.drawing.layout import Arrow, _crossings, lay_out
-from attn_lib.viz.drawing.shapes import Box, Line, Picture, Rect, Words
+from attn_lib.viz.drawing.shapes import Box, Line, Picture, Rect, Words, pieces, wide
 from attn_lib.viz.drawing.writing import decimals, number
 from tests.unit.library.viz.drawn import SAY
 
@@ -39,7 +39,7 @@ def svgs(drawing):
 
 
 def texts(root):
-    return [element.text for element in root.iter(f"{SVG}text")]
+    return ["".join(element.itertext()) for element in root.iter(f"{SVG}text")]
 
 
 def gate():
@@ -237,6 +237,18 @@ def test_colours_belong_to_cells():
     shaded = boxes(picture(viz.Grid("x", torch.tensor([1.0, -2.0, 0.0]), shade=True), None, PAGE))
     assert [b.colour for b in shaded] == [0, 1, 0]
     assert shaded[1].strength > shaded[0].strength > shaded[2].strength
+
+
+def test_an_index_stands_below_its_letter():
+    assert pieces("W_H x") == [("W", False), ("H", True), (" x", False)] and pieces("√d_k: ½")[-1] == (": ½", False)
+    assert pieces("a_b_c")[1] == ("b_c", True) and pieces("2_a") == [("2_a", False)]
+    drawn = viz.drawing([[viz.Grid("x", torch.ones(1, 2), label="W_H x", note="by W_o: ½")]], **SAY)
+    for root in svgs(drawn):
+        assert {"WH x", "by Wo: ½"} <= set(texts(root))
+        shifts = [(t.text, float(t.get("dy", 0)), t.get("font-size")) for t in root.iter(f"{SVG}tspan")]
+        assert shifts == [("H", 3.1, "11.2"), (" x", -3.1, None), ("o", 2.6, "9.6"), (": ½", -2.6, None)]
+    assert "W_H x" in drawn.spoken[0]
+    assert wide("W", 14) + wide("H", 14) > wide("W_H", 14) > wide("W", 14) + 5
 
 
 def test_the_key_shows_a_frame_as_a_frame():
