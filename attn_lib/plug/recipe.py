@@ -14,7 +14,8 @@ from .probe import Flow, channels_of, device_and_dtype, memory_format, one_outpu
 
 NORMS = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm
 
-SIZES = {"height": "H", "width": "W", "frames": "T"}  # options of modules that are made for one size: the axis
+# Options of modules that are made for one size: the axis.
+SIZES = {"height": "H", "width": "W", "frames": "T", "length": "N"}
 
 Module = str | type[nn.Module] | Callable[..., nn.Module]
 
@@ -113,33 +114,41 @@ class Recipe:
             if name not in parameters and not open_ended:
                 known = ", ".join(n for n in parameters if n not in positional[:1]) or "none"
                 raise ValueError(f"{name}={value!r} is no option of {self._name}; its options are: {known}")
-        options = self._settled(parameters, place)
+        options = {name: value(place) if self.entry and callable(value) else value
+                   for name, value in self._options.items()}
         try:
-            signature.bind(given, **options)
-        except TypeError as error:
-            fillable = place.shape is None and any(f"'{name}'" in str(error) for name in SIZES)
-            hint = "; it can be read off example=, an input of the network" if fillable else ""
-            raise ValueError(f"{self._name}: {error}{hint}") from None
-        try:
-            made = make(given, **options)
-        except TypeError as error:  # a function may hand its options on to one that does not know them
-            if not any(f"argument '{name}'" in str(error) for name in options):
+            made = self._made(make, given, options)
+        except ValueError as error:
+            lacking = {name for name in SIZES if name in parameters and name not in options
+                       and (f"'{name}'" in str(error) or f"{name}=None" in str(error))}
+            if not lacking:
                 raise
-            raise ValueError(f"{self._name}: {error}") from error
+            if place.shape is None:
+                raise ValueError(f"{error}; it can be read off example=, an input of the network") from None
+            made = self._made(make, given, options | self._sizes(place, parameters, options))
         if not isinstance(made, nn.Module):
             raise ValueError(f"{self._name} must make a torch.nn.Module, not a {type(made).__name__}")
         return made
 
-    def _settled(self, parameters: Mapping[str, inspect.Parameter], place: Place) -> dict[str, Any]:
-        """The options at a place: functions called, and sizes filled in that the module asks for."""
-        options = {name: value(place) if self.entry and callable(value) else value
-                   for name, value in self._options.items()}
+    def _made(self, make: Callable[..., nn.Module], given: Any, options: dict[str, Any]) -> Any:
+        try:
+            inspect.signature(make).bind(given, **options)
+        except TypeError as error:
+            raise ValueError(f"{self._name}: {error}") from None
+        try:
+            return make(given, **options)
+        except TypeError as error:  # a function may hand its options on to one that does not know them
+            if not any(f"argument '{name}'" in str(error) for name in options):
+                raise
+            raise ValueError(f"{self._name}: {error}") from error
+
+    def _sizes(self, place: Place, parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]
+               ) -> dict[str, int]:
+        """The sizes that a place has, for the options that take them and are not given."""
         axes = self.axes or ("B", "C", "H", "W")
-        if place.shape is not None and len(place.shape) == len(axes):
-            sizes = dict(zip(axes, place.shape, strict=True))
-            options |= {name: sizes[axis] for name, axis in SIZES.items() if axis in sizes and name not in options
-                        and name in parameters and parameters[name].default is inspect.Parameter.empty}
-        return options
+        sizes = dict(zip(axes, place.shape, strict=True)) if len(axes) == len(place.shape) else {}
+        return {name: sizes[axis] for name, axis in SIZES.items()
+                if axis in sizes and name in parameters and name not in options}
 
 
 def settle(child: nn.Module, site: nn.Module, output: Tensor | None, model: nn.Module) -> None:

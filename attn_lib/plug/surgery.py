@@ -44,8 +44,8 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
             tokens (B, H·W, C). Others' modules are taken to be of maps.
         prefix: how many tokens at the beginning (class tokens, registers) go past the module.
         measure_time: also time the network's forward pass before and after, in turns.
-        **options: of the module, `channels` excepted. `height`, `width` and `frames` are filled in from the example,
-            where the module cannot be made without. An option of a module of the catalog may be a function of
+        **options: of the module, `channels` excepted. `height`, `width`, `frames` and `length` are filled in from the
+            example, where the module cannot be made without. An option of a module of the catalog may be a function of
             the site: it is given a `Place` and returns the value.
 
     Returns:

@@ -75,8 +75,22 @@ def test_sizes_are_read_off_the_example(resnet, x):
     assert (resnet.layer1[1].conv2.height, resnet.layer1[1].conv2.width) == (12, 10)
     with pytest.raises(ValueError, match="axis H must be 7, not 12"):
         plug.insert(resnet, "layer1.1.bn3", "vip", example=x, segments=2, height=7, width=10)
-    plug.insert(resnet, "layer1.1.bn3", "mhsa", example=x, heads=4)  # of any size, if nobody asks for one
-    assert resnet.layer1[1].bn3.mhsa.height is None
+    plug.insert(resnet, "layer1.1.bn3", "mhsa", example=x)  # whose default, None, will not do with positions
+    assert (resnet.layer1[1].bn3.mhsa.height, resnet.layer1[1].bn3.mhsa.width) == (12, 10)
+    with pytest.raises(ValueError, match="segments=3"):
+        plug.insert(resnet, "layer1.1.bn3", "vip", example=x, segments=3)
+
+
+@pytest.mark.parametrize(("options", "sizes"), [({}, (None, None)), ({"form": "spatial"}, (12, 10))])
+def test_sizes_are_filled_in_only_where_they_are_needed(resnet, x, options, sizes):
+    plug.insert(resnet, "layer1.1.bn3", "nam", example=x, **options)
+    assert (resnet.layer1[1].bn3.nam.height, resnet.layer1[1].bn3.nam.width) == sizes
+
+
+def test_a_length_is_read_off_the_example():
+    encoder = nn.Sequential(nn.Linear(6, 8))
+    plug.insert(encoder, "0", "aft", example=torch.randn(2, 7, 6), rank=None)
+    assert encoder[0].aft.length == 7
 
 
 def test_frames_are_read_off_the_example():
