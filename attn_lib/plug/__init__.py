@@ -13,7 +13,8 @@ Everything that is in the network keeps its name: `state_dict` gains keys and lo
 """
 
 from .inventory import Inserted, inserted, remove
+from .recipe import Place
 from .report import Report, Site
 from .surgery import insert, replace
 
-__all__ = ["Inserted", "Report", "Site", "insert", "inserted", "remove", "replace"]
+__all__ = ["Inserted", "Place", "Report", "Site", "insert", "inserted", "remove", "replace"]

@@ -6,6 +6,7 @@ from torch import nn
 
 from .followed import SITE, Followed, inserted_after, places, put
 from .probe import device_and_dtype
+from .tokens import View
 
 REPLACED = "_replaced"  # attribute of a new module: the class that it replaced
 
@@ -32,13 +33,15 @@ class Insertion:
         child: the new module.
         name: its name at the site, as from `free_name`.
         copies: whether its output is copied before the network goes on with it; see `Followed`.
+        view: how the child sees the site's output.
     """
 
-    def __init__(self, model: nn.Module, path: str, site: nn.Module, child: nn.Module, name: str, copies: bool):
+    def __init__(self, model: nn.Module, path: str, site: nn.Module, child: nn.Module, name: str, copies: bool,
+                 view: View | None):
         self.path, self.site, self.child, self.model = path, site, child, model
         held = places(model, site)
         self.held = len(held)
-        self.wrapper = Followed(site, child, name, copies)
+        self.wrapper = Followed(site, child, name, copies, view)
         put(held, self.wrapper)
 
     def intact(self) -> bool:

@@ -12,6 +12,7 @@ from torch.fx import Proxy
 
 from ..tap import recording
 from .probe import memory_format
+from .tokens import View
 
 SITE = "site"  # the site's name in its wrapper
 
@@ -37,11 +38,12 @@ class Followed(nn.Module):
         name: the child's name, which must be no attribute of the site.
         copies: whether the output is copied before the network goes on with it, because it may write into it
             while the child's backward pass needs it.
+        view: how the child sees the site's output; None where it takes it as it is.
     """
 
-    def __init__(self, site: nn.Module, child: nn.Module, name: str, copies: bool):
+    def __init__(self, site: nn.Module, child: nn.Module, name: str, copies: bool, view: View | None = None):
         super().__init__()
-        self._child, self._copies = name, copies
+        self._child, self._copies, self._view = name, copies, view
         self.training = site.training
         self.add_module(SITE, site)
         self.add_module(name, child)
@@ -56,7 +58,9 @@ class Followed(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         output = self._modules[SITE](*args, **kwargs)
-        y = self._modules[self._child](output)
+        y = self._modules[self._child](output if self._view is None else self._view.enter(output))
+        if self._view is not None:
+            y = self._view.leave(y, output)
         if not isinstance(output, Proxy):
             # In the memory format the network had here: later kernels, and with them the rounding, depend on it.
             y = y.contiguous(memory_format=memory_format(output))

@@ -152,13 +152,15 @@ def channels_of(path: str, site: nn.Module, output: Tensor | None, axes: Sequenc
         return declared
     shape = tuple(output.shape)
     if axes is not None and len(axes) != len(shape):
-        raise ValueError(f"site {path!r} returns shape {shape}; the module needs ({', '.join(axes)})")
+        raise ValueError(f"site {path!r} returns shape {shape}; the module needs ({', '.join(axes)})"
+                         + ("; for tokens pass tokens=(H, W)" if (len(shape), len(axes)) == (3, 4) else ""))
     if len(shape) < 2:
         raise ValueError(f"site {path!r} returns shape {shape}; it must have a channel axis")
     axis = axes.index("C") if axes else (-1 if len(shape) == 3 else 1)
     if declared not in (None, shape[axis]):
         raise ValueError(f"site {path!r} has {declared} channels but returns shape {shape}: "
-                         f"axis {axis} of size {shape[axis]} is not its channels")
+                         f"axis {axis} of size {shape[axis]} is not its channels"
+                         + ("; for (B, H, W, C) pass tokens=(H, W)" if shape[-1] == declared else ""))
     return shape[axis]
 
 

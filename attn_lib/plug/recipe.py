@@ -1,7 +1,8 @@
 """Making what is put in: from an id, a class or a function, for each site anew."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,27 @@ from .probe import Flow, channels_of, device_and_dtype, memory_format, one_outpu
 
 NORMS = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm
 
+# Options of modules that are made for one size: the axis.
+SIZES = {"height": "H", "width": "W", "frames": "T", "length": "N"}
+
 Module = str | type[nn.Module] | Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a module is to stand: what an option that is a function of the site is given.
+
+    Attributes:
+        path: the site's dotted name.
+        module: the sub-module there.
+        channels: C, as the new module sees it; None where a replacement does not need to know.
+        shape: of the tensor there, as the new module sees it; None without an example.
+    """
+
+    path: str
+    module: nn.Module
+    channels: int | None
+    shape: tuple[int, ...] | None
 
 
 class Recipe:
@@ -21,7 +42,7 @@ class Recipe:
 
     Args:
         module: id of a module of the catalog, its class, or a function that makes a module.
-        options: of the module.
+        options: of the module; for one of the catalog, a function stands for what it returns of a `Place`.
 
     Attributes:
         label: a short name.
@@ -56,19 +77,21 @@ class Recipe:
         own = self._options.get("layout", self.entry.layout)  # a module of several layouts takes `layout`
         return Layout(own).tensors[0]
 
-    def for_channels(self, channels: int) -> nn.Module:
-        """A new module for so many channels."""
-        return self._call(self._make, channels)
+    def for_place(self, place: Place) -> nn.Module:
+        """A new module for a place, made for its channels, and where it is made for one size, for its size."""
+        return self._call(self._make, place.channels, place)
 
     def in_place_of(self, path: str, site: nn.Module, flow: Flow | None) -> nn.Module:
         """A new module for the place of `site`, through which `flow` went."""
+        shape = None if flow is None else tuple(one_output(path, flow).shape)
+        place = Place(path, site, getattr(site, "out_channels", None), shape)
         if hasattr(self._make, "from_conv") and isinstance(site, nn.modules.conv._ConvNd):
             try:
-                return self._call(self._make.from_conv, site)
+                return self._call(self._make.from_conv, site, place)
             except ValueError as error:
                 raise ValueError(f"site {path!r}: {error}") from None
         if not inspect.isclass(self._make):
-            return self._call(self._make, site)
+            return self._call(self._make, site, place)
         name = self._make.__name__
         if flow is None:
             raise ValueError(f"site {path!r}: replacing it by a {name} needs example=, an input of the network")
@@ -77,9 +100,9 @@ class Recipe:
         if entering != {tuple(output.shape)}:
             raise ValueError(f"site {path!r} turns {entering} into {tuple(output.shape)}; a {name} can only "
                              "replace what keeps the shape")
-        return self.for_channels(channels_of(path, site, output, self.axes))
+        return self.for_place(replace(place, channels=channels_of(path, site, output, self.axes)))
 
-    def _call(self, make: Callable[..., nn.Module], given: Any) -> nn.Module:
+    def _call(self, make: Callable[..., nn.Module], given: Any, place: Place) -> nn.Module:
         """`make(given, **options)`; options that it does not take are named."""
         signature = inspect.signature(make)
         parameters = signature.parameters
@@ -91,19 +114,41 @@ class Recipe:
             if name not in parameters and not open_ended:
                 known = ", ".join(n for n in parameters if n not in positional[:1]) or "none"
                 raise ValueError(f"{name}={value!r} is no option of {self._name}; its options are: {known}")
+        options = {name: value(place) if self.entry and callable(value) else value
+                   for name, value in self._options.items()}
         try:
-            signature.bind(given, **self._options)
-        except TypeError as error:
-            raise ValueError(f"{self._name}: {error}") from None
-        try:
-            made = make(given, **self._options)
-        except TypeError as error:  # a function may hand its options on to one that does not know them
-            if not any(f"argument '{name}'" in str(error) for name in self._options):
+            made = self._made(make, given, options)
+        except ValueError as error:
+            lacking = {name for name in SIZES if name in parameters and name not in options
+                       and (f"'{name}'" in str(error) or f"{name}=None" in str(error))}
+            if not lacking:
                 raise
-            raise ValueError(f"{self._name}: {error}") from error
+            if place.shape is None:
+                raise ValueError(f"{error}; it can be read off example=, an input of the network") from None
+            made = self._made(make, given, options | self._sizes(place, parameters, options))
         if not isinstance(made, nn.Module):
             raise ValueError(f"{self._name} must make a torch.nn.Module, not a {type(made).__name__}")
         return made
+
+    def _made(self, make: Callable[..., nn.Module], given: Any, options: dict[str, Any]) -> Any:
+        try:
+            inspect.signature(make).bind(given, **options)
+        except TypeError as error:
+            raise ValueError(f"{self._name}: {error}") from None
+        try:
+            return make(given, **options)
+        except TypeError as error:  # a function may hand its options on to one that does not know them
+            if not any(f"argument '{name}'" in str(error) for name in options):
+                raise
+            raise ValueError(f"{self._name}: {error}") from error
+
+    def _sizes(self, place: Place, parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]
+               ) -> dict[str, int]:
+        """The sizes that a place has, for the options that take them and are not given."""
+        axes = self.axes or ("B", "C", "H", "W")
+        sizes = dict(zip(axes, place.shape, strict=True)) if len(axes) == len(place.shape) else {}
+        return {name: sizes[axis] for name, axis in SIZES.items()
+                if axis in sizes and name in parameters and name not in options}
 
 
 def settle(child: nn.Module, site: nn.Module, output: Tensor | None, model: nn.Module) -> None:

@@ -3,18 +3,19 @@
 import warnings
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .edits import Insertion, Replacement, check_replaceable, free_name, revert_all
 from .followed import inserted_after
 from .probe import Example, Flow, Probe, channels_of, check_fits, count, inputs_of, keeps_its_output, one_output
-from .recipe import Module, Recipe, settle
+from .recipe import Module, Place, Recipe, settle
 from .report import Report, Site
 from .sites import find, find_ends, similar
+from .tokens import Tokens, View, view_of
 
 
-def insert(model: nn.Module, pattern: str, module: Module, *, example: Example = None,
-           measure_time: bool = False, **options: Any) -> Report:
+def insert(model: nn.Module, pattern: str, module: Module, *, example: Example = None, tokens: Tokens = None,
+           prefix: int = 0, measure_time: bool = False, **options: Any) -> Report:
     """Put a new module after every sub-module whose name matches: y = module(site(x)).
 
     A wrapper (`plug.followed.Followed`) takes the site's place and calls both. The network's own modules, weights and
@@ -38,8 +39,14 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
         example: an input of the network, or a tuple of them, on its device. It is passed through in eval mode
             to learn shapes and channels and to compare outputs, and leaves running statistics alone. Without
             it the sites must declare their channels, and nothing is compared.
+        tokens: for sites that return tokens (B, N, C) or (B, H, W, C): the (H, W) that they make, or True for what
+            the example shows (a square, where it shows N alone). A module of maps then sees (B, C, H, W), one of
+            tokens (B, H·W, C). Others' modules are taken to be of maps.
+        prefix: how many tokens at the beginning (class tokens, registers) go past the module.
         measure_time: also time the network's forward pass before and after, in turns.
-        **options: of the module, `channels` excepted.
+        **options: of the module, `channels` excepted. `height`, `width`, `frames` and `length` are filled in from the
+            example, where the module cannot be made without. An option of a module of the catalog may be a function of
+            the site: it is given a `Place` and returns the value.
 
     Returns:
         What changed; `report.undo()` takes it back, `report.check()` looks whether it still stands.
@@ -62,14 +69,20 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
 
     rows: list[Site] = []
     new: dict[nn.Module, nn.Module] = {}
+    seen: dict[nn.Module, Tensor | None] = {}  # what the new module sees, without its values
+    views: dict[nn.Module, View | None] = {}
     for path, site in sites.items():
         flow = probe.flows.get(site)
         output = None if flow is None else one_output(path, flow)
-        channels = channels_of(path, site, output, recipe.axes)
-        new[site] = child = recipe.for_channels(channels)
+        view = view_of(path, site, output, recipe.axes, tokens, prefix)
+        channels = channels_of(path, site, output, view.axes if view else recipe.axes)
+        seen[site] = output if view is None else view.enter(output)
+        shape = None if output is None else tuple(seen[site].shape)
+        new[site] = child = recipe.for_place(Place(path, site, channels, shape))
+        views[site] = view
         if any(type(wrapper.child) is type(child) for wrapper in inserted_after(site)):
             raise ValueError(f"site {path!r} has a {type(child).__name__} inserted already; undo() that first")
-        settle(child, site, output, model)
+        settle(child, site, seen[site], model)
         rows.append(_row(path, channels, flow, child, f"{path}.{free_name(site, recipe.label)}"))
         if flow is not None and flow.calls > 1:
             warnings.warn(f"site {path!r} is called {flow.calls} times in a forward pass; the one new module acts "
@@ -78,9 +91,9 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
     edits: list[Insertion] = []
     try:
         for row, (site, child) in zip(rows, new.items(), strict=True):
-            copies = row.shape is None or keeps_its_output(row.path, child, row.shape)
+            copies = row.shape is None or keeps_its_output(row.path, child, tuple(seen[site].shape))
             name = row.name.rpartition(".")[2]
-            edits.append(Insertion(model, row.path, site, child, name, copies))
+            edits.append(Insertion(model, row.path, site, child, name, copies, views[site]))
         effect, flows = probe.again()
         for edit in edits if flows else ():
             edit.check_calls(probe.flows[edit.site].calls, flows[edit.child].calls)

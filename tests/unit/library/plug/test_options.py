@@ -62,9 +62,62 @@ def test_options_of_a_convolution_taken_over(resnet, x, name):
         plug.replace(resnet, "layer2.0.conv2", "deform", example=x, **{name: 1})
 
 
-def test_a_missing_option_is_named(resnet, x):
-    with pytest.raises(ValueError, match="'height'"):
-        plug.insert(resnet, "layer1.0.bn3", "vip", example=x)
+def test_a_missing_option_is_named(resnet):
+    with pytest.raises(ValueError, match="'height'; it can be read off example="):
+        plug.insert(resnet, "layer1.0.bn3", "vip", segments=2)
+
+
+def test_sizes_are_read_off_the_example(resnet, x):
+    report = plug.insert(resnet, "layer[12].1.bn3", "vip", example=x, segments=2)
+    assert [(row.module.height, row.module.width) for row in plug.inserted(resnet)] == [(12, 10), (6, 5)]
+    report.undo()
+    plug.replace(resnet, "layer1.1.conv2", "vip", example=x, segments=2)
+    assert (resnet.layer1[1].conv2.height, resnet.layer1[1].conv2.width) == (12, 10)
+    with pytest.raises(ValueError, match="axis H must be 7, not 12"):
+        plug.insert(resnet, "layer1.1.bn3", "vip", example=x, segments=2, height=7, width=10)
+    plug.insert(resnet, "layer1.1.bn3", "mhsa", example=x)  # whose default, None, will not do with positions
+    assert (resnet.layer1[1].bn3.mhsa.height, resnet.layer1[1].bn3.mhsa.width) == (12, 10)
+    with pytest.raises(ValueError, match="segments=3"):
+        plug.insert(resnet, "layer1.1.bn3", "vip", example=x, segments=3)
+
+
+@pytest.mark.parametrize(("options", "sizes"), [({}, (None, None)), ({"form": "spatial"}, (12, 10))])
+def test_sizes_are_filled_in_only_where_they_are_needed(resnet, x, options, sizes):
+    plug.insert(resnet, "layer1.1.bn3", "nam", example=x, **options)
+    assert (resnet.layer1[1].bn3.nam.height, resnet.layer1[1].bn3.nam.width) == sizes
+
+
+def test_a_length_is_read_off_the_example():
+    encoder = nn.Sequential(nn.Linear(6, 8))
+    plug.insert(encoder, "0", "aft", example=torch.randn(2, 7, 6), rank=None)
+    assert encoder[0].aft.length == 7
+
+
+def test_frames_are_read_off_the_example():
+    video = nn.Sequential(nn.Conv3d(3, 8, 1))
+    plug.insert(video, "0", "tam", example=torch.randn(1, 3, 6, 5, 4))
+    assert video[0].tam.frames == 6
+
+
+def test_an_option_may_be_a_function_of_the_site(resnet, x):
+    seen = []
+
+    def reduction(site):
+        seen.append(site)
+        return 4 if site.channels == 32 else 8
+
+    plug.insert(resnet, "layer[12].0.bn3", "se", example=x, reduction=reduction)
+    assert [row.module.W1.out_features for row in plug.inserted(resnet)] == [8, 6]
+    assert [(s.path, s.channels, s.shape) for s in seen] == [("layer1.0.bn3", 32, (2, 32, 12, 10)),
+                                                             ("layer2.0.bn3", 48, (2, 48, 6, 5))]
+    assert seen[0].module is resnet.layer1[0].bn3.site
+    plug.replace(resnet, "layer2.1.conv2", "deform", example=x, modulation=lambda site: site.channels > 8)
+    assert not resnet.layer2[1].conv2.modulation
+
+    def normed(channels, norm):  # others' functions take functions as they are
+        return norm(channels)
+
+    plug.insert(resnet, "layer1.1.bn3", normed, example=x, norm=nn.BatchNorm2d)
 
 
 def test_a_fault_of_the_modules_own_stays_one(resnet, x):

@@ -86,10 +86,29 @@ def test_tokens_and_maps_are_told_apart():
     vit, swin = timm("vit_tiny_patch16_224", img_size=64).eval(), timm("swin_tiny_patch4_window7_224").eval()
     with pytest.raises(ValueError, match=r"returns shape \(2, 17, 192\); the module needs \(B, C, H, W\)"):
         plug.insert(vit, "blocks.*.attn", "se", example=IMAGES)
-    with pytest.raises(ValueError, match="is not its channels"):
+    with pytest.raises(ValueError, match=r"is not its channels.*pass tokens="):
         plug.insert(swin, "layers.0.blocks.*", "se", example=torch.randn(1, 3, 224, 224))
     before = vit(IMAGES)
     report = plug.insert(vit, "blocks.*.mlp", nn.LayerNorm, example=IMAGES)  # any module that takes tokens will do
     assert len(report.sites) == 12 and not torch.equal(vit(IMAGES), before)
     report.undo()
     assert torch.equal(vit(IMAGES), before)
+
+
+def test_maps_and_tokens_in_anybodys_transformer():
+    vit, swin = timm("vit_tiny_patch16_224", img_size=(64, 96)).eval(), timm("swin_tiny_patch4_window7_224").eval()
+    images, square = torch.randn(2, 3, 64, 96), torch.randn(1, 3, 224, 224)
+    for net, example, pattern, options, sites in (
+        (vit, images, "blocks.*.mlp", dict(tokens=(4, 6), prefix=1), 12),
+        (vit, images, "blocks.*.attn", dict(prefix=1), 12),
+        (swin, square, "layers.*.blocks.1", dict(tokens=True), 4),
+    ):
+        before = net(example)
+        module = "vit" if "tokens" not in options else "ccnet"
+        report = plug.insert(net, pattern, module, example=example, **options)
+        assert len(report.sites) == sites and (module == "vit" or torch.equal(net(example), before))
+        report.check(example=example)
+        net(example).square().sum().backward()
+        assert all(p.grad is not None for row in plug.inserted(net) for p in row.module.parameters())
+        report.undo()
+        assert torch.equal(net(example), before)
