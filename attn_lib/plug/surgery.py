@@ -1,19 +1,18 @@
 """Putting modules in: after a sub-module, or instead of it."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..measure.call import as_inputs
+from ..measure.call import Arguments, Inputs, as_inputs
 from .edits import Insertion, Replacement, check_replaceable, inserted_after, revert_all
 from .probe import Flow, Probe, channels_of, check_fits, count, keeps_its_output, one_output
 from .recipe import Module, Recipe, settle
 from .report import Report, Site
 from .sites import find, find_ends, similar
 
-Example = Tensor | Sequence[Any] | None
+Example = Inputs | None
 
 
 def insert(model: nn.Module, pattern: str, module: Module, *, example: Example = None,
@@ -30,9 +29,9 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
         pattern: names of sites, such as "layer[1-4].*.bn3"; the rules are those of `plug.sites.find`: `*` stays
             within one part of a dotted name, `**` stands for any number of parts.
         module: id of a module of the catalog, its class, or a function from the number of channels to a module.
-        example: an input of the network, or a tuple of them, on its device. It is passed through in eval mode
-            to learn shapes and channels and to compare outputs, and leaves running statistics alone. Without
-            it the sites must declare their channels, and nothing is compared.
+        example: an input of the network, a tuple of them, or a dictionary of its arguments by name, on its device.
+            It is passed through in eval mode to learn shapes and channels and to compare outputs, and leaves running
+            statistics alone. Without it the sites must declare their channels, and nothing is compared.
         measure_time: also time the network's forward pass before and after, in turns.
         **options: of the module, `channels` excepted.
 
@@ -143,7 +142,7 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
     return Report("replace", recipe.label, tuple(rows), (probe.params, count(model)), **effect, _edits=edits)
 
 
-def _inputs(example: Example) -> tuple | None:
+def _inputs(example: Example) -> Arguments | None:
     return None if example is None else as_inputs(example)
 
 
