@@ -10,12 +10,26 @@ Importing the package needs torch and einops only: `measure`, `plug`, `tasks`, `
 
 from importlib import import_module
 
-from .catalog import create, entry, example, list_modules
+from .catalog import Paper, create, entry, example, list_modules, register
 from .tap import trace
 
 __version__ = "0.1.0"
 
-__all__ = ["card", "create", "entry", "example", "list_modules", "measure", "plug", "tasks", "toys", "trace", "viz"]
+__all__ = [
+    "Paper",
+    "card",
+    "create",
+    "entry",
+    "example",
+    "list_modules",
+    "measure",
+    "plug",
+    "register",
+    "tasks",
+    "toys",
+    "trace",
+    "viz",
+]
 
 
 def __getattr__(name: str):

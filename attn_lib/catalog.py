@@ -3,6 +3,7 @@
 A module enters the table by decorating its class with `register`; nothing else keeps a list.
 """
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
@@ -10,12 +11,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_choice
+from .checks import Device, check_choice, check_device, check_floating_type
 from .layout import Layout
 
 FAMILIES = {
@@ -86,6 +87,12 @@ DEFAULT_SIZE = {"H": 12, "W": 16, "N": 20, "L": 40, "T": 10}
 
 MEASURED = "measured"  # as a variant: the options that a module is counted and timed with
 
+# What `register` writes under `Args:`.
+PLACEMENT = "device, dtype: where and in which floating-point type it is made; by default as torch makes any layer."
+
+M = TypeVar("M", bound=nn.Module)
+
+_PACKAGE = __name__.rpartition(".")[0]
 _ENTRIES: dict[str, "Entry"] = {}
 _complete = False
 _here = threading.local()  # .importing: whether this thread is importing the families
@@ -299,26 +306,78 @@ class Entry:
         return tuple(torch.randn(shape, generator=generator) for shape in self.shapes(batch, size, variant))
 
 
-def register(id: str, **fields: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:
+def register(id: str, **fields: Any) -> Callable[[type[M]], type[M]]:
     """Class decorator that enters a module into the table; `fields` are those of `Entry`.
+
+    It serves a reader's own module as it does the library's: `create`, `example`, `card`, `measure`, `plug`, and the
+    tests of the contract, take what is in the table.
+
+    >>> @attn_lib.register("mine", family="channel", name="My gate", summary="One gate for everything.",
+    ...                    aliases=["mine"], action="gate", layout="B C H W", example=dict(channels=8),
+    ...                    papers=[attn_lib.Paper(key="me2026", title="Notes", venue="unpublished", year=2026)])
+    ... class MyGate(torch.nn.Module): ...
+
+    The class takes `device` and `dtype` from then on, as torch's own layers do, unless it does so itself: it is made
+    as ever, and then moved. So it can be handed to whatever makes its layers that way, such as timm's `attn_layer`.
 
     A class of the same name in the same file takes the place of the one before it: a file that is imported again after
     a failure, or a notebook's cell that is run twice.
 
+    Args:
+        id: under which `create` and the others know it; a name that no module has.
+        **fields: of `Entry`, `cls` excepted.
+
     Raises:
-        ValueError: if another class has the id, or a field is not what `Entry` says.
+        ValueError: if another class has the id, or a field is unknown, missing or not what `Entry` says.
     """
 
-    def enter(cls: type[nn.Module]) -> type[nn.Module]:
+    def enter(cls: type[M]) -> type[M]:
+        if not cls.__module__.startswith(f"{_PACKAGE}."):
+            _discover()  # so that an id that the library has is refused here, and not when the library's file comes
         known = _ENTRIES.get(id)
         if known is not None and _origin(known.cls) != _origin(cls):
             raise ValueError(f"id={id!r} is taken by {'.'.join(_origin(known.cls))}; ids must be unique")
+        try:
+            inspect.signature(Entry).bind(id=id, cls=cls, **fields)
+        except TypeError as error:
+            raise ValueError(f"register({id!r}): {error}; see attn_lib.catalog.Entry") from None
         _ENTRIES[id] = Entry(id=id, cls=cls, **fields)
+        placed = _take_device_and_dtype(cls)
         if cls.__doc__:  # not under python -OO
-            cls.__doc__ = _with_errata(cls.__doc__, _ENTRIES[id].errata)
+            cls.__doc__ = _with_errata(_with_placement(cls.__doc__) if placed else cls.__doc__, _ENTRIES[id].errata)
         return cls
 
     return enter
+
+
+def _take_device_and_dtype(cls: type[nn.Module]) -> bool:
+    """Let a class be made with `device` and `dtype`; False for one that takes either of them already."""
+    init = cls.__init__
+    signature = inspect.signature(init)
+    parameters = list(signature.parameters.values())
+    if {"device", "dtype"} & {p.name for p in parameters}:
+        return False
+
+    @functools.wraps(init)
+    def make(self: nn.Module, *arguments: Any, device: Any = None, dtype: Any = None, **options: Any) -> None:
+        to = {"device": check_device(device), "dtype": check_floating_type(dtype)}
+        init(self, *arguments, **options)
+        if device is not None or dtype is not None:
+            self.to(**to)
+
+    at = len(parameters) - any(p.kind is p.VAR_KEYWORD for p in parameters)
+    parameters[at:at] = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+                         for name, annotation in (("device", Device), ("dtype", torch.dtype | None))]
+    make.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    cls.__init__ = make  # type: ignore[method-assign]
+    return True
+
+
+def _with_placement(doc: str) -> str:
+    """A docstring whose `Args:` end with the two that `register` adds."""
+    head, args, rest = inspect.cleandoc(doc).partition("\nArgs:\n")
+    listed, end, rest = rest.partition("\n\n")
+    return "".join([head, args, listed, f"\n    {PLACEMENT}", end, rest]) if args else doc
 
 
 def _with_errata(doc: str, errata: tuple[Erratum, ...]) -> str:
@@ -347,10 +406,11 @@ def entry(id: str) -> Entry:
     """The row of the table for one module.
 
     Raises:
-        ValueError: if there is no module of that id; names the nearest.
+        ValueError: if there is no module of that id; names the nearest, by its id, its class or another of its names.
     """
     _discover()
-    check_choice("id", id, _ENTRIES)
+    check_choice("id", id, _ENTRIES, {name: e.id for e in _ENTRIES.copy().values()
+                                      for name in (e.cls.__name__, e.name, *e.aliases)})
     return _ENTRIES[id]
 
 
@@ -372,18 +432,23 @@ def layouts_of(module: nn.Module) -> tuple[Layout, Layout] | None:
     return (e.layout.each(own), e.output.each(own)) if isinstance(own, str) else (e.layout, e.output)
 
 
-def create(id: str, **options: Any) -> nn.Module:
-    """A new module: `create("se", channels=64)` is `SEAttention(64)`.
+def create(id: str, *arguments: Any, **options: Any) -> nn.Module:
+    """A new module: `create("se", 64)` and `create("se", channels=64)` are `SEAttention(64)`.
+
+    Args:
+        id: of the module.
+        *arguments, **options: of its class; `device` and `dtype` among them, see `register`.
 
     Raises:
         ValueError: if there is no module of that id, or an option is unknown or missing.
     """
     cls = entry(id).cls
+    signature = inspect.signature(cls)
     try:
-        inspect.signature(cls).bind(**options)  # only this: a TypeError from within the module is a fault of its own
+        signature.bind(*arguments, **options)  # only this: a TypeError from within the module is a fault of its own
     except TypeError as error:
-        raise ValueError(f"create({id!r}): {error}; {cls.__name__} takes {inspect.signature(cls)}") from None
-    return cls(**options)
+        raise ValueError(f"create({id!r}): {error}; {cls.__name__} takes {signature}") from None
+    return cls(*arguments, **options)
 
 
 def example(id: str, variant: str | None = None, *, batch: int = 2, size: tuple[int, ...] | None = None,
@@ -420,11 +485,10 @@ def _discover() -> None:
         return
     _here.importing = True
     try:
-        package = __name__.rpartition(".")[0]
         for family in FAMILIES:
-            folder = import_module(f"{package}.{family}")
+            folder = import_module(f"{_PACKAGE}.{family}")
             for file in iter_modules(folder.__path__):
-                import_module(f"{package}.{family}.{file.name}")
+                import_module(f"{_PACKAGE}.{family}.{file.name}")
     finally:
         _here.importing = False
     _complete = True

@@ -5,13 +5,15 @@ checks are ordinary guards on shapes: they cost nothing at run time.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
+Device = torch.device | str | int | None
 MANY = 24  # choices: more of them are not listed
 
 
@@ -59,16 +61,49 @@ def check_at_most(name: str, value: float, limit_name: str, limit: float) -> Non
         raise ValueError(f"{name}={value} must be at most {limit_name}={limit}")
 
 
-def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """`value` must be one of `choices`; the message names the nearest, and not more than a reader can take in."""
+def check_choice(name: str, value: Any, choices: Collection[Any],
+                 other_names: Mapping[str, str] | None = None) -> None:
+    """`value` must be one of `choices`; the message names the nearest, and not more than a reader can take in.
+
+    Args:
+        other_names: of choices, to which a reader is pointed who wrote one of these: "SENet" -> "se".
+    """
     if value in choices:
         return
     many = len(choices) > MANY
-    near = get_close_matches(str(value), [choice for choice in choices if isinstance(choice, str)], n=3 if many else 1)
+    names = dict(other_names or {}) | {choice: choice for choice in choices if isinstance(choice, str)}
+    near = _nearest(str(value), names, 3 if many else 1)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     listed = ", ".join(map(repr, list(choices)[:MANY // 2 if many else None])) or "(none)"
     rest = f", … ({len(choices)} in all)" if many else ""
     raise ValueError(f"{name}={value!r} must be one of {listed}{rest}{hint}")
+
+
+def _nearest(value: str, names: dict[str, str], most: int) -> list[str]:
+    """What the names most like `value` stand for, whatever their capitals and spaces; one alone if it is the same."""
+    def plain(text: str) -> str:
+        return "".join(filter(str.isalnum, text.lower()))
+
+    meant: dict[str, list[str]] = {}
+    for name, choice in names.items():
+        meant.setdefault(plain(name), []).append(choice)
+    near = meant.get(plain(value)) or [c for n in get_close_matches(plain(value), meant, n=most) for c in meant[n]]
+    return list(dict.fromkeys(near))[:most]
+
+
+def check_device(device: Any) -> torch.device | None:
+    """`device` as a `torch.device`; None stays None."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device!r} must name a device, such as 'cpu' or 'cuda:0'") from None
+
+
+def check_floating_type(dtype: Any) -> torch.dtype | None:
+    """`dtype` as a floating-point `torch.dtype`; None stays None."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype={dtype!r} must be a floating-point type, such as torch.bfloat16")
+    return dtype
 
 
 def check_tensor(x: Any, dims: str, sizes: dict[str, int] | None = None, name: str = "x") -> Tensor:

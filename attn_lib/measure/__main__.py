@@ -13,7 +13,7 @@ from .. import catalog
 from ..console import printable
 from . import suite
 from .counterparts import against
-from .records import RECORDED, Row, file_name, load_text, merge, stamp, write
+from .records import Row, destination, file_name, load_text, merge, stamp, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--ids", nargs="+", metavar="ID", help="only these modules; a file keeps the others")
     parser.add_argument("--out", type=Path, metavar="FILE",
-                        help="where to write; by default into the package, named after the device and torch")
+                        help="where to write; by default a file named after the device and torch, in the current "
+                             "folder, or among the recorded ones in a clone of the repository")
     parser.add_argument("--quick", action="store_true",
                         help="the smallest size only, eager, in float32, little repeated")
     parser.add_argument("--budget", type=float, metavar="SECONDS",
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device.type not in suite.SIDES or (device.type == "cuda" and not torch.cuda.is_available()):
         parser.error(f"--device {options.device}: there is no such device here")
 
-    out = options.out or RECORDED / file_name(stamp(device))
+    out = options.out or destination() / file_name(stamp(device))
     if options.budget is not None and not options.budget > 0:
         parser.error(f"--budget {options.budget:g}: it must be a positive number of seconds")
     # Read first: a file that cannot be merged should not cost an hour of measuring.

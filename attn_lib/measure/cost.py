@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import ops  # noqa: F401  has operators of its own
 from .call import (
+    Inputs,
     as_inputs,
+    call,
     device_of,
     gradients,
     has_numbers,
@@ -57,14 +59,15 @@ class Cost:
         return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in rows)
 
 
-def cost(module: Callable, inputs: Tensor | Sequence[Any]) -> Cost:
+def cost(module: Callable[..., Any], inputs: Inputs) -> Cost:
     """Everything that can be counted about `module(*inputs)`.
 
     Args:
         module: a module, or any function of tensors. It is called in the mode (train or eval) it is in; its
             buffers, its gradients and the random state are left as they were.
-        inputs: the arguments; a lone tensor counts as one argument. Module and inputs may lie on the meta device, or
-            be fake tensors (within their mode): then nothing is computed, and the counts are the same.
+        inputs: the arguments; a lone tensor counts as one argument, a dictionary holds them by name.
+            Module and inputs may lie on the meta device, or be fake tensors (within their mode): then nothing is
+            computed, and the counts are the same.
     """
     inputs = as_inputs(inputs)
     parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
@@ -77,7 +80,7 @@ def cost(module: Callable, inputs: Tensor | Sequence[Any]) -> Cost:
     )
 
 
-def flops(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = False) -> int:
+def flops(module: Callable[..., Any], inputs: Inputs, *, backward: bool = False) -> int:
     """Floating-point operations of one call: 2 for every multiply-add of a matrix product or convolution.
 
     Counted by `torch.utils.flop_counter`. Element-wise work (activations, softmax, gating, interpolation,
@@ -86,7 +89,7 @@ def flops(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = 
 
     Args:
         module: a module, in the mode (train or eval) it is in, or any function of tensors.
-        inputs: the arguments; a lone tensor counts as one argument.
+        inputs: the arguments; a lone tensor counts as one argument, a dictionary holds them by name.
         backward: count the backward pass too.
 
     Raises:
@@ -99,7 +102,7 @@ def flops(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = 
     try:
         with unchanged(module):
             with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
-                module(*inputs)
+                call(module, inputs)
             total = counter.get_total_flops()
             if backward:
                 # The counter's own module hooks forbid torch.autograd.grad, so the graph is made outside it.
@@ -114,7 +117,7 @@ def flops(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = 
     return int(total)
 
 
-def saved_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int:
+def saved_bytes(module: Callable[..., Any], inputs: Inputs) -> int:
     """Bytes that autograd keeps from the forward pass for the backward pass.
 
     Each storage counts once and whole, however many views of it are kept. Parameters, buffers and inputs are
@@ -126,7 +129,7 @@ def saved_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int:
     Args:
         module: a module, in the mode (train or eval) it is in, or any function of tensors, whose own parameters
             are not known and count.
-        inputs: the arguments; a lone tensor counts as one argument.
+        inputs: the arguments; a lone tensor counts as one argument, a dictionary holds them by name.
     """
     inputs = as_inputs(inputs)
     with unchanged(module):
@@ -135,7 +138,7 @@ def saved_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int:
     return sum(storage.nbytes() for storage in kept - known)
 
 
-def min_bytes(module: Callable, inputs: Tensor | Sequence[Any], *, backward: bool = False) -> int:
+def min_bytes(module: Callable[..., Any], inputs: Inputs, *, backward: bool = False) -> int:
     """Bytes that must move at least: inputs, outputs and parameters once.
 
     Args:
@@ -144,12 +147,12 @@ def min_bytes(module: Callable, inputs: Tensor | Sequence[Any], *, backward: boo
     """
     inputs = as_inputs(inputs)
     with unchanged(module), torch.no_grad():
-        outputs = _bytes(tensors(module(*inputs)))
+        outputs = _bytes(tensors(call(module, inputs)))
     entering = _bytes(tensors(inputs)) + _bytes(module.parameters() if isinstance(module, nn.Module) else [])
     return 3 * entering + 2 * outputs if backward else entering + outputs
 
 
-def peak_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int | None:
+def peak_bytes(module: Callable[..., Any], inputs: Inputs) -> int | None:
     """Most memory in use during a forward pass, and a backward pass if there is one, above that before.
 
     None without a GPU, and for tensors without numbers.
@@ -160,7 +163,7 @@ def peak_bytes(module: Callable, inputs: Tensor | Sequence[Any]) -> int | None:
         return None
     with unchanged(module), torch.enable_grad():
         # Some calls, such as an argmax, have no backward pass.
-        backward = any(y.requires_grad for y in tensors(module(*with_grad(inputs))))
+        backward = any(y.requires_grad for y in tensors(call(module, with_grad(inputs))))
         step = one_step(module, inputs, backward)
         step()  # libraries take their workspaces on first use
         torch.cuda.synchronize(device)

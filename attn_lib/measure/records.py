@@ -46,6 +46,14 @@ RECORDED = Path(__file__).parent / "recorded"
 Row = dict[str, Any]
 
 
+def destination() -> Path:
+    """The folder that a run writes into: the package's own in a source tree, else the current one.
+
+    An installed package is no place to write into: it may belong to another user, and the next update takes it away.
+    """
+    return RECORDED if (Path(__file__).resolve().parents[2] / "pyproject.toml").exists() else Path.cwd()
+
+
 def records(id: str | None = None) -> list[Row]:
     """Recorded rows, of one module if named; this file's head names the keys. Empty where there are none.
 

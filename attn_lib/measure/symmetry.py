@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import catalog
 from ..layout import Axes, Layout, role
-from .call import as_inputs, has_numbers, map_tensors, state, tensors
+from .call import Inputs, as_inputs, call, has_numbers, map_tensors, state, tensors
 
 Action = Callable[[Tensor, Axes], Tensor]
 
@@ -30,7 +30,7 @@ class Undefined(Exception):
     """The action means nothing for this layout, or this pair of sizes."""
 
 
-def symmetries(module: Callable, inputs: Tensor | Sequence[Any], *, layout: str | None = None,
+def symmetries(module: Callable[..., Any], inputs: Inputs, *, layout: str | None = None,
                output: str | None = None, seed: int = 0) -> dict[str, float]:
     """How far `module` is from commuting with each action of `catalog.SYMMETRIES`.
 
@@ -40,7 +40,8 @@ def symmetries(module: Callable, inputs: Tensor | Sequence[Any], *, layout: str 
 
     Args:
         module: a module, or any function of tensors.
-        inputs: the arguments; a lone tensor counts as one argument. Every floating-point tensor is acted on.
+        inputs: the arguments; a lone tensor counts as one argument, a dictionary holds them by name.
+            Every floating-point tensor is acted on.
         layout: axes of each input, as in `Entry.layout`. By default the catalog's for its own classes, else
             "B C H W" for 4 axes, "B N C" for 3 and "B C T H W" for 5.
         output: axes of the output; the input's by default. Sizes may differ.
@@ -64,7 +65,7 @@ def symmetries(module: Callable, inputs: Tensor | Sequence[Any], *, layout: str 
 
     def run(xs: Sequence[Tensor]) -> list[Tensor]:
         filled = iter(xs)
-        ys = f(*map_tensors(lambda t: next(filled) if t.is_floating_point() else t, double))
+        ys = call(f, map_tensors(lambda t: next(filled) if t.is_floating_point() else t, double))
         return tensors(ys)[:len(outs)]
 
     xs = [t for t in tensors(double) if t.is_floating_point()]

@@ -9,17 +9,16 @@ that the number is the device's time and not Python's. Python's share is reporte
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from ..console import printable
-from .call import as_inputs, device_of, has_numbers, one_step, state, tensors, unchanged
+from .call import Arguments, Inputs, as_inputs, device_of, has_numbers, one_step, state, tensors, unchanged
 
 FEWEST = 7  # samples behind every median
 
@@ -85,14 +84,14 @@ class Comparison:
         return printable("\n".join(rows))
 
 
-def timing(fn: Callable, inputs: Tensor | Sequence[Any] = (), *, backward: bool = False,
+def timing(fn: Callable[..., Any], inputs: Inputs = (), *, backward: bool = False,
            seconds: float = 0.3) -> Timing:
     """Median and spread of the time of `fn(*inputs)`.
 
     Args:
         fn: a module, in the mode (train or eval) it is in, or any function of tensors. Buffers, gradients and
             the random state are put back afterwards.
-        inputs: the arguments; a lone tensor counts as one argument.
+        inputs: the arguments; a lone tensor counts as one argument, a dictionary holds them by name.
         backward: time a forward and a backward pass (to inputs and parameters) rather than a forward pass
             without gradients.
         seconds: how long to measure, warm-up not counted; a few samples are taken however long they last.
@@ -105,7 +104,7 @@ def timing(fn: Callable, inputs: Tensor | Sequence[Any] = (), *, backward: bool 
     return _summary(taken, device_of(fn, inputs), host)
 
 
-def samples(fn: Callable, inputs: tuple, *, backward: bool = False,
+def samples(fn: Callable[..., Any], inputs: Arguments, *, backward: bool = False,
             seconds: float = 0.3) -> tuple[list[float], float | None]:
     """The samples behind a `Timing`, and its `host`; arguments as for `timing`."""
     if not seconds > 0:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..measure import compare_timings, flops
-from ..measure.call import as_inputs, evaluating, kept_for_backward, state, tensors, unchanged
+from ..measure.call import Arguments, Inputs, as_inputs, call, evaluating, kept_for_backward, state, tensors, unchanged
 
-Example = Tensor | Sequence[Any] | None
+Example = Inputs | None
 
 
-def inputs_of(example: Example) -> tuple | None:
-    """An example as a tuple of inputs; None where there is none."""
+def inputs_of(example: Example) -> Arguments | None:
+    """An example as the arguments of a call; None where there is none."""
     return None if example is None else as_inputs(example)
 
 
@@ -40,7 +40,7 @@ class Flow:
         return len(self.outputs)
 
 
-def watch(model: nn.Module, inputs: tuple, modules: Iterable[nn.Module],
+def watch(model: nn.Module, inputs: Arguments, modules: Iterable[nn.Module],
           check: Callable[[nn.Module, Any], None] | None = None) -> tuple[Any, dict[nn.Module, Flow]]:
     """One forward pass in eval mode without gradients; returns the output, and what each module saw.
 
@@ -58,7 +58,7 @@ def watch(model: nn.Module, inputs: tuple, modules: Iterable[nn.Module],
     handles = [module.register_forward_hook(record, prepend=True) for module in flows]
     try:
         with evaluating(model), unchanged(model), torch.no_grad():
-            output = model(*inputs)
+            output = call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -79,7 +79,7 @@ class Probe:
         flows: site -> what went through it; empty without an example.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple | None, sites: Iterable[nn.Module], measure_time: bool):
+    def __init__(self, model: nn.Module, inputs: Arguments | None, sites: Iterable[nn.Module], measure_time: bool):
         if measure_time and inputs is None:
             raise ValueError("measure_time=True needs example=, an input of the network")
         self.params = count(model)

@@ -72,8 +72,9 @@ class Recipe:
         if self.entry is None:
             return None
         if len(self.entry.layout.tensors) > 1:
-            raise ValueError(f"module={self.label!r} takes several inputs ({self.entry.layout}); it can neither follow "
-                             "nor replace one sub-module")
+            inputs = " and ".join(f"({', '.join(axes)})" for axes in Layout(self.entry.layout).tensors)
+            raise ValueError(f"module={self.label!r} takes several inputs, {inputs}; it can neither follow nor replace "
+                             "one sub-module")
         own = self._options.get("layout", self.entry.layout)  # a module of several layouts takes `layout`
         return Layout(own).tensors[0]
 

@@ -36,9 +36,9 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
         pattern: names of sites, such as "layer[1-4].*.bn3"; the rules are those of `plug.sites.find`: `*` stays
             within one part of a dotted name, `**` stands for any number of parts.
         module: id of a module of the catalog, its class, or a function from the number of channels to a module.
-        example: an input of the network, or a tuple of them, on its device. It is passed through in eval mode
-            to learn shapes and channels and to compare outputs, and leaves running statistics alone. Without
-            it the sites must declare their channels, and nothing is compared.
+        example: an input of the network, a tuple of them, or a dictionary of its arguments by name, on its device.
+            It is passed through in eval mode to learn shapes and channels and to compare outputs, and leaves running
+            statistics alone. Without it the sites must declare their channels, and nothing is compared.
         tokens: for sites that return tokens (B, N, C) or (B, H, W, C): the (H, W) that they make, or True for what
             the example shows (a square, where it shows N alone). A module of maps then sees (B, C, H, W), one of
             tokens (B, H·W, C). Others' modules are taken to be of maps.

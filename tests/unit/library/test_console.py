@@ -2,12 +2,14 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import attn_lib
 from attn_lib.console import printable
 
 ROOT = Path(__file__).parents[3]
@@ -83,6 +85,27 @@ def test_the_command(encoding, tmp_path):
             f"sys.argv = ['x', '--quick', '--ids', 'simam', '--device', 'cpu', '--out', {str(tmp_path / 'σ→.json')!r}];"
             "from attn_lib.measure.__main__ import main; main()")
     assert "14" in run(encoding, "-c", fake)
+
+
+@each_encoding
+def test_the_overview(encoding):
+    """`python -m attn_lib` says what there is: the version, every module, every name, how to go on."""
+    text = run(encoding, "-m", "attn_lib")
+    assert text.startswith(f"attn_lib {attn_lib.__version__}, {len(attn_lib.list_modules())} modules, torch ")
+    words = set(re.findall(r"[\w.]+", text))
+    assert words >= {*attn_lib.list_modules(), *attn_lib.__all__, "attn_lib.measure"}
+
+
+README = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+
+
+@each_encoding
+def test_what_the_readme_shows(encoding):
+    text = run(encoding, "-c", README)
+    assert "# parameters, operations and time, before and after" in README
+    arrow = "→" if encoding == "gbk" else "->"
+    for promised in ("parameters", "FLOPs", "time"):
+        assert re.search(rf"^{promised} .*{arrow}", text, re.MULTILINE), promised
 
 
 @each_encoding

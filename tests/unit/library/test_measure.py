@@ -247,6 +247,26 @@ class TestWithoutNumbers:
             measure.symmetries(torch.exp, torch.ones(1, 2, 3, 4, device="meta"))
 
 
+class TestInputsByName:
+    """A dictionary holds the arguments by name: the same counts as of the arguments in their order."""
+
+    class Scaled(nn.Linear):
+        def forward(self, x, *, scale=2):
+            return super().forward(x) * scale
+
+    def test_counts_the_same(self):
+        module, x = self.Scaled(20, 30), rand(7, 20)
+        assert measure.cost(module, {"scale": 2, "x": x}) == measure.cost(module, x) == measure.cost(module, (x,))
+        counts = [measure.flops(module, given, backward=True) for given in (x, {"x": x})]
+        assert counts == [3 * 2 * 7 * 20 * 30] * 2
+        assert measure.symmetries(lambda x: x, {"x": rand(2, 3, 4, 5)})["flip_w"] == 0
+        assert measure.timing(module, {"x": x}, backward=True, seconds=1e-3).median > 0
+
+    def test_a_name_that_the_call_does_not_know_is_its_own_error(self):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'y'"):
+            measure.cost(nn.Linear(2, 2), {"y": rand(2, 2)})
+
+
 class TestExponent:
     @pytest.mark.parametrize("power", [-1, 0, 0.5, 2])
     def test_of_a_law(self, power):
@@ -625,6 +645,22 @@ class TestCommand:
             assert row["roofline"] == pytest.approx(least / row["median"], rel=1e-2)
         assert rows[1]["flops"] == 3 * rows[0]["flops"] == 3 * 2 * 2 * 2 * 64 * 4
         assert "of the roofline" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("installed", [False, True], ids=["clone", "installed"])
+    def test_writes_into_the_current_folder_unless_in_a_clone(self, tmp_path, monkeypatch, installed):
+        """An installed library does not write among its own files."""
+        monkeypatch.setattr(suite, "ceilings", lambda _: measure.Ceilings("fake", 1e10, {"float32": 1e11}))
+        package, here = tmp_path / "site" / "attn_lib" / "measure", tmp_path / "here"
+        for folder in (package, here):
+            folder.mkdir(parents=True)
+        if not installed:
+            (tmp_path / "site" / "pyproject.toml").touch()
+        monkeypatch.setattr(sys.modules["attn_lib.measure.records"], "__file__", str(package / "records.py"))
+        monkeypatch.setattr(sys.modules["attn_lib.measure.records"], "RECORDED", package / "recorded")
+        monkeypatch.chdir(here)
+        assert main(["--quick", "--ids", "simam", "--device", "cpu"]) == 0
+        (file,) = (here if installed else package / "recorded").iterdir()
+        assert len(list(tmp_path.rglob("*.json"))) == 1 and file.name.endswith(f"torch-{torch.__version__}.json")
 
     def test_one_failing_module_does_not_stop_the_rest(self, tmp_path, monkeypatch):
         monkeypatch.setattr(suite, "ceilings", lambda _: measure.Ceilings("fake", 1e10, {"float32": 1e11}))

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import inspect
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import attn_lib
 from attn_lib import catalog
 from tests.unit.cases import each_module
+from tests.unit.reference import reference
 
 ROOT = Path(attn_lib.__file__).parent
 
@@ -133,7 +135,7 @@ def test_no_import_leads_upstairs():
                 assert not upstairs, f"{file} imports {upstairs}"
         below |= floor
     parts = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert parts - {"__init__"} == below
+    assert parts - {"__init__", "__main__"} == below
 
 
 def test_import_needs_only_torch_and_einops():
@@ -145,6 +147,15 @@ def test_import_needs_only_torch_and_einops():
 
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: attn_lib.entry("see"), "id='see' must be one of .*did you mean 'se'"),
+    (lambda: attn_lib.create("SE"), r"id='SE' must be one of .*did you mean 'se'\?"),
+    (lambda: attn_lib.create("squeeze and Excite"), r"did you mean 'se'\?"),
+    (lambda: attn_lib.create("CrissCrossAttention"), r"did you mean 'ccnet'\?"),
+    (lambda: attn_lib.create("non local"), r"did you mean 'non_local'\?"),
+    (lambda: attn_lib.create("se", 8, 16), r"create\('se'\): too many positional arguments; SEAttention takes"),
+    (lambda: attn_lib.create("se", 8, channels=8), "multiple values for argument 'channels'"),
+    (lambda: attn_lib.create("se", 8, device="gpu"), "device='gpu' must name a device, such as 'cpu'"),
+    (lambda: attn_lib.create("se", 8, dtype=torch.int64), "dtype=torch.int64 must be a floating-point type"),
+    (lambda: attn_lib.create("se", 8, dtype="bfloat16"), "dtype='bfloat16' must be a floating-point type"),
     (lambda: attn_lib.list_modules("chanel"), "family='chanel' must be one of .*did you mean 'channel'"),
     (lambda: attn_lib.create("se"), r"missing a required argument: 'channels'; SEAttention takes \(channels"),
     (lambda: attn_lib.create("se", channels=8, ratio=2), "unexpected keyword argument 'ratio'; .*reduction"),
@@ -183,6 +194,53 @@ def test_registration_refuses_what_it_does_not_know():
 def test_an_erratum_names_its_source():
     with pytest.raises(ValueError, match=r"source='relese' must be one of .*did you mean 'release'"):
         catalog.Erratum("relese", "a.", "b.", "test_c")
+
+
+@each_module
+def test_every_name_of_a_module_leads_to_it(id):
+    """Whatever a reader calls it, in whatever letters: its class, its name in running text, its aliases."""
+    e = attn_lib.entry(id)
+    for name in (e.cls.__name__, e.name, *e.aliases):
+        for spelt in {name.upper(), name.lower().replace("-", " ")} - {id}:
+            with pytest.raises(ValueError, match=r"must be one of .*did you mean [^?]*'" + re.escape(id) + r"'.*\?$"):
+                attn_lib.create(spelt)
+
+
+@each_module
+def test_a_class_is_made_where_and_as_it_is_asked_for(id):
+    """As torch's own layers are, and so by whatever makes its layers that way; the numbers are the same, rounded."""
+    e = attn_lib.entry(id)
+    torch.manual_seed(0)
+    plain = attn_lib.create(id, **e.options())
+    torch.manual_seed(0)
+    placed = e.cls(**e.options(), device="cpu", dtype=torch.bfloat16)
+    for key, value in placed.state_dict().items():
+        expected = plain.state_dict()[key]
+        expected = expected.bfloat16() if expected.is_floating_point() else expected
+        assert value.dtype == expected.dtype and torch.equal(value, expected), key
+    meta = e.cls(**e.options(), device="meta")
+    assert all(t.is_meta for t in meta.state_dict().values()) and meta.state_dict().keys() == plain.state_dict().keys()
+    parameters = inspect.signature(e.cls).parameters
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ("device", "dtype"))
+    assert catalog.PLACEMENT in e.cls.__doc__.split("Shape:")[0]
+
+
+def test_channels_may_stand_first():
+    torch.manual_seed(0)
+    a = attn_lib.create("condconv", 8, 12, experts=2)
+    torch.manual_seed(0)
+    b = attn_lib.create("condconv", channels=8, out_channels=12, experts=2)
+    assert all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+    assert str(attn_lib.create("se", 64)) == str(attn_lib.create("se", channels=64))
+
+
+def test_timm_takes_a_class_for_its_attention():
+    timm = reference("timm")
+    layer = attn_lib.entry("eca").cls
+    net = timm.create_model("resnet18", num_classes=5, block_args=dict(attn_layer=layer), dtype=torch.float64)
+    found = [m for m in net.modules() if type(m) is layer]
+    assert len(found) == 8 and {p.dtype for m in found for p in m.parameters()} == {torch.float64}
+    assert net(torch.randn(2, 3, 32, 32, dtype=torch.float64)).shape == (2, 5)
 
 
 @pytest.fixture
@@ -286,8 +344,8 @@ sys.setswitchinterval(1e-5)
 barrier, seen = threading.Barrier(8), []
 def ask():
     barrier.wait()
-    seen.append(len(attn_lib.list_modules()))
     attn_lib.create("vip", channels=8, height=4, width=4, segments=2)
+    seen.append(len(attn_lib.list_modules()))
 threads = [threading.Thread(target=ask) for _ in range(8)]
 [t.start() for t in threads]; [t.join(120) for t in threads]
 print(len(seen), *set(seen))

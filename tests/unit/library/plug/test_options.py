@@ -151,7 +151,7 @@ def test_a_module_of_several_layouts_is_put_where_its_option_says(monkeypatch):
 
 @pytest.mark.parametrize("edit", [plug.insert, plug.replace])
 def test_a_module_of_several_inputs_is_refused(resnet, x, edit):
-    with pytest.raises(ValueError, match="takes several inputs"):
+    with pytest.raises(ValueError, match=r"takes several inputs, \(B, C, H, W\) and \(B, C, H, W\); it can"):
         edit(resnet, "layer1.0.bn3", "gated", example=x)
 
 
@@ -159,3 +159,26 @@ def test_a_module_of_several_inputs_is_refused(resnet, x, edit):
 def test_what_is_made_must_be_a_module(resnet, x, edit):
     with pytest.raises(ValueError, match=r"must make a torch\.nn\.Module, not a str"):
         edit(resnet, "layer1.0.bn3", lambda _: "SE", example=x)
+
+
+class ByName(nn.Module):
+    """A network whose arguments are given by name."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, *, image, scale):
+        return {"y": self.net(image) * scale}
+
+
+@pytest.mark.parametrize("measure_time", [False, True])
+def test_an_example_may_be_a_dictionary_of_arguments(resnet, x, measure_time):
+    """The same as the network inside of it learns from a tuple; what is compared is the output that it has."""
+    direct = plug.insert(copy.deepcopy(resnet), "layer1.0.bn3", "se", example=x, reduction=4)
+    torch.manual_seed(0)
+    report = plug.insert(ByName(resnet), "net.layer1.0.bn3", "se", reduction=4, measure_time=measure_time,
+                         example={"image": x, "scale": 1.0})
+    assert (report.flops, report.params) == (direct.flops, direct.params)
+    assert report.sites[0].shape == direct.sites[0].shape and report.change > 0
+    assert (report.time is not None) == measure_time
