@@ -43,6 +43,7 @@ class Recipe:
     Args:
         module: id of a module of the catalog, its class, or a function that makes a module.
         options: of the module; for one of the catalog, a function stands for what it returns of a `Place`.
+        fuses: whether the module is to take several tensors, or else one.
 
     Attributes:
         label: a short name.
@@ -50,10 +51,10 @@ class Recipe:
         axes: of the tensor that the module takes; None where the catalog does not know.
 
     Raises:
-        ValueError: if `module` is none of these, or a module of several inputs.
+        ValueError: if `module` is none of these, or takes another number of inputs.
     """
 
-    def __init__(self, module: Module, options: dict[str, Any]):
+    def __init__(self, module: Module, options: dict[str, Any], fuses: bool = False):
         if isinstance(module, str):
             self.label = self._name = module
             self.entry = catalog.entry(module)
@@ -66,14 +67,18 @@ class Recipe:
             self.label = self.entry.id if self.entry else (self._name if self._name.isidentifier() else "module")
         self._make = self.entry.cls if self.entry else module
         self._options = options
-        self.axes = self._axes()
+        self.axes = self._axes(fuses)
 
-    def _axes(self) -> Axes | None:
+    def _axes(self, fuses: bool) -> Axes | None:
         if self.entry is None:
             return None
-        if len(self.entry.layout.tensors) > 1:
+        several = len(self.entry.layout.tensors) > 1
+        if several and not fuses:
             raise ValueError(f"module={self.label!r} takes several inputs ({self.entry.layout}); it can neither follow "
-                             "nor replace one sub-module")
+                             "nor replace one sub-module; plug.fuse gives it the outputs of several")
+        if fuses and not several:
+            raise ValueError(f"module={self.label!r} takes one input ({self.entry.layout}) and cannot fuse several; "
+                             "plug.insert puts it after one sub-module")
         own = self._options.get("layout", self.entry.layout)  # a module of several layouts takes `layout`
         return Layout(own).tensors[0]
 
