@@ -11,6 +11,7 @@ from .. import catalog
 from ..layout import Axes, Layout
 from ..measure.call import state
 from .probe import Flow, channels_of, device_and_dtype, memory_format, one_output, usual_dtype
+from .tokens import OnTokens, View
 
 NORMS = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm
 
@@ -86,9 +87,16 @@ class Recipe:
         """A new module for a place, made for its channels, and where it is made for one size, for its size."""
         return self._call(self._make, place.channels, place)
 
-    def in_place_of(self, path: str, site: nn.Module, flow: Flow | None) -> nn.Module:
-        """A new module for the place of `site`, through which `flow` went."""
-        shape = None if flow is None else tuple(one_output(path, flow).shape)
+    def in_place_of(self, path: str, site: nn.Module, flow: Flow | None, view: View | None = None) -> nn.Module:
+        """A new module for the place of `site`, through which `flow` went and which the module sees by `view`."""
+        new = self._in_place_of(path, site, flow, view)
+        return new if view is None else OnTokens(new, view)
+
+    def _in_place_of(self, path: str, site: nn.Module, flow: Flow | None, view: View | None) -> nn.Module:
+        seen = None if flow is None else one_output(path, flow)
+        if view is not None:
+            seen = view.enter(seen)
+        shape = None if seen is None else tuple(seen.shape)
         place = Place(path, site, getattr(site, "out_channels", None), shape)
         if hasattr(self._make, "from_conv") and isinstance(site, nn.modules.conv._ConvNd):
             try:
@@ -105,7 +113,8 @@ class Recipe:
         if entering != {tuple(output.shape)}:
             raise ValueError(f"site {path!r} turns {entering} into {tuple(output.shape)}; a {name} can only "
                              "replace what keeps the shape")
-        return self.for_place(replace(place, channels=channels_of(path, site, output, self.axes)))
+        channels = channels_of(path, site, output, view.axes if view else self.axes)
+        return self.for_place(replace(place, channels=channels))
 
     def _call(self, make: Callable[..., nn.Module], given: Any, place: Place) -> nn.Module:
         """`make(given, **options)`; options that it does not take are named."""

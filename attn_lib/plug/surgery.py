@@ -120,8 +120,8 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
     return report
 
 
-def replace(model: nn.Module, pattern: str, module: Module, *, example: Example = None,
-            measure_time: bool = False, **options: Any) -> Report:
+def replace(model: nn.Module, pattern: str, module: Module, *, example: Example = None, tokens: Tokens = None,
+            prefix: int = 0, measure_time: bool = False, **options: Any) -> Report:
     """Put a new module in the place of every sub-module whose name matches.
 
     As for `insert`, this comes before the optimiser and what follows it: an optimiser made before goes on training the
@@ -132,9 +132,9 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
     the same before and after it. A function is given the sub-module and returns the new one.
 
     Args:
-        model, pattern, example, measure_time: as for `insert`.
+        model, pattern, example, tokens, prefix, measure_time: as for `insert`.
         module: id of a module of the catalog, its class, or a function from the replaced module to the new one.
-        **options: of the module.
+        **options: of the module, as for `insert`.
 
     Returns:
         What changed; `report.undo()` puts the replaced modules back.
@@ -157,7 +157,8 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
     for path, site in sites.items():
         flow = probe.flows.get(site)
         output = None if flow is None else one_output(path, flow)
-        new[site] = child = recipe.in_place_of(path, site, flow)
+        view = view_of(path, site, output, recipe.axes, tokens, prefix)
+        new[site] = child = recipe.in_place_of(path, site, flow, view)
         settle(child, site, output, model)
         rows.append(_row(path, getattr(site, "out_channels", None), flow, child, path))
     row_of = dict(zip(new.values(), rows, strict=True))

@@ -350,6 +350,15 @@ def pickled(model):
     return torch.load(file, weights_only=False)
 
 
+def test_a_copy_made_within_a_pass_holds_nothing(unet, x):
+    plug.fuse(unet, "up1", "gated", skip="down1", example=x)
+    copies = []
+    handle = unet.down2.register_forward_pre_hook(lambda m, a: copies.append(copy.deepcopy(handover(unet))))
+    unet(x)
+    handle.remove()
+    assert copies[0]._passes == {}
+
+
 @pytest.mark.parametrize("make", [copied, pickled])
 def test_a_copy_has_a_handover_of_its_own(unet, x, make):
     before = unet(x)
