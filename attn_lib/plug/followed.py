@@ -41,6 +41,8 @@ class Wrapper(nn.Module):
         name: the child's name, which must be no attribute of the site.
     """
 
+    stands_for = SITE  # for traces, which name what is within by the names that it had
+
     # Of the class as well: names that it has are never the site's.
     _child = _prefix = ""
 
