@@ -15,6 +15,7 @@ import ast
 import operator
 import sys
 import traceback
+from collections.abc import Iterator
 from threading import get_ident
 from typing import Any
 
@@ -103,7 +104,7 @@ class trace:
     def __enter__(self) -> "trace":
         self._where = _here()
         if self._model is not None:
-            self._paths = {module: path for path, module in self._model.named_modules() if path}
+            self._paths = {module: path for path, module in _named_modules(self._model) if path}
             # Torch's hooks on all modules, not hooks of the model's own: a copy or a file of the model has none.
             self._hooks = [register_module_forward_pre_hook(self._enter),
                            register_module_forward_hook(self._leave, always_call=True)]
@@ -209,6 +210,18 @@ class trace:
             by = f"by up to {off:.3g} (largest entry {largest:.3g})"
             raise AssertionError(printable(f"{name} {shape}: differs from the library's {by}"))
         print(printable(f"{name}  {shape}  equals the library's"))
+
+
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `model.named_modules()`; the child that a wrapper of `plug` stands for has the wrapper's name."""
+    inner: list[str] = []
+    for path, module in model.named_modules():
+        if child := getattr(type(module), "stands_for", ""):
+            inner.append(f"{path}.{child}")
+        for other in reversed(inner):  # the innermost first
+            if f"{path}.".startswith(f"{other}."):
+                path = other.rpartition(".")[0] + path[len(other):]
+        yield path, module
 
 
 _ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}

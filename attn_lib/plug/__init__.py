@@ -1,6 +1,7 @@
 """Putting a module into somebody else's network, and taking it out again.
 
     insert    a module after every sub-module whose name matches
+    fuse      the output of one sub-module with that of another
     replace   every sub-module whose name matches, such as a convolution by its deformable form
     Report    what that did; `report.undo()` takes it back, `report.check()` looks whether it still stands
     inserted  what stands in a network, also in a copy, or after loading
@@ -15,6 +16,6 @@ Everything that is in the network keeps its name: `state_dict` gains keys and lo
 from .inventory import Inserted, inserted, remove
 from .recipe import Place
 from .report import Report, Site
-from .surgery import insert, replace
+from .surgery import fuse, insert, replace
 
-__all__ = ["Inserted", "Place", "Report", "Site", "insert", "inserted", "remove", "replace"]
+__all__ = ["Inserted", "Place", "Report", "Site", "fuse", "insert", "inserted", "remove", "replace"]

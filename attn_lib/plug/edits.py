@@ -4,7 +4,8 @@ from typing import Protocol
 
 from torch import nn
 
-from .followed import SITE, Followed, inserted_after, places, put
+from .followed import SITE, Followed, places, put, wrappers_of
+from .fused import Fused, Handover, Offered
 from .probe import device_and_dtype
 from .tokens import View
 
@@ -51,12 +52,36 @@ class Insertion:
         # What the wrapper holds now: something may have converted the site, or been inserted before.
         put(places(self.model, self.wrapper), self.wrapper.site)
 
-    def check_calls(self, of_site: int, of_child: int) -> None:
-        """The child must be called as often as the site: once after each call, by the wrapper."""
-        if of_child != of_site:
-            raise ValueError(f"site {self.path!r} is called {of_site} times in a forward pass, but {of_child} times "
-                             "where the network holds it as a sub-module: it is also held elsewhere, such as in a "
-                             "list or by a function; name a module that holds it")
+
+class Fusion:
+    """`child` called with the outputs of `site` and of other sub-modules, whose output the site's is then.
+
+    Args:
+        model: the network.
+        path, site: as for `Insertion`.
+        skips: the names of the others, the sub-modules, and whether a copy of their output is handed over.
+        child, name, copies: as for `Insertion`.
+    """
+
+    def __init__(self, model: nn.Module, path: str, site: nn.Module, skips: dict[str, tuple[nn.Module, bool]],
+                 child: nn.Module, name: str, copies: bool):
+        self.path, self.model, self.handover = path, model, Handover()
+        wrappers = [(skip, Offered(skip, key, self.handover, copied)) for key, (skip, copied) in skips.items()]
+        wrappers.append((site, Fused(site, child, name, copies, self.handover, tuple(skips))))
+        self.held = []
+        for old, wrapper in wrappers:
+            held = places(model, old)
+            put(held, wrapper)
+            self.held.append((wrapper, len(held)))
+        self.handover.attach(model)
+
+    def intact(self) -> bool:
+        return all(len(places(self.model, wrapper)) == held for wrapper, held in self.held)
+
+    def revert(self) -> None:
+        for wrapper, _ in self.held:
+            put(places(self.model, wrapper), wrapper.site)
+        self.handover.detach(self.model)
 
 
 class Replacement:
@@ -82,6 +107,14 @@ class Replacement:
         delattr(self.new, REPLACED)
 
 
+def check_calls(path: str, of_site: int, of_child: int) -> None:
+    """A new module must be called as often as its site: once after each call, by the wrapper."""
+    if of_child != of_site:
+        raise ValueError(f"site {path!r} is called {of_site} times in a forward pass, but {of_child} times where the "
+                         "network holds it as a sub-module: it is also held elsewhere, such as in a list or by a "
+                         "function; name a module that holds it")
+
+
 def free_name(site: nn.Module, label: str) -> str:
     """`label`, with as many underscores as make it a name that the site does not have."""
     while label == SITE or hasattr(site, label):
@@ -91,9 +124,8 @@ def free_name(site: nn.Module, label: str) -> str:
 
 def check_replaceable(path: str, site: nn.Module) -> None:
     """A site must carry neither insertions nor hooks: they would be lost with it."""
-    if wrappers := inserted_after(site):
-        raise ValueError(f"site {path!r} has a {type(wrappers[0].child).__name__} inserted after it, which its "
-                         "replacement would lose; undo() that first")
+    if wrappers := wrappers_of(site):
+        raise ValueError(f"site {path!r} cannot be replaced: that would lose {wrappers[0]._what}; undo() that first")
     if site._forward_hooks or site._forward_pre_hooks or site._backward_hooks:
         raise ValueError(f"site {path!r} carries hooks, which its replacement would lose; remove them first")
 

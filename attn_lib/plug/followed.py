@@ -1,5 +1,8 @@
 """What an insertion is: a wrapper that stands where the network held the site, and calls the new module after it.
 
+    Wrapper   passes for the site that it holds
+    Followed  calls a new module after the site
+
 What converts, fuses or quantises a network walks through its modules and puts others in their places. It finds the site
 inside the wrapper, puts its own there, and the new module stays. A forward hook on the site would go with it.
 """
@@ -21,8 +24,8 @@ _STATISTICS = ("running_mean", "running_var")
 _GEOMETRY = ("groups",)
 
 
-class Followed(nn.Module):
-    """y = child(site(x)), in the place of the site.
+class Wrapper(nn.Module):
+    """Stands in the place of a site, which it holds, perhaps with a new module beside it: the child.
 
     To the network it is the site: what it does not have itself is read from the site and written to it, and
     `state_dict` has the site's keys, and below them the child's under its name. Names of modules and parameters
@@ -33,40 +36,31 @@ class Followed(nn.Module):
     the layer itself.
 
     Args:
-        site: what the child follows.
-        child: the new module.
+        site: what it stands for.
+        child: the new module, if there is one.
         name: the child's name, which must be no attribute of the site.
-        copies: whether the output is copied before the network goes on with it, because it may write into it
-            while the child's backward pass needs it.
-        view: how the child sees the site's output; None where it takes it as it is.
     """
 
-    def __init__(self, site: nn.Module, child: nn.Module, name: str, copies: bool, view: View | None = None):
+    stands_for = SITE  # for traces, which name what is within by the names that it had
+
+    # Of the class as well: names that it has are never the site's.
+    _child = _prefix = ""
+
+    def __init__(self, site: nn.Module, child: nn.Module | None = None, name: str = ""):
         super().__init__()
-        self._child, self._copies, self._view = name, copies, view
+        self._child = name
         self.training = site.training
         self.add_module(SITE, site)
-        self.add_module(name, child)
+        if child is not None:
+            self.add_module(name, child)
         self._register_state_dict_hook(_write_as_the_site)
         self.register_load_state_dict_post_hook(_name_as_the_site)
         self.register_forward_pre_hook(_stand_in_the_way)
 
     @property
-    def child(self) -> nn.Module:
-        """The module that was inserted."""
-        return self._modules[self._child]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        output = self._modules[SITE](*args, **kwargs)
-        y = self._modules[self._child](output if self._view is None else self._view.enter(output))
-        if self._view is not None:
-            y = self._view.leave(y, output)
-        if not isinstance(output, Proxy):
-            # In the memory format the network had here: later kernels, and with them the rounding, depend on it.
-            y = y.contiguous(memory_format=memory_format(output))
-        # The network may go on to write into y (an in-place ReLU, `out += identity`), which must not reach a
-        # tensor that the backward pass needs or that a trace shows.
-        return y.clone() if self._copies or recording() else y
+    def _inserted(self) -> nn.Module | None:
+        """The module that was inserted, if there is one."""
+        return self._modules.get(self._child)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -99,7 +93,7 @@ class Followed(nn.Module):
     @property
     def _innermost(self) -> nn.Module:
         """The site itself, where something was inserted after it several times."""
-        return inserted_after(self)[-1].site
+        return wrappers_of(self)[-1].site
 
     def _fqn_modifiers(self) -> dict[str, str]:
         """For torch.distributed.checkpoint, which walks along the keys of `state_dict`: these go on from the site."""
@@ -109,23 +103,62 @@ class Followed(nn.Module):
 
     def _refusal(self, what: str) -> str:
         kind = type(self._modules[SITE]).__name__
-        return (f"{what} would lose or misplace the {type(self.child).__name__} inserted after it. Leave this layer "
-                f"out, or take the insertion out first; the {kind} itself is `.{SITE}`")
+        return (f"{what} would lose or misplace {self._what}. Leave this layer out, or take that out first; the {kind} "
+                f"itself is `.{SITE}`")
+
+    @property
+    def _what(self) -> str:
+        """In words, what stands here besides the site."""
+        return f"the {type(self._inserted).__name__} inserted after it"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        inner, below = prefix + SITE + ".", prefix + self._child + "."
+        inner = prefix + SITE + "."
         site = self._modules[SITE]
-        named = isinstance(site, Followed) or SITE not in site._modules  # keys with `.site.` can only be ours
-        for key in [key for key in state_dict if key.startswith(prefix) and not key.startswith(below)]:
-            if not (named and key.startswith(inner)):
+        kept = [f"{prefix}{self._child}."] if self._child else []
+        if isinstance(site, Wrapper) or SITE not in site._modules:  # then keys with `.site.` can only be ours
+            kept.append(inner)
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            if not key.startswith(tuple(kept)):
                 state_dict[inner + key[len(prefix):]] = state_dict.pop(key)
         self._prefix = prefix
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class Followed(Wrapper):
+    """y = child(site(x)), in the place of the site.
+
+    Args:
+        site, child, name: as for `Wrapper`.
+        copies: whether the output is copied before the network goes on with it, because it may write into it
+            while the child's backward pass needs it.
+        view: how the child sees the site's output; None where it takes it as it is.
+    """
+
+    _copies = False
+    _view: View | None = None
+
+    def __init__(self, site: nn.Module, child: nn.Module, name: str, copies: bool, view: View | None = None):
+        super().__init__(site, child, name)
+        self._copies, self._view = copies, view
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        output = self._modules[SITE](*args, **kwargs)
+        y = self._after(output)
+        if not isinstance(output, Proxy):
+            # In the memory format the network had here: later kernels, and with them the rounding, depend on it.
+            y = y.contiguous(memory_format=memory_format(output))
+        # The network may go on to write into y (an in-place ReLU, `out += identity`), which must not reach a
+        # tensor that the backward pass needs or that a trace shows.
+        return y.clone() if self._copies or recording() else y
+
+    def _after(self, output: Tensor) -> Tensor:
+        child = self._modules[self._child]
+        return child(output) if self._view is None else self._view.leave(child(self._view.enter(output)), output)
+
+
 # Functions of the module, not closures: deepcopy and pickle take them along.
 
-def _write_as_the_site(wrapper: Followed, state: dict[str, Any], prefix: str, _: Any) -> None:
+def _write_as_the_site(wrapper: Wrapper, state: dict[str, Any], prefix: str, _: Any) -> None:
     inner = prefix + SITE + "."
     for key in [key for key in state if key.startswith(prefix)]:  # all of them again: they keep their order
         value = state.pop(key)
@@ -136,21 +169,21 @@ def _write_as_the_site(wrapper: Followed, state: dict[str, Any], prefix: str, _:
         versions[f"{prefix}{path[len(inner):]}".removesuffix(".")] = versions[path]
 
 
-def _name_as_the_site(wrapper: Followed, incompatible: tuple[list[str], list[str]]) -> None:
+def _name_as_the_site(wrapper: Wrapper, incompatible: tuple[list[str], list[str]]) -> None:
     prefix = wrapper.__dict__.pop("_prefix")
     inner = prefix + SITE + "."
     for keys in incompatible:
         keys[:] = [prefix + key[len(inner):] if key.startswith(inner) else key for key in keys]
 
 
-def _stand_in_the_way(wrapper: Followed, args: tuple) -> None:
+def _stand_in_the_way(wrapper: Wrapper, args: tuple) -> None:
     """Nothing; but where a module has hooks, torch's fused transformer layer calls it, and does not only read it."""
 
 
-def inserted_after(site: nn.Module) -> list[Followed]:
+def wrappers_of(site: nn.Module) -> list[Wrapper]:
     """The wrappers around a site, the outermost first; `site` is what the network holds."""
     wrappers = []
-    while isinstance(site, Followed):
+    while isinstance(site, Wrapper):
         wrappers.append(site)
         site = site.site
     return wrappers
@@ -165,11 +198,10 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             return
         seen.add(module)
         yield path, module
-        wrappers = inserted_after(module)
+        wrappers = wrappers_of(module)
         site = wrappers[-1].site if wrappers else module
         seen.add(site)
-        children = [*site._modules.items(), *((w._child, w.child) for w in reversed(wrappers))]
-        for name, child in children:
+        for name, child in [*site._modules.items(), *((w._child, w._inserted) for w in reversed(wrappers))]:
             if child is not None:
                 yield from walk(child, f"{path}.{name}" if path else name)
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from .edits import REPLACED
-from .followed import Followed, inserted_after, named_modules, places, put
+from .followed import Wrapper, named_modules, places, put, wrappers_of
+from .fused import Fused, Offered
 from .probe import Example, inputs_of, watch
 
 
@@ -14,7 +15,7 @@ class Inserted:
     """A module that `plug` put into a network.
 
     Attributes:
-        kind: "insert" or "replace".
+        kind: "insert", "replace" or "fuse".
         site: name of the place.
         path: name of the module; after a replacement the same.
         module: the module itself.
@@ -45,10 +46,12 @@ def inserted(model: nn.Module, example: Example = None) -> list[Inserted]:
     """
     found: list[tuple[Inserted, nn.Module | None]] = []
     for path, module in named_modules(model):
-        wrappers = inserted_after(module)
+        wrappers = wrappers_of(module)
         for wrapper in reversed(wrappers):
-            row = Inserted("insert", path, f"{path}.{wrapper._child}", wrapper.child)
-            found.append((row, wrapper.site))
+            if not isinstance(wrapper, Offered):
+                kind = "fuse" if isinstance(wrapper, Fused) else "insert"
+                row = Inserted(kind, path, f"{path}.{wrapper._child}", wrapper._inserted)
+                found.append((row, wrapper.site))
         site = wrappers[-1].site if wrappers else module
         if hasattr(site, REPLACED):
             found.append((Inserted("replace", path, path, site), None))
@@ -66,7 +69,7 @@ def check(model: nn.Module, kind: str, expected: list[tuple[str, str]], example:
 
     Args:
         model: the network, or what was made of it.
-        kind: "insert" or "replace".
+        kind: "insert", "replace" or "fuse".
         expected: the names of sites and modules.
         example: as for `inserted`.
 
@@ -89,14 +92,16 @@ def check(model: nn.Module, kind: str, expected: list[tuple[str, str]], example:
 
 
 def remove(model: nn.Module) -> list[str]:
-    """Take every inserted module out of a network, without a report; converted sites stay as they are.
+    """Take every inserted and fused module out of a network, without a report; converted sites stay as they are.
 
     Replacements stay: the network does not hold what they replaced.
 
     Returns:
         The names of what was taken out.
     """
-    names = [row.path for row in inserted(model) if row.kind == "insert"]
-    for wrapper in [module for module in model.modules() if isinstance(module, Followed)]:
+    names = [row.path for row in inserted(model) if row.kind != "replace"]
+    for wrapper in [module for module in model.modules() if isinstance(module, Wrapper)]:
         put(places(model, wrapper), wrapper.site)
+        if isinstance(wrapper, Fused):
+            wrapper._handover.detach(model)
     return names

@@ -115,6 +115,32 @@ class Probe:
         return said, flows
 
 
+def order(model: nn.Module, inputs: tuple, modules: Sequence[nn.Module]) -> tuple[list[int], list[bool]]:
+    """In which order modules are called in a forward pass, and which outputs the network writes into afterwards.
+
+    Returns:
+        The modules' numbers, call by call, and for each module whether something was written into an output of it.
+    """
+    called: list[int] = []
+    held: list[tuple[int, Tensor, int]] = []
+
+    def record(module: nn.Module, args: tuple, output: Any) -> None:
+        number = modules.index(module)
+        called.append(number)
+        if isinstance(output, Tensor):
+            held.append((number, output, output._version))
+
+    handles = [module.register_forward_hook(record) for module in modules]
+    try:
+        with evaluating(model), unchanged(model), torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    written = {number for number, output, version in held if output._version != version}
+    return called, [number in written for number in range(len(modules))]
+
+
 def one_output(path: str, flow: Flow) -> Tensor:
     """The tensor, without values, that a site returns.
 
@@ -176,20 +202,25 @@ def _declared_channels(site: nn.Module) -> int | None:
     return norms.pop() if len(norms) == 1 and not others else None
 
 
-def keeps_its_output(path: str, module: nn.Module, shape: tuple[int, ...]) -> bool:
+def keeps_its_output(path: str, module: nn.Module, *shapes: tuple[int, ...]) -> bool:
     """Whether autograd keeps the very tensor that `module` returns, as it does where a sigmoid comes last.
+
+    Args:
+        path: the site's name.
+        module: the new module.
+        *shapes: of its inputs, the one first that it must return.
 
     Raises:
         ValueError: if the module does not return the shape that it is given.
     """
     device, dtype = device_and_dtype(module) or (None, None)
-    x = torch.ones(shape, device=device, dtype=dtype)
+    inputs = tuple(torch.ones(shape, device=device, dtype=dtype) for shape in shapes)
     with evaluating(module), unchanged(module):
         try:
-            y, kept = kept_for_backward(module, (x,))
+            y, kept = kept_for_backward(module, inputs)
         except ValueError as error:
             raise ValueError(f"site {path!r}: {error}") from None
-    check_fits(path, shape, y)
+    check_fits(path, shapes[0], y)
     return y.untyped_storage() in kept
 
 

@@ -11,6 +11,7 @@ from .. import catalog
 from ..layout import Axes, Layout
 from ..measure.call import state
 from .probe import Flow, channels_of, device_and_dtype, memory_format, one_output, usual_dtype
+from .tokens import OnTokens, View
 
 NORMS = nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm
 
@@ -43,6 +44,7 @@ class Recipe:
     Args:
         module: id of a module of the catalog, its class, or a function that makes a module.
         options: of the module; for one of the catalog, a function stands for what it returns of a `Place`.
+        fuses: whether the module is to take several tensors, or else one.
 
     Attributes:
         label: a short name.
@@ -50,10 +52,10 @@ class Recipe:
         axes: of the tensor that the module takes; None where the catalog does not know.
 
     Raises:
-        ValueError: if `module` is none of these, or a module of several inputs.
+        ValueError: if `module` is none of these, or takes another number of inputs.
     """
 
-    def __init__(self, module: Module, options: dict[str, Any]):
+    def __init__(self, module: Module, options: dict[str, Any], fuses: bool = False):
         if isinstance(module, str):
             self.label = self._name = module
             self.entry = catalog.entry(module)
@@ -66,15 +68,19 @@ class Recipe:
             self.label = self.entry.id if self.entry else (self._name if self._name.isidentifier() else "module")
         self._make = self.entry.cls if self.entry else module
         self._options = options
-        self.axes = self._axes()
+        self.axes = self._axes(fuses)
 
-    def _axes(self) -> Axes | None:
+    def _axes(self, fuses: bool) -> Axes | None:
         if self.entry is None:
             return None
-        if len(self.entry.layout.tensors) > 1:
-            inputs = " and ".join(f"({', '.join(axes)})" for axes in Layout(self.entry.layout).tensors)
+        several = len(self.entry.layout.tensors) > 1
+        inputs = " and ".join(f"({', '.join(axes)})" for axes in self.entry.layout.tensors)
+        if several and not fuses:
             raise ValueError(f"module={self.label!r} takes several inputs, {inputs}; it can neither follow nor replace "
-                             "one sub-module")
+                             "one sub-module; plug.fuse gives it the outputs of several")
+        if fuses and not several:
+            raise ValueError(f"module={self.label!r} takes one input, {inputs}, and cannot fuse several; plug.insert "
+                             "puts it after one sub-module")
         own = self._options.get("layout", self.entry.layout)  # a module of several layouts takes `layout`
         return Layout(own).tensors[0]
 
@@ -82,9 +88,16 @@ class Recipe:
         """A new module for a place, made for its channels, and where it is made for one size, for its size."""
         return self._call(self._make, place.channels, place)
 
-    def in_place_of(self, path: str, site: nn.Module, flow: Flow | None) -> nn.Module:
-        """A new module for the place of `site`, through which `flow` went."""
-        shape = None if flow is None else tuple(one_output(path, flow).shape)
+    def in_place_of(self, path: str, site: nn.Module, flow: Flow | None, view: View | None = None) -> nn.Module:
+        """A new module for the place of `site`, through which `flow` went and which the module sees by `view`."""
+        new = self._in_place_of(path, site, flow, view)
+        return new if view is None else OnTokens(new, view)
+
+    def _in_place_of(self, path: str, site: nn.Module, flow: Flow | None, view: View | None) -> nn.Module:
+        seen = None if flow is None else one_output(path, flow)
+        if view is not None:
+            seen = view.enter(seen)
+        shape = None if seen is None else tuple(seen.shape)
         place = Place(path, site, getattr(site, "out_channels", None), shape)
         if hasattr(self._make, "from_conv") and isinstance(site, nn.modules.conv._ConvNd):
             try:
@@ -101,7 +114,8 @@ class Recipe:
         if entering != {tuple(output.shape)}:
             raise ValueError(f"site {path!r} turns {entering} into {tuple(output.shape)}; a {name} can only "
                              "replace what keeps the shape")
-        return self.for_place(replace(place, channels=channels_of(path, site, output, self.axes)))
+        channels = channels_of(path, site, output, view.axes if view else self.axes)
+        return self.for_place(replace(place, channels=channels))
 
     def _call(self, make: Callable[..., nn.Module], given: Any, place: Place) -> nn.Module:
         """`make(given, **options)`; options that it does not take are named."""

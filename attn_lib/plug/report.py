@@ -39,7 +39,7 @@ class Report:
     """What was done to a network.
 
     Attributes:
-        kind: "insert" or "replace".
+        kind: "insert", "replace" or "fuse".
         module: id or name of what was put in.
         sites: where, one row a place.
         params: parameters of the network before and after.
@@ -52,6 +52,7 @@ class Report:
         tensor: where the output holds several tensors, the number of the one that `change`, `scale` and
             `rounding` are of: the one that changed most by the measure of its own rounding.
         identity: whether the catalog says that a fresh module is the identity; None for others' modules.
+        skips: after a fusion, the sub-modules whose output the module takes besides the site's.
         time: the forward pass of "before" and "after", timed in turns, if asked for.
     """
 
@@ -64,6 +65,7 @@ class Report:
     scale: float | None = None
     rounding: float | None = None
     tensor: int | None = None
+    skips: tuple[str, ...] = ()
     identity: bool | None = None
     time: Comparison | None = None
     _model: nn.Module | None = field(default=None, repr=False)
@@ -121,12 +123,14 @@ class Report:
 
     @property
     def _neutral(self) -> str:
-        return "the identity" if self.kind == "insert" else "what it replaces"
+        return "what it replaces" if self.kind == "replace" else "the identity"
 
     def summary(self) -> str:
         """The report without times: the same on every machine."""
         places = f"{len(self.sites)} place" + "s" * (len(self.sites) != 1)
-        lines = [f"{self.module}: {'inserted after' if self.kind == 'insert' else 'put in for'} {places}", ""]
+        done = {"insert": f"inserted after {places}", "replace": f"put in for {places}",
+                "fuse": f"fuses {places} with {', '.join(self.skips)}"}
+        lines = [f"{self.module}: {done[self.kind]}", ""]
         lines += ["  " + line for line in _table(
             [("site", "channels", "shape", "calls", "parameters")]
             + [(s.path, _or_dash(s.channels), _or_dash(s.shape), _or_dash(s.calls), f"{s.params:,}")

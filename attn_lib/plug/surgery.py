@@ -1,13 +1,25 @@
-"""Putting modules in: after a sub-module, or instead of it."""
+"""Putting modules in: after a sub-module, instead of it, or between several."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from .edits import Insertion, Replacement, check_replaceable, free_name, revert_all
-from .followed import inserted_after
-from .probe import Example, Flow, Probe, channels_of, check_fits, count, inputs_of, keeps_its_output, one_output
+from .edits import Fusion, Insertion, Replacement, check_calls, check_replaceable, free_name, revert_all
+from .followed import wrappers_of
+from .probe import (
+    Example,
+    Flow,
+    Probe,
+    channels_of,
+    check_fits,
+    count,
+    inputs_of,
+    keeps_its_output,
+    one_output,
+    order,
+)
 from .recipe import Module, Place, Recipe, settle
 from .report import Report, Site
 from .sites import find, find_ends, similar
@@ -80,7 +92,7 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
         shape = None if output is None else tuple(seen[site].shape)
         new[site] = child = recipe.for_place(Place(path, site, channels, shape))
         views[site] = view
-        if any(type(wrapper.child) is type(child) for wrapper in inserted_after(site)):
+        if any(type(wrapper._inserted) is type(child) for wrapper in wrappers_of(site)):
             raise ValueError(f"site {path!r} has a {type(child).__name__} inserted already; undo() that first")
         settle(child, site, seen[site], model)
         rows.append(_row(path, channels, flow, child, f"{path}.{free_name(site, recipe.label)}"))
@@ -96,7 +108,7 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
             edits.append(Insertion(model, row.path, site, child, name, copies, views[site]))
         effect, flows = probe.again()
         for edit in edits if flows else ():
-            edit.check_calls(probe.flows[edit.site].calls, flows[edit.child].calls)
+            check_calls(edit.path, probe.flows[edit.site].calls, flows[edit.child].calls)
     except BaseException:
         revert_all(edits)
         raise
@@ -108,8 +120,8 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
     return report
 
 
-def replace(model: nn.Module, pattern: str, module: Module, *, example: Example = None,
-            measure_time: bool = False, **options: Any) -> Report:
+def replace(model: nn.Module, pattern: str, module: Module, *, example: Example = None, tokens: Tokens = None,
+            prefix: int = 0, measure_time: bool = False, **options: Any) -> Report:
     """Put a new module in the place of every sub-module whose name matches.
 
     As for `insert`, this comes before the optimiser and what follows it: an optimiser made before goes on training the
@@ -120,9 +132,9 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
     the same before and after it. A function is given the sub-module and returns the new one.
 
     Args:
-        model, pattern, example, measure_time: as for `insert`.
+        model, pattern, example, tokens, prefix, measure_time: as for `insert`.
         module: id of a module of the catalog, its class, or a function from the replaced module to the new one.
-        **options: of the module.
+        **options: of the module, as for `insert`.
 
     Returns:
         What changed; `report.undo()` puts the replaced modules back.
@@ -145,7 +157,8 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
     for path, site in sites.items():
         flow = probe.flows.get(site)
         output = None if flow is None else one_output(path, flow)
-        new[site] = child = recipe.in_place_of(path, site, flow)
+        view = view_of(path, site, output, recipe.axes, tokens, prefix)
+        new[site] = child = recipe.in_place_of(path, site, flow, view)
         settle(child, site, output, model)
         rows.append(_row(path, getattr(site, "out_channels", None), flow, child, path))
     row_of = dict(zip(new.values(), rows, strict=True))
@@ -164,6 +177,90 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
         raise
     return Report("replace", recipe.label, tuple(rows), (probe.params, count(model)), **effect, _model=model,
                   _edits=edits)
+
+
+def fuse(model: nn.Module, site: str, module: Module, *, skip: str | Sequence[str], example: Example,
+         measure_time: bool = False, **options: Any) -> Report:
+    """Fuse the output of a sub-module with those of others: y = module(site(x), skip, …).
+
+    The site's output is then y; those of the others go on as they did. They are handed over within one forward pass of
+    the network, by wrappers as of `insert` in both places, and are not kept after it. Passes within passes, several
+    threads, copies, `torch.compile` and `torch.export` work; what does not is to call parts of the network
+    alone, and to compute the site again for activation checkpointing: both meet an error.
+
+    What an addition or a concatenation in the network's own code merges has no name and cannot be replaced: fuse
+    before it, or make it a module and `replace` that.
+
+    Args:
+        model, module, measure_time: as for `insert`; the module takes several inputs of the site's shape or of whatever
+            shapes it asks for, and returns the site's shape.
+        site: name of the sub-module whose output is fused, or a pattern that matches it alone.
+        skip: the same of the other, or several: each is called before the site, in the order in which the module takes
+            them.
+        example: an input of the network, or a tuple of them, as for `insert`; without it nobody knows the order.
+        **options: of the module, as for `insert`.
+
+    Returns:
+        What changed; `report.undo()` takes it back.
+
+    Raises:
+        ValueError: as for `insert`; also if a name matches several sub-modules, or a skip is called after the site,
+            or not once before each of its calls. The network is then unchanged.
+    """
+    recipe = Recipe(module, options, fuses=True)
+    inputs = inputs_of(example)
+    if inputs is None:
+        raise ValueError("example= must be an input of the network: without a forward pass nobody knows the order")
+    path, target = _only(model, "site", site)
+    skips = dict(_only(model, "skip", name) for name in ([skip] if isinstance(skip, str) else skip))
+    if not skips or any(other is target for other in skips.values()):
+        raise ValueError(f"skip={skip!r} must name at least one sub-module, other than site={site!r}")
+
+    probe = Probe(model, inputs, [target, *skips.values()], measure_time)
+    output = one_output(path, probe.flows[target])
+    others = [one_output(name, probe.flows[other]) for name, other in skips.items()]
+    called, written = order(model, inputs, [target, *skips.values()])
+    for number, name in enumerate(skips, 1):
+        _check_order(path, name, ["site" if i == 0 else "skip" for i in called if i in (0, number)])
+    channels = channels_of(path, target, output, recipe.axes)
+    child = recipe.for_place(Place(path, target, channels, tuple(output.shape)))
+    settle(child, target, output, model)
+    name = free_name(target, recipe.label)
+    row = _row(path, channels, probe.flows[target], child, f"{path}.{name}")
+    copies = keeps_its_output(path, child, *(tuple(x.shape) for x in (output, *others)))
+
+    edits: list[Fusion] = []
+    try:
+        copied = dict(zip(skips, zip(skips.values(), written[1:], strict=True), strict=True))
+        edits.append(Fusion(model, path, target, copied, child, name, copies))
+        effect, flows = probe.again()
+        check_calls(path, probe.flows[target].calls, flows[child].calls)
+    except BaseException:
+        revert_all(edits)
+        raise
+    return Report("fuse", recipe.label, (row,), (probe.params, count(model)), **effect, skips=tuple(skips),
+                  identity=recipe.entry.identity_at_init if recipe.entry else None, _model=model, _edits=edits)
+
+
+def _only(model: nn.Module, argument: str, pattern: str) -> tuple[str, nn.Module]:
+    """The one sub-module that matches, and its name."""
+    found = list(find_ends(model, pattern).items())
+    if len(found) > 1:
+        raise ValueError(f"{argument}={pattern!r} must name one sub-module; it matches "
+                         f"{', '.join(path for path, _ in found[:4])}{' …' if len(found) > 4 else ''}")
+    return found[0]
+
+
+def _check_order(site: str, skip: str, calls: list[str]) -> None:
+    """A skip is called before the site: once before all of its calls, or once before each."""
+    if calls[0] == "site":
+        raise ValueError(f"skip={skip!r} is called after site={site!r} in a forward pass; it must come before: "
+                         "exchange the two, or name others")
+    times = calls.count("skip")
+    if times > 1 and calls != ["skip", "site"] * times:
+        raise ValueError(f"skip={skip!r} is called {times} times in a forward pass and site={site!r} "
+                         f"{calls.count('site')} times, in the order {', '.join(calls)}: which belong together "
+                         "is not to be known")
 
 
 def _row(path: str, channels: int | None, flow: Flow | None, child: nn.Module, name: str) -> Site:

@@ -1,8 +1,9 @@
-"""Tokens as a map, and back: what stands between a site that returns tokens and a module that was inserted after it."""
+"""Tokens as a map, and back: what stands between a network of tokens and a module that was put into it."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,32 @@ class View:
             return y.permute(0, 2, 3, 1) if self.as_map else y.unflatten(1, tokens.shape[1:3])
         y = y.flatten(2).transpose(1, 2) if self.as_map else y
         return torch.cat((tokens[:, :self.prefix], y), 1) if self.prefix else y
+
+
+class OnTokens(nn.Module):
+    """y = module(x), where x and y are tokens, and the module sees them by a view.
+
+    Args:
+        module: the module.
+        view: how it sees the tokens.
+
+    Raises:
+        TypeError: if the network gives it more to heed, such as a mask; None and False are nothing.
+    """
+
+    def __init__(self, module: nn.Module, view: View):
+        super().__init__()
+        self.module, self.view = module, view
+
+    def forward(self, tokens: Tensor, **others: Any) -> Tensor:
+        for name, value in others.items():
+            if value is not None and value is not False:
+                raise TypeError(f"{name} is given, but {type(self.module).__name__} takes tokens alone")
+        # Contiguous: the network may view what it gets as something else.
+        return self.view.leave(self.module(self.view.enter(tokens)), tokens).contiguous()
+
+    def extra_repr(self) -> str:
+        return str(self.view)
 
 
 def view_of(path: str, site: nn.Module, output: Tensor | None, axes: Axes | None, tokens: Tokens,

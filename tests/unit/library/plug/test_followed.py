@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import attn_lib
 from attn_lib import plug
 from attn_lib.plug.followed import Followed
 from attn_lib.plug.sites import find
@@ -193,6 +194,19 @@ def test_patterns_take_no_notice(resnet, x):
     assert list(find(resnet, "**.se")) == ["layer1.0.bn3.se"]
     report = plug.insert(resnet, "layer1.0.bn?", nn.Identity, example=x)
     assert [site.name for site in report.sites] == [f"layer1.0.bn{i}.Identity" for i in (1, 2, 3)]
+
+
+def test_traces_take_no_notice(resnet, x):
+    plug.insert(resnet, "layer1.0.bn3", "se", example=x)
+    with attn_lib.trace(resnet) as before:
+        resnet(x)
+    plug.insert(resnet, "layer1.0.bn3", nn.Identity, example=x)
+    plug.insert(resnet, "layer1.0", nn.Identity, example=x)
+    plug.insert(resnet, "layer1.0", "ccnet", example=x)
+    with attn_lib.trace(resnet) as after:
+        resnet(x)
+    assert before.names() == [f"layer1.0.bn3.se.{name}" for name in "zsy"]
+    assert after.names()[:3] == before.names() and {n[:15] for n in after.names()[3:]} == {"layer1.0.ccnet."}
 
 
 def test_later_insertions_act_later(resnet, x):

@@ -112,3 +112,7 @@ def test_maps_and_tokens_in_anybodys_transformer():
         assert all(p.grad is not None for row in plug.inserted(net) for p in row.module.parameters())
         report.undo()
         assert torch.equal(net(example), before)
+    report = plug.replace(vit, "blocks.*.attn", "mhsa", example=images, tokens=(4, 6), prefix=1)
+    assert len(report.sites) == 12 and vit(images).shape == (2, 10)
+    vit(images).square().sum().backward()
+    assert all(p.grad is not None for row in plug.inserted(vit) for p in row.module.parameters())

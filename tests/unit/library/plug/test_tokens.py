@@ -109,6 +109,27 @@ def test_an_identity_changes_no_bit(make, image):
     assert list(net.state_dict()) == keys
 
 
+def test_in_the_place_of_a_site(image):
+    """The class token goes past the new module, as what it was."""
+    vit, swin = ViT(), Swin()
+    report = plug.replace(vit, "mlp", "vip", example=image, tokens=(H, W), prefix=1, segments=2)
+    vip = vit.mlp.module
+    x = vit.norm(torch.cat((vit.tokens.expand(2, -1, -1), vit.patches(image).flatten(2).transpose(1, 2)), 1))
+    expected = vip(x[:, 1:].transpose(1, 2).reshape(2, C, H, W)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(vit.mlp(x), torch.cat((x[:, :1], expected), 1))
+    assert (vip.height, vip.width) == (H, W) and report.sites[0].shape == (2, 1 + H * W, C)
+    report.check(example=image)
+    assert torch.equal(vit.mlp(x, attn_mask=None, is_causal=False), vit.mlp(x))
+    with pytest.raises(TypeError, match="attn_mask is given, but WeightedPermuteMLP takes tokens alone"):
+        vit.mlp(x, attn_mask=torch.ones(1))
+    report.undo()
+    assert type(vit.mlp) is nn.Linear
+    plug.replace(swin, "mlp", "vit", example=image, tokens=True, heads=3)
+    x = torch.randn(2, H, W, C)
+    torch.testing.assert_close(swin.mlp(x), swin.mlp.module(x.reshape(2, H * W, C)).reshape(x.shape))
+    assert swin(image).shape == (2, H, W, C)
+
+
 @pytest.mark.parametrize("make", [ViT, Swin])
 def test_compiles_and_exports(make, image):
     net = make().eval()
