@@ -48,7 +48,7 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_library_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert all(name.split("/")[0] == "attn_lib" or ".dist-info/" in name for name in names)
-    tracked = {p.relative_to(ROOT).as_posix() for pattern in ("*.py", "*.js", "*.css", "*.json")
+    tracked = {p.relative_to(ROOT).as_posix() for pattern in ("*.py", "*.js", "*.css", "*.json", "*.pyi", "py.typed")
                for p in (ROOT / "attn_lib").rglob(pattern)}
     assert tracked <= set(names), sorted(tracked - set(names))
 
