@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # what an editor knows: the class and the options of each id,
 else:
     from .catalog import create
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"  # here alone; what it means, and how it is raised: CHANGELOG.md
 
 __all__ = [
     "Paper",

@@ -1,6 +1,6 @@
 """`attn_lib/_create.pyi`: what `attn_lib.create` takes and returns for each id, for editors and type checkers.
 
-    python -m book.tools.signatures           says whether the file is that of the catalog
+    python -m book.tools.signatures --check   whether the file is that of the catalog; exit status 1 if not
     python -m book.tools.signatures --write   writes it
 """
 
@@ -59,11 +59,13 @@ def _written(p: inspect.Parameter) -> str:
     return f"{p.name}: {kind}" + ("" if p.default is p.empty else f" = {p.default!r}")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """The exit status: 0 if the file is current, or was written."""
-    parser = argparse.ArgumentParser(prog="python -m book.tools.signatures", description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write the file")
-    if parser.parse_args().write:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--check", action="store_true")
+    action.add_argument("--write", action="store_true")
+    if parser.parse_args(argv).write:
         PATH.write_text(stub(), encoding="utf-8")
     elif not PATH.exists() or PATH.read_text(encoding="utf-8") != stub():
         print(f"{PATH.relative_to(ROOT)} is not that of the catalog: python -m book.tools.signatures --write",

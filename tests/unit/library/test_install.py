@@ -53,9 +53,10 @@ def test_wheel_holds_the_library_and_nothing_else(wheel):
     assert tracked <= set(names), sorted(tracked - set(names))
 
 
-def test_metadata_asks_for_torch_and_einops_and_pins_neither(wheel):
+def test_metadata_has_the_version_asks_for_torch_and_einops_and_pins_neither(wheel):
     with zipfile.ZipFile(wheel) as z:
         metadata = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
+    assert f"\nVersion: {attn_lib.__version__}\n" in metadata
     needs = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines()
              if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(need.split(">=")[0] for need in needs) == ["einops", "torch"]
