@@ -9,11 +9,19 @@ Importing the package needs torch and einops only: `measure`, `plug`, `tasks`, `
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .catalog import Paper, create, entry, example, list_modules, register
+from .catalog import Paper, entry, example, list_modules, register
 from .tap import trace
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:  # what an editor knows: the class and the options of each id, and what else loads on first use
+    from . import measure, plug, tasks, toys, viz
+    from ._create import create
+    from .viz.card import card
+else:
+    from .catalog import create
+
+__version__ = "0.1.0.dev0"  # here alone; what it means, and how it is raised: CHANGELOG.md
 
 __all__ = [
     "Paper",
@@ -32,7 +40,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
+def _load(name: str) -> Any:
     # Lazy, so that a practitioner who only wants a module never needs matplotlib.
     if name not in ("card", "measure", "plug", "tasks", "toys", "viz"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -44,6 +52,10 @@ def __getattr__(name: str):
         # Not an ImportError: `hasattr`, `help`, `inspect` and tab completion ask every name of `__dir__`.
         needs = f"attn_lib.{name} cannot be imported ({error}); what it needs comes with the extra 'chapters'"
         raise AttributeError(f"{needs}: pip install 'attn_lib[chapters]'") from error
+
+
+if not TYPE_CHECKING:  # to a type checker, every name would exist
+    __getattr__ = _load
 
 
 def __dir__() -> list[str]:

@@ -198,7 +198,7 @@ class Entry:
     papers: tuple[Paper, ...]
     layout: Layout
     example: Mapping[str, Any]
-    output: Layout = ""
+    output: Layout = ""  # type: ignore[assignment]  # until __post_init__
     measured: Mapping[str, Any] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     variant_outputs: Mapping[str, Layout] = field(default_factory=dict)
@@ -266,7 +266,7 @@ class Entry:
 
     def output_of(self, variant: str | None = None) -> Layout:
         """Axes of the output of the example, or of a variant: a module that takes a layout returns it too."""
-        if variant in self.variant_outputs:
+        if variant is not None and variant in self.variant_outputs:
             return self.variant_outputs[variant]
         own = self._own(variant).get("layout")
         return self.output if own is None else self.output.each(own)
@@ -360,10 +360,10 @@ def _take_device_and_dtype(cls: type[nn.Module]) -> bool:
 
     @functools.wraps(init)
     def make(self: nn.Module, *arguments: Any, device: Any = None, dtype: Any = None, **options: Any) -> None:
-        to = {"device": check_device(device), "dtype": check_floating_type(dtype)}
+        where, kind = check_device(device), check_floating_type(dtype)
         init(self, *arguments, **options)
         if device is not None or dtype is not None:
-            self.to(**to)
+            self.to(device=where, dtype=kind)
 
     at = len(parameters) - any(p.kind is p.VAR_KEYWORD for p in parameters)
     parameters[at:at] = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -420,7 +420,7 @@ def entry_of(cls: type) -> Entry | None:
     return next((e for e in _ENTRIES.copy().values() if e.cls is cls), None)
 
 
-def layouts_of(module: nn.Module) -> tuple[Layout, Layout] | None:
+def layouts_of(module: object) -> tuple[Layout, Layout] | None:
     """Axes of the inputs and of the output of a module of the table; None for another's.
 
     A module that takes several layouts says in its attribute `layout` which one it was made for.

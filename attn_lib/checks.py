@@ -26,7 +26,7 @@ def check_int(name: str, value: Any, at_least: int = 1) -> int:
 
 def check_positive(name: str, value: Any, why: str = "") -> float:
     """`value` as a finite float above 0; `why` says what would happen otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"{name}={value!r} must be a positive number" + (f": {why}" if why else ""))
     return float(value)
 

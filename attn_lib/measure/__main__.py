@@ -13,7 +13,7 @@ from .. import catalog
 from ..console import printable
 from . import suite
 from .counterparts import against
-from .records import Row, destination, file_name, load_text, merge, stamp, write
+from .records import Data, Row, destination, file_name, load_text, merge, stamp, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(row["error"] for row in rows))
 
 
-def measured_at(old: dict | None, now: dict) -> set[suite.Case]:
+def measured_at(old: Data | None, now: Row) -> set[suite.Case]:
     """Cases that a file holds without an error from this device, this torch and this very state of the library."""
     same = ("device", "torch", "commit")
     runs = [run for run in old["runs"] if all(run["stamp"].get(key) == now[key] for key in same)] if old else []
@@ -116,7 +116,7 @@ def beside_counterparts(ids: Sequence[str], device: torch.device) -> str:
         other = catalog.entry(id).counterpart
         if other is not None:
             try:
-                result = against(id, device, side=suite.COMPILED_SIDE, batch=suite.BATCH[device.type])[id]
+                result = str(against(id, device, side=suite.COMPILED_SIDE, batch=suite.BATCH[device.type])[id])
             except ImportError as error:
                 result = str(error).splitlines()[0]
             lines.append(f"{id:<20} {other.label:<30} {result}")

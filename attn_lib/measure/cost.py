@@ -1,12 +1,12 @@
 """What a call costs, counted rather than timed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import ops  # noqa: F401  has operators of its own
@@ -25,6 +25,8 @@ from .call import (
     unchanged,
     with_grad,
 )
+
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,22 @@ def flops(module: Callable[..., Any], inputs: Inputs, *, backward: bool = False)
     Raises:
         ValueError: if there is no backward pass to count.
     """
-    inputs = as_inputs(inputs)
+    arguments = as_inputs(inputs)
     # In eval mode nn.MultiheadAttention would run as one operator that has no formula.
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with unchanged(module):
             with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
-                call(module, inputs)
+                call(module, arguments)
             total = counter.get_total_flops()
             if backward:
                 # The counter's own module hooks forbid torch.autograd.grad, so the graph is made outside it.
-                inputs = with_grad(inputs)
+                leaves = with_grad(arguments)
                 with torch.enable_grad():
-                    outputs = outputs_with_grad(module, inputs)
+                    outputs = outputs_with_grad(module, leaves)
                 with FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter:
-                    gradients(module, inputs, outputs, [y.detach() for y in outputs])
+                    gradients(module, leaves, outputs, [y.detach() for y in outputs])
                 total += counter.get_total_flops()
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -198,35 +200,35 @@ def fit_exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
     return across / sum((a - mean_u) ** 2 for a in u)
 
 
-def _bytes(items) -> int:
+def _bytes(items: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in items)
 
 
-def _mv_flops(matrix, vector, *_, out_shape=None, **__) -> int:
+def _mv_flops(matrix: Shape, vector: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(matrix)
 
 
-def _conv_backward_flops(grad, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding,
-                         _groups, mask, out_shape=None, **__) -> int:
+def _conv_backward_flops(grad: Shape, x: Shape, weight: Shape, _bias: Any, _stride: Any, _padding: Any, _dilation: Any,
+                         transposed: bool, _output_padding: Any, _groups: Any, mask: Sequence[bool], **__: Any) -> int:
     # Each of the two gradients costs what the forward pass does; torch's own formula is too high with groups.
     positions = (x if transposed else grad)[2:]
     return (mask[0] + mask[1]) * 2 * x[0] * math.prod(positions) * math.prod(weight)
 
 
-def _attention_flops(q, k, v, *_, out_shape=None, **__) -> int:
+def _attention_flops(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
     return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])  # q kᵀ, and the weights times v
 
 
-def _attention_backward_flops(grad, q, k, v, *_, out_shape=None, **__) -> int:
+def _attention_backward_flops(grad: Shape, q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
     return 2 * _attention_flops(q, k, v)  # torch's formulas add what a kernel computes a second time
 
 
-def _neighbour_flops(left, *_, out_shape, **__) -> int:
+def _neighbour_flops(left: Shape, *_: Any, out_shape: Shape, **__: Any) -> int:
     return 2 * math.prod(left) * out_shape[2]  # its axis 2 is K or d, and that of `left` the other
 
 
 # What torch's counter lacks, or counts differently from one kernel to another.
-_FORMULAS = {
+_FORMULAS: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mv: _mv_flops,
     torch.ops.aten.addmv: lambda _, matrix, vector, **k: _mv_flops(matrix, vector),
     torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),

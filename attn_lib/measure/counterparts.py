@@ -34,7 +34,7 @@ def against(id: str, device: torch.device, *, side: int, batch: int = 2, backwar
     if other is None:
         raise ValueError(f"id={id!r} has no counterpart in another package")
     options = entry.options(size=size)
-    theirs, ours = other.make(import_package(other.package), **options), entry.cls(**options | other.options)
+    theirs, ours = other.make(import_package(other.package), **options), entry.cls(**options | dict(other.options))
     inputs = map_tensors(lambda t: t.to(device), entry.make_inputs(batch, size))
     calls = {other.label: (theirs.to(device).train(backward), inputs), id: (ours.to(device).train(backward), inputs)}
     return compare_timings(calls, backward=backward)
@@ -61,9 +61,10 @@ def _declare_torchvision_operators() -> None:
     It registers shape rules for `nms` and `qnms` while it is imported, which fails where those do not exist.
     Declaring the two is enough; they are never called here.
     """
-    if _DECLARED or util.find_spec("torchvision") is None:
+    found = util.find_spec("torchvision")
+    if _DECLARED or found is None or found.origin is None:
         return
-    folder = Path(util.find_spec("torchvision").origin).parent
+    folder = Path(found.origin).parent
     try:
         for file in folder.glob("_C*"):
             torch.ops.load_library(file)

@@ -44,6 +44,7 @@ from .timing import device_name
 SCHEMA = 1
 RECORDED = Path(__file__).parent / "recorded"
 Row = dict[str, Any]
+Data = dict[str, Any]  # of a file
 
 
 def destination() -> Path:
@@ -71,12 +72,12 @@ def records(id: str | None = None) -> list[Row]:
     return [row for row in rows if id in (None, row["id"])]
 
 
-def flatten(data: dict) -> list[Row]:
+def flatten(data: Data) -> list[Row]:
     """The rows of a file, each with its run's stamp and ceilings."""
     return [{**run["stamp"], **run["ceilings"], **row} for run in data["runs"] for row in run["rows"]]
 
 
-def load_text(text: str) -> dict:
+def load_text(text: str) -> Data:
     """A file's content, checked for its schema.
 
     Raises:
@@ -89,7 +90,7 @@ def load_text(text: str) -> dict:
     return data
 
 
-def merge(old: dict | None, run: dict, *, partial: bool = False) -> dict:
+def merge(old: Data | None, run: Data, *, partial: bool = False) -> Data:
     """`old` with the modules that `run` measured replaced; of a partial run, only the very rows that it measured."""
 
     def what(row: Row) -> object:
@@ -104,7 +105,7 @@ def merge(old: dict | None, run: dict, *, partial: bool = False) -> dict:
     return {"schema": SCHEMA, "runs": [*runs, run]}
 
 
-def write(data: dict, path: Path) -> None:
+def write(data: Data, path: Path) -> None:
     """Write all of it or nothing: a reader sees the old file until the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -170,7 +171,7 @@ def _commit() -> tuple[str | None, bool | None]:
         return None, None
 
 
-def _dump(data: dict) -> str:
+def _dump(data: Data) -> str:
     """JSON with one row a line, so that a diff shows which measurements changed."""
     runs = []
     for run in data["runs"]:

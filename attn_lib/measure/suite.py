@@ -137,10 +137,9 @@ def _row(case: Case, device: torch.device, limits: Ceilings, backward: bool, sec
                 "saved_bytes": counted.saved_bytes,
                 "peak_bytes": counted.peak_bytes,
             }
-            call = module
             if case.compiled:
                 torch.compiler.reset()  # else the second case would be compiled for sizes in general
-                call = torch.compile(module)
+            call = torch.compile(module) if case.compiled else module
             took = timing(call, inputs, backward=backward, seconds=seconds)
         fraction = limits.least_seconds(row["flops"], row["min_bytes"], dtype) / took.median
         row |= {"median": _figures(took.median), "iqr": _figures(took.iqr), "repeats": took.repeats,
@@ -148,7 +147,7 @@ def _row(case: Case, device: torch.device, limits: Ceilings, backward: bool, sec
     except Exception as error:  # whatever one module does, the others are measured
         row["error"] = _first_line(error)
     finally:
-        module = inputs = call = None
+        module = inputs = call = None  # type: ignore[assignment]  # for the collector, also after an error
         if device.type == "cuda":
             gc.collect()
             with contextlib.suppress(RuntimeError):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from .. import catalog
 from ..layout import Axes, Layout, role
-from .call import Inputs, as_inputs, call, has_numbers, map_tensors, state, tensors
+from .call import Arguments, Inputs, as_inputs, call, has_numbers, map_tensors, state, tensors
 
 Action = Callable[[Tensor, Axes], Tensor]
+Run = Callable[[list[Tensor]], list[Tensor]]
 
 SCALE = 1.7
 MARGIN, CROP, MULTIPLE = 16, 8, 16
@@ -63,7 +64,7 @@ def symmetries(module: Callable[..., Any], inputs: Inputs, *, layout: str | None
     f = copy.deepcopy(module).double().eval() if isinstance(module, nn.Module) else module
     double = map_tensors(lambda t: t.detach().double() if t.is_floating_point() else t, inputs)
 
-    def run(xs: Sequence[Tensor]) -> list[Tensor]:
+    def run(xs: list[Tensor]) -> list[Tensor]:
         filled = iter(xs)
         ys = call(f, map_tensors(lambda t: next(filled) if t.is_floating_point() else t, double))
         return tensors(ys)[:len(outs)]
@@ -88,7 +89,8 @@ def symmetries(module: Callable[..., Any], inputs: Inputs, *, layout: str | None
     return deviations
 
 
-def _equivariance(run, xs, ys, ins, outs, act: Action) -> float:
+def _equivariance(run: Run, xs: list[Tensor], ys: list[Tensor], ins: Sequence[Axes], outs: Sequence[Axes],
+                  act: Action) -> float:
     expected = [act(y, axes) for y, axes in zip(ys, outs, strict=True)]
     return _deviation(_attempt(run, [act(x, axes) for x, axes in zip(xs, ins, strict=True)]), expected)
 
@@ -160,7 +162,7 @@ def _permute_positions(order: Tensor) -> Action:
     return act
 
 
-def _translation(run, xs, ins, outs) -> float:
+def _translation(run: Run, xs: list[Tensor], ins: Sequence[Axes], outs: Sequence[Axes]) -> float:
     """Move the input on an empty canvas by the least step that is whole in the output too."""
     sizes = _sizes(xs, ins)
     moved = set("HWT") & set(sizes) or {"N"} & set(sizes)
@@ -219,7 +221,7 @@ def _sizes(ts: Sequence[Tensor], layouts: Sequence[Axes]) -> dict[str, int]:
     return sizes
 
 
-def _attempt(run, xs: list[Tensor]) -> list[Tensor]:
+def _attempt(run: Run, xs: list[Tensor]) -> list[Tensor]:
     try:
         return run(xs)
     except (ValueError, RuntimeError):  # the library's own refusal, or torch's where a size is built in
@@ -234,7 +236,7 @@ def _deviation(got: list[Tensor], expected: list[Tensor]) -> float:
     return off / largest if largest else (0.0 if off == 0 else math.inf)
 
 
-def _layouts(module: Callable, inputs: tuple, layout: str | None,
+def _layouts(module: Callable[..., Any], inputs: Arguments, layout: str | None,
              output: str | None) -> tuple[list[Axes], list[Axes]]:
     """Axes of each input and of each output."""
     shapes = [tuple(t.shape) for t in tensors(inputs) if t.is_floating_point()]

@@ -123,7 +123,7 @@ def samples(fn: Callable[..., Any], inputs: Arguments, *, backward: bool = False
         return taken, watch.host
 
 
-def compare_timings(calls: Mapping[str, tuple[Callable, Any]], *, backward: bool = False,
+def compare_timings(calls: Mapping[str, tuple[Callable[..., Any], Any]], *, backward: bool = False,
                     rounds: int = 15) -> Comparison:
     """Time several calls in turns, so that whatever slows the machine down slows all of them.
 
@@ -171,7 +171,7 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _cpu_samples(step: Callable, seconds: float) -> list[float]:
+def _cpu_samples(step: Callable[[], Any], seconds: float) -> list[float]:
     timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
     step()  # the first call allocates and picks algorithms
     while True:
@@ -181,7 +181,7 @@ def _cpu_samples(step: Callable, seconds: float) -> list[float]:
         seconds = max(2 * seconds, FEWEST * statistics.median(blocks.raw_times))  # a call that lasts long
 
 
-def _timed_device(fn: Callable, inputs: tuple) -> torch.device:
+def _timed_device(fn: Callable[..., Any], inputs: Arguments) -> torch.device:
     device, all_tensors = device_of(fn, inputs), [*tensors(inputs), *state(fn)]
     for other in [device, *(t.device for t in all_tensors)]:
         if other.type not in ("cpu", "cuda"):
@@ -191,7 +191,7 @@ def _timed_device(fn: Callable, inputs: tuple) -> torch.device:
     return device
 
 
-def _stopwatch(step: Callable, device: torch.device) -> "_CPUStopwatch | _CUDAStopwatch":
+def _stopwatch(step: Callable[[], Any], device: torch.device) -> "_CPUStopwatch | _CUDAStopwatch":
     return _CUDAStopwatch(step, device) if device.type == "cuda" else _CPUStopwatch(step)
 
 
@@ -201,7 +201,7 @@ class _CPUStopwatch:
     host = None
     block_seconds = 5e-3
 
-    def __init__(self, step: Callable):
+    def __init__(self, step: Callable[[], Any]):
         self.timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
         once = self.timer.timeit(1).mean
         self.block = max(1, math.ceil(self.block_seconds / once))
@@ -213,7 +213,7 @@ class _CPUStopwatch:
 class _CUDAStopwatch:
     """One sample at a time: device time of one call whose inputs are not in the cache."""
 
-    def __init__(self, step: Callable, device: torch.device):
+    def __init__(self, step: Callable[[], Any], device: torch.device):
         self.step, self.device = step, device
         self.stream = torch.cuda.current_stream(device)
         cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
@@ -235,7 +235,7 @@ class _CUDAStopwatch:
         self.step()
         return time.perf_counter() - start
 
-    def _span(self, call: Callable) -> float:
+    def _span(self, call: Callable[[], Any]) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         for _ in range(self.flushes):
             self.scratch.zero_()

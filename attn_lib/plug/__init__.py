@@ -6,6 +6,8 @@
     Report    what that did; `report.undo()` takes it back, `report.check()` looks whether it still stands
     inserted  what stands in a network, also in a copy, or after loading
     remove    all insertions out again, without a report
+    convert   the weights of timm's or torchvision's module, as a `state_dict` of ours
+    Report    what that did; `report.undo()` takes it back
 
 >>> report = plug.insert(resnet, "layer[1-4].*.bn3", "se", example=images)
 >>> print(report)
@@ -19,3 +21,7 @@ from .report import Report, Site
 from .surgery import fuse, insert, replace
 
 __all__ = ["Inserted", "Place", "Report", "Site", "fuse", "insert", "inserted", "remove", "replace"]
+from .surgery import insert, replace
+from .weights import convert
+
+__all__ = ["Report", "Site", "convert", "insert", "replace"]

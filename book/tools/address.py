@@ -47,15 +47,17 @@ class Address(NamedTuple):
 
 # Which files, what stands there, and what must stand there. Chapters and pages also link other people's repositories
 # and sites, so there only the forms that can mean nothing but this book are touched.
-FRONT = ("README.md", "CONTRIBUTING.md", ".github/**/*.yml")
+FRONT = ("README.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", ".github/**/*.yml")
 TEXT = (*FRONT, "book/**/*.md", "chapters/**/*.ipynb")
 RULES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("pyproject.toml",), rf'(?<=^Repository = "){GITHUB}', "repository"),
     (("pyproject.toml",), rf'(?<=^Issues = "){GITHUB}', "repository"),
+    (("pyproject.toml",), rf'(?<=^Changelog = "){GITHUB}', "repository"),
     (("pyproject.toml",), r'(?<=^Homepage = ")[^"]+', "site"),
+    (("CITATION.cff",), r'(?<=^repository-code: ")[^"]+', "repository"),
     (TEXT, r"(?<=git\+)https?://[^\s\"'\\@]+", "repository"),
     (TEXT, r"(?<=git clone )https?://[^\s\"'\\]+", "repository"),
-    (FRONT, rf"{GITHUB}(?=/(?:issues|discussions|actions/workflows)\b)", "repository"),
+    (FRONT, rf"{GITHUB}(?=/(?:issues|discussions|releases|compare|commits|actions/workflows)\b)", "repository"),
     (TEXT, rf"https://colab\.research\.google\.com/github/{NAME}/{NAME}/blob/{NAME}", "colab"),
     (FRONT, rf"https://[\w-]+\.github\.io/{NAME}", "site"),
 )

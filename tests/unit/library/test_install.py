@@ -48,14 +48,15 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_library_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert all(name.split("/")[0] == "attn_lib" or ".dist-info/" in name for name in names)
-    tracked = {p.relative_to(ROOT).as_posix() for pattern in ("*.py", "*.js", "*.css", "*.json")
+    tracked = {p.relative_to(ROOT).as_posix() for pattern in ("*.py", "*.js", "*.css", "*.json", "*.pyi", "py.typed")
                for p in (ROOT / "attn_lib").rglob(pattern)}
     assert tracked <= set(names), sorted(tracked - set(names))
 
 
-def test_metadata_asks_for_torch_and_einops_and_pins_neither(wheel):
+def test_metadata_has_the_version_asks_for_torch_and_einops_and_pins_neither(wheel):
     with zipfile.ZipFile(wheel) as z:
         metadata = z.read(next(n for n in z.namelist() if n.endswith("METADATA"))).decode()
+    assert f"\nVersion: {attn_lib.__version__}\n" in metadata
     needs = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines()
              if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert sorted(need.split(">=")[0] for need in needs) == ["einops", "torch"]
