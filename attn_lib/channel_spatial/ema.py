@@ -84,7 +84,7 @@ class EMAAttention(nn.Module):
         x_g = tap("x_g", x.unflatten(1, (self.groups, -1)), "B G S H W").flatten(0, 1)
         z = torch.cat(strip_means(x_g), 2)[..., None]                                 # rows, then columns
         f_h, f_w = self.conv1x1(z).split(x.shape[2:], 2)
-        f_h, f_w = tap("f_h", f_h, "B*G S H 1"), tap("f_w", f_w.mT, "B*G S 1 W")
+        f_h, f_w = tap("f_h", f_h, "B*G S H 1"), tap("f_w", f_w.transpose(-2, -1), "B*G S 1 W")
         far = x_g * f_h.sigmoid() * f_w.sigmoid()
         x_1 = torch.group_norm(far, len(self.gn.weight), self.gn.weight, self.gn.bias, self.gn.eps)
         x_1 = tap("x_1", x_1, "B*G S H W")            # not self.gn(far), which refuses a single pixel of a single image
