@@ -27,6 +27,9 @@ from ..tap import tap
     example=dict(channels=64),
     variants={"one group": dict(channels=5, groups=1), "a group a channel": dict(channels=6, groups=6)},
     commutes_with={"translation"},
+    refuses={
+        "onnx by trace at any size": "the older exporter writes the recorded sizes into a reshape",
+    },
     builds_on=("coord",),
     reduces_to={
         "SiLU": "a group for every channel, GN = 0 and an identity for the 3 × 3 kernel",

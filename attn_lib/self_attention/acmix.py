@@ -33,6 +33,9 @@ ORDERS = ("heads", "release")
         "release": dict(channels=6, out_channels=8, heads=2, stride=2, padding="reflect", conv_order="release"),
     },
     commutes_with={"translation"},
+    refuses={
+        "onnx by trace at any size": "the older exporter writes the recorded sizes into a reshape",
+    },
     builds_on=("mhsa",),
     reduces_to={
         "convolution": "α = 0, no biases: one k_c × k_c convolution, times β",

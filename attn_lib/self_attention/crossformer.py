@@ -33,6 +33,9 @@ DISTANCES = ("short", "long")
         "fixed interval": dict(channels=12, heads=3, group=None, interval=4, distance="long"),
         "release": dict(channels=48, heads=2, group=3, interval=2, distance="long", reduction=16, shrink=True),
     },
+    refuses={
+        "any size": "with `shrink` the size of the map decides how large a group is",
+    },
     builds_on=("mhsa",),
     reduces_to={
         "window attention": "short distance, the position bias 0",

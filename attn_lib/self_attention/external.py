@@ -36,6 +36,9 @@ LAYOUTS = ("B C H W", "B N C")
         "release": dict(channels=8, slots=5, heads=2, expansion=4, layout="B N C", epsilon=1e-9),
     },
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+    refuses={
+        "onnx by trace at any size": "the older exporter writes the recorded sizes into a reshape",
+    },
     builds_on=("non_local",),
     reduces_to={
         "constant": "S = 1: every position gets the only row of M_v",

@@ -125,6 +125,9 @@ class CoarserScaleConstruction(nn.Module):
         "binary, wide": dict(channels=6, heads=3, children=2, scales=4, neighbours=5, bottleneck=2),
         "one scale": dict(channels=8, heads=1, scales=1),
     },
+    refuses={
+        "any size": "the length decides how many scales there are, and who neighbours whom",
+    },
     builds_on=("mhsa",),
     reduces_to={
         "self-attention": "S = 1, w ≥ 2L − 1",
