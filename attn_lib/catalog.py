@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .checks import Device, check_choice, check_device, check_floating_type
 from .layout import Layout
+from .leaf import as_leaf
 
 FAMILIES = {
     "channel": "Channel",
@@ -61,6 +62,14 @@ CONTRACT = {
     "half": "bfloat16 and float16",
     "compile": "torch.compile(fullgraph=True)",
     "export": "torch.export",
+}
+
+GRAPHS = {
+    "any size": "one graph, by torch.jit.trace or torch.export, for all sizes of H, W, N, L and T",
+    "onnx": "ONNX by torch.export (dynamo=True)",
+    "onnx at any size": "the same with dynamic axes",
+    "onnx by trace": "ONNX by the older exporter (dynamo=False)",
+    "onnx by trace at any size": "the same with dynamic axes",
 }
 
 OPERATIONS = {
@@ -180,6 +189,8 @@ class Entry:
         identity_at_init: whether a fresh module returns its (first) input exactly.
         commutes_with: names from `SYMMETRIES` that hold for any weights; those not named are broken.
         forbids: property of `CONTRACT` that the paper itself rules out -> the reason.
+        refuses: property of `GRAPHS` that the example or a variant lacks -> which, and why. It then fails while it is
+            recorded, or when it is run at another size, and is never wrong in silence.
         builds_on: ids of the modules it grew out of.
         reduces_to: what it becomes at a limit (the id of a module, or a name from `OPERATIONS`) -> the limit. Each is
             proven in `tests/unit/modules/limits/`.
@@ -205,6 +216,7 @@ class Entry:
     identity_at_init: bool = False
     commutes_with: frozenset[str] = frozenset()
     forbids: Mapping[str, str] = field(default_factory=dict)
+    refuses: Mapping[str, str] = field(default_factory=dict)
     builds_on: tuple[str, ...] = ()
     reduces_to: Mapping[str, str] = field(default_factory=dict)
     counterpart: Counterpart | None = None
@@ -221,6 +233,8 @@ class Entry:
             check_choice("commutes_with", symmetry, SYMMETRIES)
         for rule in self.forbids:
             check_choice("forbids", rule, CONTRACT)
+        for graph in self.refuses:
+            check_choice("refuses", graph, GRAPHS)
         if MEASURED in self.variants:
             raise ValueError(f"variants: {MEASURED!r} is the name of the options in `measured`")
         for variant in self.variant_outputs:
@@ -238,6 +252,7 @@ class Entry:
             "variant_outputs": MappingProxyType({n: Layout(v) for n, v in self.variant_outputs.items()}),
             "commutes_with": frozenset(self.commutes_with),
             "forbids": MappingProxyType(dict(self.forbids)),
+            "refuses": MappingProxyType(dict(self.refuses)),
             "reduces_to": MappingProxyType(dict(self.reduces_to)),
         }.items():
             object.__setattr__(self, name, value)
@@ -343,6 +358,7 @@ def register(id: str, **fields: Any) -> Callable[[type[M]], type[M]]:
             raise ValueError(f"register({id!r}): {error}; see attn_lib.catalog.Entry") from None
         _ENTRIES[id] = Entry(id=id, cls=cls, **fields)
         placed = _take_device_and_dtype(cls)
+        as_leaf(cls)
         if cls.__doc__:  # not under python -OO
             cls.__doc__ = _with_errata(_with_placement(cls.__doc__) if placed else cls.__doc__, _ENTRIES[id].errata)
         return cls

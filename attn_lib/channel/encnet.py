@@ -121,7 +121,7 @@ class EncodingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         check_feature_map(x, self.channels)
         x_hat = tap("x_hat", F.relu(self.norm_x(self.Wx(x))), "B C H W")
-        E = tap("E", in_float32(self.encode, x_hat.flatten(2).mT, self.c, self.s), "B K C")
+        E = tap("E", in_float32(self.encode, x_hat.flatten(2).transpose(-2, -1), self.c, self.s), "B K C")
         phi = F.relu(widened(self.norm_e, E))
         e = tap("e", phi.sum(1) if self.aggregate == "sum" else phi.mean(1), "B C")
         gamma = tap("gamma", torch.sigmoid(widened(self.Wgamma, e)), "B C")
@@ -132,9 +132,9 @@ class EncodingAttention(nn.Module):
 
     def encode(self, x_hat: Tensor, c: Tensor, s: Tensor) -> Tensor:
         """What the pixels (B, N, C) leave over beside each codeword, (B, K, C)."""
-        distance = x_hat.square().sum(2, keepdim=True) - 2 * x_hat @ c.mT + c.square().sum(1)  # B N K
+        distance = x_hat.square().sum(2, keepdim=True) - 2 * x_hat @ c.transpose(-2, -1) + c.square().sum(1)  # B N K
         a = tap("a", (-s * distance).softmax(2), "B N K")
-        return a.mT @ x_hat - a.sum(1)[:, :, None] * c
+        return a.transpose(-2, -1) @ x_hat - a.sum(1)[:, :, None] * c
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, codewords={self.codewords}, classes={self.classes}"

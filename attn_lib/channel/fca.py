@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_divisible, check_feature_map, check_int
+from ..ops import grid_means, open_size
 from ..tap import tap
 
 GRID = 7  # frequencies are named on the smallest map of an ImageNet network
@@ -121,7 +122,8 @@ class FcaAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         grid = (self.dct_h, self.dct_w)
-        p = x if x.shape[2:] == grid else F.adaptive_avg_pool2d(x, grid)  # which is slow where it changes nothing
+        pooled = not open_size(*x.shape[2:]) and x.shape[2:] == grid  # pooling is slow where it changes nothing
+        p = x if pooled else grid_means(x, *grid)
         p = tap("p", p, "B C P Q")
         z = tap("z", self.squeeze(p).to(x.dtype), "B C")
         s = tap("s", torch.sigmoid(self.W2(F.relu(self.W1(z)))), "B C")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_feature_map, check_int
-from ..ops import covariance, in_float32, widened
+from ..ops import covariance, grid_means, in_float32, widened
 from ..tap import tap
 
 OUTPUTS = 4  # of the row-wise convolution, for each row
@@ -175,17 +175,17 @@ class GSoPSpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         z = self.norm(self.W1(F.relu(x) if self.pre_relu else x))
-        z = tap("z", F.adaptive_avg_pool2d(z, self.grid), "B Cr P P").flatten(2).mT  # B P*P Cr
+        z = tap("z", grid_means(z, self.grid, self.grid), "B Cr P P").flatten(2).transpose(-2, -1)  # B P*P Cr
         relation = covariance(z) if self.centring == "channels" else in_float32(self.release, z)
         cov = tap("cov", relation, "B P*P P*P")
         gates = self.excite(cov, "P*P").unflatten(1, (1, self.grid, self.grid))
-        m = tap("m", F.adaptive_avg_pool2d(gates, x.shape[2:]), "B 1 H W")
+        m = tap("m", grid_means(gates, *x.shape[2:]), "B 1 H W")
         return tap("y", x * m.to(x.dtype), "B C H W")
 
     def release(self, z: Tensor) -> Tensor:
         """What the release computes of the positions' vectors (B, P², Cr), with P² for the count of the channels."""
         n, total = z.shape[1], z.sum(2)
-        return z @ z.mT / n - total[:, :, None] * total[:, None, :] / n**2
+        return z @ z.transpose(-2, -1) / n - total[:, :, None] * total[:, None, :] / n**2
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, reduced={self.reduced}, grid={self.grid}, centring={self.centring!r}"

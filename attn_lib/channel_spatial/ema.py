@@ -27,6 +27,9 @@ from ..tap import tap
     example=dict(channels=64),
     variants={"one group": dict(channels=5, groups=1), "a group a channel": dict(channels=6, groups=6)},
     commutes_with={"translation"},
+    refuses={
+        "onnx by trace at any size": "the older exporter writes the recorded sizes into a reshape",
+    },
     builds_on=("coord",),
     reduces_to={
         "SiLU": "a group for every channel, GN = 0 and an identity for the 3 × 3 kernel",
@@ -84,7 +87,7 @@ class EMAAttention(nn.Module):
         x_g = tap("x_g", x.unflatten(1, (self.groups, -1)), "B G S H W").flatten(0, 1)
         z = torch.cat(strip_means(x_g), 2)[..., None]                                 # rows, then columns
         f_h, f_w = self.conv1x1(z).split(x.shape[2:], 2)
-        f_h, f_w = tap("f_h", f_h, "B*G S H 1"), tap("f_w", f_w.mT, "B*G S 1 W")
+        f_h, f_w = tap("f_h", f_h, "B*G S H 1"), tap("f_w", f_w.transpose(-2, -1), "B*G S 1 W")
         far = x_g * f_h.sigmoid() * f_w.sigmoid()
         x_1 = torch.group_norm(far, len(self.gn.weight), self.gn.weight, self.gn.bias, self.gn.eps)
         x_1 = tap("x_1", x_1, "B*G S H W")            # not self.gn(far), which refuses a single pixel of a single image

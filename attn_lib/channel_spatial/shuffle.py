@@ -26,6 +26,9 @@ from ..tap import tap
     example=dict(channels=64, groups=8),
     variants={"one group": dict(channels=6, groups=1), "a pair a group": dict(channels=8, groups=4)},
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+    refuses={
+        "onnx by trace at any size": "the older exporter writes the recorded sizes into a reshape",
+    },
     builds_on=("se",),
     reduces_to={
         "constant gate": "w₁ = w₂ = 0 and b₁ = b₂, where it starts: σ(1), and a fixed permutation of the channels",

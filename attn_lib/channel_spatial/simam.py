@@ -102,7 +102,7 @@ class SimAM(nn.Module):
         t = x.to(torch.promote_types(x.dtype, torch.float32))  # float16 has no squares above 256²
         mu = tap("mu", t.mean((2, 3), keepdim=True), "B C 1 1")
         d = tap("d", (t - mu).square(), "B C H W")
-        v = tap("v", d.sum((2, 3), keepdim=True) / (N - self.unbiased), "B C 1 1")
+        v = tap("v", d.sum((2, 3), keepdim=True) / (N - int(self.unbiased)), "B C 1 1")
         E_inv = tap("E_inv", d / (4 * (v + self.lam)) + 0.5, "B C H W")  # 1/e*, eq. 5
         g = tap("g", torch.sigmoid(E_inv), "B C H W")
         return tap("y", x * g.to(x.dtype), "B C H W")                    # refine, eq. 6

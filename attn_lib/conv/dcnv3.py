@@ -151,20 +151,20 @@ class DCNv3(nn.Module):
         (B, C, H, W), G = x.shape, self.groups
         Ho, Wo = output_size((H, W), self.kernel_size, **self.geometry)
         h = self.depthwise(_padded(x, self.cut) if any(self.cut) else x)
-        h = tap("h", self.act(self.norm(h.movedim(1, -1))), "B Ho Wo C")
-        dp = tap("dp", _linear(h, self.Wdp).movedim(-1, 1).unflatten(1, (G, -1, 2)), "B G K 2 Ho Wo")
-        m = tap("m", _linear(h, self.Wm).movedim(-1, 1).unflatten(1, (G, -1)).softmax(2), "B G K Ho Wo")
-        v = tap("v", self.Wv(x.movedim(1, -1)).movedim(-1, 1), "B C H W")
+        h = tap("h", self.act(self.norm(h.permute(0, 2, 3, 1))), "B Ho Wo C")
+        dp = tap("dp", _linear(h, self.Wdp).permute(0, 3, 1, 2).unflatten(1, (G, -1, 2)), "B G K 2 Ho Wo")
+        m = tap("m", _linear(h, self.Wm).permute(0, 3, 1, 2).unflatten(1, (G, -1)).softmax(2), "B G K Ho Wo")
+        v = tap("v", self.Wv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), "B C H W")
 
         p = tap("p", self._grid(Ho, Wo, like=dp) + self.offset_scale * dp, "B G K 2 Ho Wo")  # p₀ + p_k + Δp_gk
         v_p = bilinear_sample(v.reshape(B * G, C // G, H, W), *p.flatten(0, 1).unbind(2))
         v_p = tap("v_p", v_p.unflatten(0, (B, G)), "B G S K Ho Wo")
         u = (m.to(v_p.dtype)[:, :, None] * v_p).sum(3)                                       # over the K taps
         if self.Wc is not None:
-            s = tap("s", torch.sigmoid(self.Wc(h)).movedim(-1, 1).to(u.dtype), "B G Ho Wo")[:, :, None]
+            s = tap("s", torch.sigmoid(self.Wc(h)).permute(0, 3, 1, 2).to(u.dtype), "B G Ho Wo")[:, :, None]
             u = (1 - s) * u + s * self._at_centres(v).unflatten(1, (G, -1))
         u = tap("u", u.flatten(1, 2), "B C Ho Wo")
-        return tap("y", self.Wo(u.movedim(1, -1)).movedim(-1, 1), "B C Ho Wo")
+        return tap("y", self.Wo(u.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), "B C Ho Wo")
 
     def _grid(self, Ho: int, Wo: int, like: Tensor) -> Tensor:
         """p₀ + p_k, the latter scaled: (K, 2, Ho, Wo)."""

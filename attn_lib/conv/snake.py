@@ -349,7 +349,7 @@ def hausdorff(a: Tensor, b: Tensor, *, norm: str = "euclidean", diagonal: bool =
     order = 2.0 if norm == "euclidean" else float("inf")
     between = torch.linalg.vector_norm(a[:, None] - b, order, dim=-1)
     furthest = []
-    for points, distances in ((a, between), (b, between.mT)):
+    for points, distances in ((a, between), (b, between.transpose(-2, -1))):
         near = [distances.min(1).values] if distances.numel() else []
         if diagonal or not near:  # half the lifetime along both axes
             near.append((points[:, 0] - points[:, 1]).abs() * (0.5 * 2 ** (1 / order)))

@@ -26,6 +26,9 @@ from ..tap import tap
     example=dict(channels=16, levels=2),
     measured=dict(channels=64),
     variants={"one level": dict(channels=5, levels=1), "three levels": dict(channels=12, levels=3)},
+    refuses={
+        "any size": "exporters bind maxima in a grid to its size; torch.jit.trace does not",
+    },
     reduces_to={
         "channel scaling": "W_a = 0: every channel times GELU(b_a)",
         "activation function": "one level that looks at its own pixel, W_a = 1: x · GELU(x)",

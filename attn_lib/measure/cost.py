@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import ops  # noqa: F401  has operators of its own
@@ -18,6 +19,7 @@ from .call import (
     gradients,
     has_numbers,
     kept_for_backward,
+    map_tensors,
     one_step,
     outputs_with_grad,
     state,
@@ -125,19 +127,44 @@ def saved_bytes(module: Callable[..., Any], inputs: Inputs) -> int:
     Each storage counts once and whole, however many views of it are kept. Parameters, buffers and inputs are
     excluded: they exist anyway. The inputs are taken to ask for a gradient, as they would inside a network.
 
-    The meta device has no fused attention, so that attention's matrix counts there; fake tensors count as the device
-    that they stand for.
+    Tensors on the meta device count as on a CPU, fake tensors as on the device that they stand for.
 
     Args:
         module: a module, in the mode (train or eval) it is in, or any function of tensors, whose own parameters
             are not known and count.
         inputs: the arguments; a lone tensor counts as one argument, a dictionary holds them by name.
+
+    Raises:
+        ValueError: for a function that holds tensors of the meta device itself.
     """
-    inputs = as_inputs(inputs)
+    inputs, own = as_inputs(inputs), state(module)
     with unchanged(module):
-        _, kept = kept_for_backward(module, inputs)
-    known = {t.untyped_storage() for t in [*tensors(inputs), *state(module)]}
+        if any(t.device.type == "meta" for t in [*tensors(inputs), *own]):
+            inputs, own, kept = _kept_on_a_cpu(module, inputs)
+        else:
+            _, kept = kept_for_backward(module, inputs)
+    known = {t.untyped_storage() for t in [*tensors(inputs), *own]}
     return sum(storage.nbytes() for storage in kept - known)
+
+
+def _kept_on_a_cpu(module: Callable[..., Any], inputs: Arguments
+                   ) -> tuple[Arguments, list[Tensor], set[torch.UntypedStorage]]:
+    """Inputs, parameters and what is kept of a call, all of fake tensors: the meta device has no fused attention."""
+    def twin(t: Tensor) -> Tensor:
+        return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).requires_grad_(t.requires_grad)
+
+    with FakeTensorMode():
+        inputs = map_tensors(twin, inputs)
+        if isinstance(module, nn.Module):
+            own = {name: twin(t) for name, t in [*module.named_parameters(), *module.named_buffers()]}
+            _, kept = kept_for_backward(
+                lambda *xs, **named: torch.func.functional_call(module, own, xs, named), inputs)
+            return inputs, list(own.values()), kept
+        try:
+            return inputs, [], kept_for_backward(module, inputs)[1]
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError("module is a function that holds tensors of the meta device, which cannot be counted as "
+                             "on a CPU: pass the module itself, or make both under FakeTensorMode") from error
 
 
 def min_bytes(module: Callable[..., Any], inputs: Inputs, *, backward: bool = False) -> int:

@@ -1,5 +1,7 @@
 """Softmax attention."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -18,6 +20,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
     and the shapes; on a CPU it has none for a bias that learns, and in windows of no more pixels than v has
     channels products are faster, and keep no more. Inside a trace the matrix is made, and recorded under
     `name`; in half precision it is made in float32, as the kernels do within.
+
+    The fused kernels know no second derivative: a backward pass with `create_graph=True` computes the first anew, from
+    products, which costs an attention matrix; where torch wraps its kernel in other steps (heads whose width it pads,
+    on CUDA) it still says "not implemented", and `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` around the forward
+    pass is the way. Under `torch.func` (vmap, jvp, hessian) products are taken throughout.
 
     Args:
         q: queries (…, N, d).
@@ -38,7 +45,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, bias:
         with torch.no_grad():
             tap(name, _weights(in_float32(torch.matmul, q, k_T) * scale, bias), dims)
     learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    if q.device.type in ("cpu", "meta") and (learned or _narrow(q, k, v)):  # torch's kernels are slower
+    slower = q.device.type in ("cpu", "meta") and (learned or _narrow(q, k, v))
+    if slower or _transformed(q, k, v):
         q = q if scale == 1 else q * scale
         return _weights(in_float32(torch.matmul, q, k_T), bias).to(v.dtype) @ v
     return _fused(q, k, v, scale, bias)
@@ -54,6 +62,11 @@ def _narrow(q: Tensor, k: Tensor, v: Tensor) -> bool:
             and k.shape[-2] <= E and 1 < N and (N <= E or D < E))
 
 
+def _transformed(*tensors: Tensor) -> bool:
+    """Whether a transform of `torch.func` is under way, whose derivatives and batches the fused kernels do not know."""
+    return not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+
+
 def _weights(logits: Tensor, bias: Tensor | None) -> Tensor:
     return (logits if bias is None else logits + bias).softmax(-1)
 
@@ -67,13 +80,35 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -
         return _fused(F.pad(q, (0, E - D)), F.pad(k, (0, E - D)), v, scale, bias)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     if q.ndim == 4:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        return _kernel(q, k, v, scale, bias)
     lead, pairs = q.shape[:-2], (q.shape[-2], k.shape[-2])
     if bias is not None and bias.ndim > 2:
         bias = bias.expand(*lead, *pairs).reshape(-1, lead[-1], *pairs)
     q, k, v = (t.reshape(-1, lead[-1], *t.shape[-2:]) for t in (q, k, v))  # two axes: CUDA has 65,535 blocks in each
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    y = _kernel(q, k, v, scale, bias)
     return y.reshape(*lead, *y.shape[-2:])
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """`F.scaled_dot_product_attention`, whose gradient can be differentiated again."""
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    if not torch.compiler.is_compiling() and y.grad_fn is not None and y.grad_fn.name().startswith("ScaledDotProduct"):
+        y.grad_fn.register_hook(_differentiable)
+    return y
+
+
+def _differentiable(gradients: tuple[Tensor | None, ...], incoming: tuple[Tensor, ...]) -> Any:
+    """The gradients of q, k, v and perhaps a bias once more, from products, where they will be differentiated."""
+    if not torch.is_grad_enabled():
+        return None
+    node = torch._C._current_autograd_node()  # it holds q, k and v anyway: held here they would outlive their use
+    bias = next((getattr(node, name) for name in ("_saved_attn_mask", "_saved_attn_bias") if hasattr(node, name)), None)
+    given = [t for t in (node._saved_query, node._saved_key, node._saved_value, bias) if t is not None]
+    q, k, v, *bias = own = [t.view_as(t) for t in given]  # q may be k: each has a gradient of its own
+    A = _weights(in_float32(torch.matmul, q, k.transpose(-2, -1)) * node._saved_scale, *(bias or [None]))
+    wanted = [i for i, t in enumerate(own) if t.requires_grad]
+    found = torch.autograd.grad(A.to(v.dtype) @ v, [own[i] for i in wanted], incoming[0], create_graph=True)
+    return tuple(found[wanted.index(i)] if i in wanted else None for i in range(len(gradients)))
 
 
 class SelfAttention(nn.Module):

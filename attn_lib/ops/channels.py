@@ -25,4 +25,4 @@ def covariance(x: Tensor) -> Tensor:
         (B, C, C). The mean is taken off first, so no N × N centring matrix is needed, and nothing cancels.
     """
     x = x - x.mean(-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return in_float32(lambda t: t @ t.mT, x) / x.shape[-1]
+    return in_float32(lambda t: t @ t.transpose(-2, -1), x) / x.shape[-1]

@@ -1,4 +1,9 @@
-"""Where the taps of a convolution lie: its padding, the size of its output, the positions that it reads."""
+"""Where the taps of a convolution lie: its padding, the size of its output, the positions that it reads.
+
+And what is known of a size: in a graph that is recorded for any size it is no number.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,3 +45,31 @@ def tap_positions(n: int, k: int, stride: int, padding: int, dilation: int, like
     """
     options = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     return torch.arange(n, **options)[:, None] * stride - padding + torch.arange(k, **options) * dilation
+
+
+def ceil_div(n: int, d: int) -> int:
+    """⌈n/d⌉ of positive numbers. Not −(−n // d): in ONNX a division rounds towards 0, and a recorded graph is wrong."""
+    return (n + d - 1) // d
+
+
+def open_size(*sizes: int) -> bool:
+    """Whether a size is not a number, but what a recorded graph will be asked about: in `torch.jit.trace` any size is,
+    in `torch.export` and the compiler one that is dynamic.
+
+    What Python decides from such a size stays decided in the graph, whatever size comes. So ask this first, and take
+    the way that is right for every size.
+    """
+    return any(type(n) is not int for n in sizes)
+
+
+def at_one_size(x: Tensor, *dims: int) -> tuple[Any, ...]:
+    """x, and its sizes along `dims` as numbers that Python may decide by: a graph recorded here refuses other sizes.
+
+    `torch.export` itself refuses to leave them open. `torch.jit.trace` would not notice; there x passes through a
+    split into one part, which fails for any other size, also in ONNX.
+    """
+    sizes = [int(x.shape[dim]) for dim in dims]
+    if torch.jit.is_tracing():
+        for dim, n in zip(dims, sizes, strict=True):
+            x = x.split([n], dim)[0]
+    return x, *sizes

@@ -28,7 +28,7 @@ def neighbour_logits(q: Tensor, k: Tensor, kernel_size: tuple[int, int], dilatio
         (B, h, K, Ho, Wo), in float32 at least.
     """
     geometry = _geometry(kernel_size, dilation, stride, padding)
-    if torch.compiler.is_compiling():  # the compiler fuses what it can look into
+    if _recorded():
         return in_float32(lambda q, k: (q[:, :, :, None] * _unfolded(k, geometry)).sum(2), q, k)
     return in_float32(_dot, q, k, geometry)
 
@@ -45,9 +45,14 @@ def neighbour_sum(A: Tensor, v: Tensor, kernel_size: tuple[int, int], dilation: 
         (B, h, d, Ho, Wo), of the type of v.
     """
     geometry = _geometry(kernel_size, dilation, stride, padding)
-    if torch.compiler.is_compiling():
+    if _recorded():
         return in_float32(lambda A, v: (A[:, :, None] * _unfolded(v, geometry)).sum(3), A, v).to(v.dtype)
     return in_float32(_mix, A, v, geometry).to(v.dtype)
+
+
+def _recorded() -> bool:
+    """Whether a graph is made: a compiler fuses what it can look into, and who loads a traced graph may not have us."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _geometry(kernel_size: tuple[int, int], dilation: int, stride: int, padding: tuple[int, int] | None) -> list[int]:

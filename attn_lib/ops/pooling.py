@@ -3,7 +3,11 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .geometry import open_size
+from .precision import in_float32
 
 
 def mean_and_max(x: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -56,3 +60,23 @@ def _tied(ctx: Any) -> tuple[Tensor, Tensor]:
 def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
     """Means along the rows and along the columns of a feature map (B, C, H, W): (B, C, H) and (B, C, W)."""
     return x.mean(3), x.mean(2)
+
+
+def grid_means(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Means of a feature map (B, C, H, W) in a grid of cells, (B, C, rows, cols), as `F.adaptive_avg_pool2d` has them.
+
+    Cell i of n begins at pixel ⌊i · H / n⌋ and ends before ⌈(i + 1) · H / n⌉. In a graph whose size is open these are
+    two matrix products: ONNX has no such pooling, and its exporters write the one of the size that was recorded.
+    """
+    H, W = x.shape[2:]
+    if not open_size(H, W, rows, cols):
+        return F.adaptive_avg_pool2d(x, (rows, cols))
+    down, right = _cells(rows, H, x), _cells(cols, W, x)
+    return in_float32(lambda t, down, right: down @ t @ right.transpose(0, 1), x, down, right).to(x.dtype)
+
+
+def _cells(n: int, size: int, like: Tensor) -> Tensor:
+    """What every pixel of an axis counts for each cell's mean, (n, size)."""
+    cell, pixel = torch.arange(n, device=like.device)[:, None], torch.arange(size, device=like.device)
+    begin, end = cell * size // n, ((cell + 1) * size + n - 1) // n
+    return ((pixel >= begin) & (pixel < end)).to(like.dtype) / (end - begin).to(like.dtype)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_tensor
+from .geometry import open_size
 
 
 def bilinear_sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -12,7 +13,8 @@ def bilinear_sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 
     G(q, p) = g(q_row, p_row) · g(q_col, p_col) with g(a, b) = max(0, 1 − |a − b|): up to four pixels q count
     for a position p. Gradients reach x and the positions. On a pixel, where G has a kink, the gradient with
-    respect to the position is the forward difference, whatever the size of the image.
+    respect to the position is the forward difference, whatever the size of the image; in a graph that is recorded
+    for any size it is the difference on one side or the other.
 
     Args:
         x: feature map (B, C, H, W).
@@ -31,8 +33,9 @@ def bilinear_sample(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     # F.grid_sample wants positions as fractions of the image. Dividing by a power of two is exact, dividing
     # by W is not; so x is widened with the zeros that lie outside it anyway: whole positions hit their pixel.
     # Half precision cannot tell the pixels of a wide image apart, so none of this is done in it.
+    # A graph that leaves the size open cannot look for a power of two, and rounds.
     dtype = torch.promote_types(x.dtype, torch.float32)
-    tall, wide = _power_of_two(H), _power_of_two(W)
+    tall, wide = (n if open_size(n) else _power_of_two(n) for n in (H, W))
     grid = torch.stack([(cols.to(dtype) + 0.5) * (2 / wide) - 1, (rows.to(dtype) + 0.5) * (2 / tall) - 1], -1)
     y = F.grid_sample(F.pad(x.to(dtype), (0, wide - W, 0, tall - H)), grid.flatten(1, -2)[:, None],
                       mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..checks import check_divisible
+from .geometry import ceil_div, open_size
 
 
 def pad_to_multiple(x: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
@@ -15,7 +16,7 @@ def pad_to_multiple(x: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
         the padded map (B, C, Ho, Wo), and which of its pixels are real, (Ho, Wo) in bool.
     """
     H, W = x.shape[-2:]
-    down, right = -H % i, -W % j
+    down, right = ceil_div(H, i) * i - H, ceil_div(W, j) * j - W  # not -H % i: so a compiler sees i divide it
     real = torch.ones(H, W, dtype=torch.bool, device=x.device)
     return F.pad(x, (0, right, 0, down)), F.pad(real, (0, right, 0, down))
 
@@ -42,7 +43,17 @@ def unwindows(x: Tensor, i: int, j: int, H: int, W: int, *, interleaved: bool = 
     Its channels stay last in memory, as they are in windows.
     """
     pattern = "B (P Q) (i j) C -> B (i P) (j Q) C" if interleaved else "B (P Q) (i j) C -> B (P i) (Q j) C"
-    return rearrange(x, pattern, P=H // i, Q=W // j, i=i, j=j).movedim(-1, 1)
+    return rearrange(x, pattern, P=H // i, Q=W // j, i=i, j=j).permute(0, 3, 1, 2)
+
+
+def cropped(y: Tensor, H: int, W: int) -> Tensor:
+    """The first H rows and W columns of a map (…, Ho, Wo): undoes `pad_to_multiple`.
+
+    In a graph whose size is open a copy, since whether a view lies in one piece depends on the size.
+    """
+    if open_size(H, W):
+        return F.pad(y, (0, W - y.shape[-1], 0, H - y.shape[-2]))
+    return y[..., :H, :W]
 
 
 def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1,

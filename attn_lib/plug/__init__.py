@@ -21,7 +21,6 @@ from .report import Report, Site
 from .surgery import fuse, insert, replace
 
 __all__ = ["Inserted", "Place", "Report", "Site", "fuse", "insert", "inserted", "remove", "replace"]
-from .surgery import insert, replace
 from .weights import convert
 
 __all__ = ["Report", "Site", "convert", "insert", "replace"]

@@ -92,7 +92,7 @@ class DoubleAttention(nn.Module):
         phi = tap("phi", self.Wphi(x).flatten(2), "B Cr N")
         theta = tap("theta", self.Wtheta(x).flatten(2).softmax(2, dtype=wide), "B Nk N")  # over the positions
         rho = tap("rho", self.Wrho(x).flatten(2).softmax(1, dtype=wide), "B Nk N")        # over the descriptors
-        G = tap("G", in_float32(lambda phi, theta: phi @ theta.mT, phi, theta), "B Cr Nk")  # gather,     eq. 3
+        G = tap("G", in_float32(lambda phi, theta: phi @ theta.transpose(1, 2), phi, theta), "B Cr Nk")  # gather, eq. 3
         Z = (G.to(phi.dtype) @ rho.to(phi.dtype)).unflatten(2, x.shape[2:])                 # distribute, eq. 4
         return tap("y", x + self.Wz(tap("Z", Z, "B Cr H W")), "B C H W")
 

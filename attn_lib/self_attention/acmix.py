@@ -33,6 +33,9 @@ ORDERS = ("heads", "release")
         "release": dict(channels=6, out_channels=8, heads=2, stride=2, padding="reflect", conv_order="release"),
     },
     commutes_with={"translation"},
+    refuses={
+        "onnx by trace at any size": "the older exporter writes the recorded sizes into a reshape",
+    },
     builds_on=("mhsa",),
     reduces_to={
         "convolution": "α = 0, no biases: one k_c × k_c convolution, times β",
@@ -183,7 +186,8 @@ class ACmix(nn.Module):
 def _coordinates(like: Tensor) -> Tensor:
     """Column and row of every pixel, from −1 to 1 (1, 2, H, W); of a single one, −1."""
     dtype = torch.promote_types(like.dtype, torch.float32)  # half precision cannot tell the pixels of a wide map apart
-    rows, cols = (torch.linspace(-1, 1, n, dtype=dtype, device=like.device) for n in like.shape[2:])
+    places = (torch.arange(n, dtype=dtype, device=like.device) for n in like.shape[2:])  # linspace binds a graph to n
+    rows, cols = (2 * place / place[-1:].clamp(min=1) - 1 for place in places)
     return torch.stack(torch.meshgrid(rows, cols, indexing="ij")[::-1])[None].to(like.dtype)
 
 

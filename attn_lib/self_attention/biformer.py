@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_divisible, check_feature_map, check_int, check_odd
-from ..ops import attend, in_float32, pad_to_multiple, unwindows, windows
+from ..ops import attend, ceil_div, cropped, in_float32, open_size, pad_to_multiple, unwindows, windows
 from ..tap import tap
 
 SCALES = ("head", "dim")
@@ -112,7 +112,7 @@ class BiLevelRoutingAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         S, (H, W) = self.regions, x.shape[2:]
-        rows, cols = -(-H // S), -(-W // S)  # of a region
+        rows, cols = ceil_div(H, S), ceil_div(W, S)  # of a region
         v_map = self.Wv(x)
         q, k, v = (windows(pad_to_multiple(t, S, S)[0], rows, cols) for t in (self.Wq(x), self.Wk(x), v_map))
         q, k, v = tap("q", q, "B R n C"), tap("k", k, "B R n C"), tap("v", v, "B R n C")
@@ -120,8 +120,9 @@ class BiLevelRoutingAttention(nn.Module):
 
         I_r = self.route(q, k, real)
         K_g, V_g = tap("K_g", _gather(k, I_r), "B R K n C"), tap("V_g", _gather(v, I_r), "B R K n C")
-        y = self.attention(q, K_g, V_g, None if (H, W) == (S * rows, S * cols) else real[I_r])
-        y = unwindows(y, rows, cols, S * rows, S * cols)[..., :H, :W] + tap("LCE", self.LCE(v_map), "B C H W")
+        whole = not open_size(H, W) and (H, W) == (S * rows, S * cols)
+        y = self.attention(q, K_g, V_g, None if whole else real[I_r])
+        y = cropped(unwindows(y, rows, cols, S * rows, S * cols), H, W) + tap("LCE", self.LCE(v_map), "B C H W")
         return tap("y", self.Wo(y), "B C H W")
 
     def route(self, q: Tensor, k: Tensor, real: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ class BiLevelRoutingAttention(nn.Module):
         dtype = torch.promote_types(q.dtype, torch.float32)  # sums over pixels, products of features
         q_r, k_r = (tap(name, t.detach().sum(2, dtype=dtype) / size.clamp(min=1), "B R C")
                     for name, t in (("q_r", q), ("k_r", k)))
-        A_r = in_float32(torch.matmul, q_r, k_r.mT).masked_fill(size.T == 0, -torch.inf)
+        A_r = in_float32(torch.matmul, q_r, k_r.transpose(-2, -1)).masked_fill(size.T == 0, -torch.inf)
         return tap("I_r", tap("A_r", A_r, "B R R").topk(self.topk, sorted=False).indices, "B R K")
 
     def attention(self, q: Tensor, K_g: Tensor, V_g: Tensor, real: Tensor | None) -> Tensor:

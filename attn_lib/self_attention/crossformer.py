@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_divisible, check_feature_map, check_int
-from ..ops import attend, pad_to_multiple, relative_bias
+from ..ops import at_one_size, attend, ceil_div, cropped, open_size, pad_to_multiple, relative_bias
 from ..tap import tap
 
 DISTANCES = ("short", "long")
@@ -32,6 +32,9 @@ DISTANCES = ("short", "long")
         "long": dict(channels=16, heads=2, group=4, distance="long"),
         "fixed interval": dict(channels=12, heads=3, group=None, interval=4, distance="long"),
         "release": dict(channels=48, heads=2, group=3, interval=2, distance="long", reduction=16, shrink=True),
+    },
+    refuses={
+        "any size": "with `shrink` the size of the map decides how large a group is",
     },
     builds_on=("mhsa",),
     reduces_to={
@@ -132,6 +135,8 @@ class LongShortDistanceAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
+        if self.shrink:  # decides by the size of the map
+            x = at_one_size(x, 2, 3)[0]
         B, _, H, W = x.shape
         size, block = self.groups(H, W)
         padded, real = pad_to_multiple(x, *block)
@@ -139,7 +144,7 @@ class LongShortDistanceAttention(nn.Module):
         R = tokens.shape[1]
         q, k, v = (tap(name, t, "B R n C") for name, t in zip("qkv", self.Wqkv(tokens).chunk(3, -1), strict=True))
         bias = None if self.DPB is None else tap("B", self.DPB(*size), "h n n")
-        if padded.shape != x.shape:
+        if open_size(H, W) or padded.shape != x.shape:
             real = _cut(real[None, None].to(x), size, block)[0, :, :, 0] > 0                           # R n
             real = real | ~real.any(1, keepdim=True)  # a group of padding alone: its output is dropped
             mask = x.new_zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None].repeat(B, 1, 1, 1)
@@ -147,15 +152,15 @@ class LongShortDistanceAttention(nn.Module):
         q, k, v = (rearrange(t, "B R n (h d) -> (B R) h n d", h=self.heads) for t in (q, k, v))
         y = attend(q, k, v, bias=bias, name="A", dims="B*R h n n")
         y = self.Wo(rearrange(y, "(B R) h n d -> B R n (h d)", R=R))
-        return tap("y", _join(y, size, block, *padded.shape[2:])[..., :H, :W], "B C H W")
+        return tap("y", cropped(_join(y, size, block, *padded.shape[2:]), H, W), "B C H W")
 
     def groups(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """How many rows and columns a group has, and how many the block has that it spans."""
         G, I = self.group, 1 if self.distance == "short" else self.interval  # noqa: E741  the paper's letters
         if self.shrink and min(H, W) <= G:
             G, I = min(H, W), 1  # noqa: E741
-        size = tuple(G or -(-n // I) for n in (H, W))
-        apart = tuple(I or -(-n // G) for n in (H, W))
+        size = tuple(G or ceil_div(n, I) for n in (H, W))
+        apart = tuple(I or ceil_div(n, G) for n in (H, W))
         return size, (size[0] * apart[0], size[1] * apart[1])
 
     def extra_repr(self) -> str:
@@ -200,7 +205,7 @@ class DynamicPositionBias(nn.Module):
 
     def forward(self, H: int, W: int) -> Tensor:
         for name, size in (("H", H), ("W", W)):
-            if not isinstance(size, torch.SymInt):  # of a graph that is recorded for any size
+            if not open_size(size):
                 check_int(name, size)
         return relative_bias(self.table(H, W), H, W)
 
@@ -211,7 +216,7 @@ class DynamicPositionBias(nn.Module):
         delta = torch.stack(torch.meshgrid(rows, cols, indexing="ij"), -1).to(like.dtype)
         hidden = self.W2(F.relu(self.norm1(self.W1(delta))))
         hidden = self.W3(F.relu(self.norm2(hidden)))
-        return self.W4(F.relu(self.norm3(hidden))).movedim(-1, 0)
+        return self.W4(F.relu(self.norm3(hidden))).permute(2, 0, 1)
 
 
 class CrossScaleEmbedding(nn.Module):
@@ -276,4 +281,4 @@ def _cut(x: Tensor, size: tuple[int, int], block: tuple[int, int]) -> Tensor:
 def _join(y: Tensor, size: tuple[int, int], block: tuple[int, int], H: int, W: int) -> Tensor:
     """The map (B, C, H, W) of its groups: undoes `_cut`. Its channels stay last in memory."""
     return rearrange(y, "B (P Q u v) (i j) C -> B (P i u) (Q j v) C", P=H // block[0], Q=W // block[1], i=size[0],
-                     j=size[1], u=block[0] // size[0], v=block[1] // size[1]).movedim(-1, 1)
+                     j=size[1], u=block[0] // size[0], v=block[1] // size[1]).permute(0, 3, 1, 2)

@@ -32,6 +32,9 @@ PADDING = ("zeros", "masked")
         "one dilation": dict(channels=6, heads=2, kernel_size=5, dilations=(1,)),
     },
     commutes_with={"translation", "flip_h", "flip_w", "transpose"},
+    refuses={
+        "onnx by trace at any size": "the older exporter writes the recorded sizes into a reshape",
+    },
     builds_on=("mhsa",),
     reduces_to={
         "linear layer": "masked, every dilation ≥ H and W: a pixel sees itself alone, y = W_o v",

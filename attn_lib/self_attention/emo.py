@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_divisible, check_feature_map, check_int, check_odd, check_positive
-from ..ops import attend, pad_to_multiple, unwindows, windows
+from ..ops import attend, cropped, open_size, pad_to_multiple, unwindows, windows
 from ..tap import tap
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
@@ -155,7 +155,7 @@ class InvertedResidualMobileBlock(nn.Module):
 
     def normalise(self, x: Tensor) -> Tensor:
         if isinstance(self.norm, nn.LayerNorm):
-            return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+            return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.norm(x)
 
     def expand(self, x: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class InvertedResidualMobileBlock(nn.Module):
         q, k = tap("q", q, "B R n C"), tap("k", k, "B R n C")
         V = tap("V", tokens, "B R n C") if self.attend_first else tap("V", _of_tokens(self.expand, tokens), "B R n Ce")
         bias = None
-        if self.padding == "masked" and x_hat.shape[2:] != (H, W):
+        if self.padding == "masked" and (open_size(H, W) or x_hat.shape[2:] != (H, W)):
             real = windows(real[None, None], *w, interleaved=True)[0, :, None, None, :, 0]  # R 1 1 n
             bias = x_hat.new_zeros(real.shape).masked_fill(~real, -torch.inf).repeat(len(q), 1, 1, 1)
         R = q.shape[1]
@@ -179,7 +179,7 @@ class InvertedResidualMobileBlock(nn.Module):
         y = attend(q, k, V, bias=bias, name="A", dims="B*R h n n")
         y = rearrange(y, "(B R) h n d -> B R n (h d)", R=R)
         y = _of_tokens(self.expand, y) if self.attend_first else y
-        return unwindows(y, *w, *x_hat.shape[2:], interleaved=True)[..., :H, :W]
+        return cropped(unwindows(y, *w, *x_hat.shape[2:], interleaved=True), H, W)
 
     def extra_repr(self) -> str:
         names = ("channels", "out_channels", "heads", "window", "stride", "attention", "attend_first", "padding")
@@ -188,4 +188,4 @@ class InvertedResidualMobileBlock(nn.Module):
 
 def _of_tokens(W: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A 1×1 convolution of tokens (B, R, n, C), which are a map whose channels come last in memory."""
-    return W(x.movedim(-1, 1)).movedim(1, -1)
+    return W(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -123,11 +123,11 @@ class EMSA(nn.Module):
         least = self.ratio + 1 - 2 * (self.ratio // 2)
         if min(x.shape[2:]) < least:
             raise ValueError(f"x has shape {tuple(x.shape)}; H and W must be at least {least} with ratio={self.ratio}")
-        return self.norm(self.DWConv(x).movedim(1, 3)).movedim(3, 1)
+        return self.norm(self.DWConv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def transformed(self, q: Tensor, k: Tensor) -> Tensor:
         """IN(softmax(Conv(q kᵀ / √d))), in float32 at least: the variance of a map is far too small for half."""
-        logits = in_float32(torch.matmul, q * q.shape[-1] ** -0.5, k.mT)
+        logits = in_float32(torch.matmul, q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
         A = in_float32(F.conv2d, logits, self.Wt.weight, self.Wt.bias).softmax(-1)
         centred = A - 1 / A.shape[-1]  # rows sum to 1, so this is their mean; taken away first, nothing cancels
         return torch.group_norm(centred, self.heads, None, None, self.epsilon)  # instance_norm refuses a single number

@@ -36,6 +36,9 @@ LAYOUTS = ("B C H W", "B N C")
         "release": dict(channels=8, slots=5, heads=2, expansion=4, layout="B N C", epsilon=1e-9),
     },
     commutes_with={"spatial_permutation", "row_column_permutation", "translation", "flip_h", "flip_w", "transpose"},
+    refuses={
+        "onnx by trace at any size": "the older exporter writes the recorded sizes into a reshape",
+    },
     builds_on=("non_local",),
     reduces_to={
         "constant": "S = 1: every position gets the only row of M_v",
@@ -178,8 +181,8 @@ def look_up(tokens: Tensor, Mk: Tensor, Mv: Tensor, epsilon: float) -> Tensor:
 def look_up_map(x: Tensor, Mk: Tensor, W: Tensor, epsilon: float) -> Tensor:
     """W Aᵀ (B, O, H, W) of a map x (B, C, H, W), a memory (S, C) and W (O, S): nothing is turned into tokens."""
     logits = in_float32(lambda t, M: M.expand(len(t), -1, -1).bmm(t), x.flatten(2), Mk)  # B S N
-    A = tap("A", _normalised(logits, -1, -2, epsilon).mT, "B N Nk")
-    return W.expand(len(x), -1, -1).bmm(A.mT.to(W.dtype)).unflatten(2, x.shape[2:])
+    A = tap("A", _normalised(logits, -1, -2, epsilon).transpose(-2, -1), "B N Nk")
+    return W.expand(len(x), -1, -1).bmm(A.transpose(-2, -1).to(W.dtype)).unflatten(2, x.shape[2:])
 
 
 def _normalised(logits: Tensor, tokens: int, slots: int, epsilon: float) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_divisible, check_feature_map, check_int
-from ..ops import attend, pad_to_multiple, relative_logits, unwindows, windows
+from ..ops import attend, cropped, pad_to_multiple, relative_logits, unwindows, windows
 from ..tap import tap
 
 
@@ -139,7 +139,7 @@ class HaloAttention(nn.Module):
             bias = bias.masked_fill(~on_map.repeat(len(x), 1)[:, None, None], -torch.inf)
         y = attend(q, k, v, scale=scale, bias=bias, name="A", dims="B*R h n Nk")
         y = unwindows(rearrange(y, "(B R) h n d -> B R n (h d)", B=len(x)), b // s, b // s, *q_map.shape[2:])
-        return tap("y", y[..., :Ho, :Wo], "B C Ho Wo")
+        return tap("y", cropped(y, Ho, Wo), "B C Ho Wo")
 
     def neighbourhoods(self, t: Tensor) -> Tensor:
         """Every block of a map (B, C, H, W) with its halo (B, R, Nk, C), Nk = (b + 2m)²."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_feature_map, check_int, check_odd, check_positive
-from ..ops import SelfAttention, resize, unwindows, windows
+from ..ops import SelfAttention, ceil_div, resize, unwindows, windows
 from ..tap import tap
 
 
@@ -119,7 +119,7 @@ class MobileViTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
         p, (H, W) = self.patch_size, x.shape[2:]
-        Hp, Wp = -(-H // p), -(-W // p)  # patches along the height and along the width
+        Hp, Wp = ceil_div(H, p), ceil_div(W, p)  # patches along the height and along the width
         x_L = tap("x_L", self.Wl(self.local(x)), "B Cr H W")
         x_U = tap("x_U", windows(resize(x_L, p * Hp, p * Wp), Hp, Wp, interleaved=True), "B n R Cr")
         x_G = tap("x_G", self.norm(self.blocks(x_U)), "B n R Cr")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_divisible, check_feature_map, check_int
-from ..ops import attend
+from ..ops import attend, open_size
 from ..tap import tap
 
 
@@ -117,8 +117,8 @@ class OSRAttention(nn.Module):
 
     def resized(self, N: int, Nk: int) -> Tensor:
         """B for another number of queries and keys (h, N, Nk)."""
-        if self.bias.shape[1:] == (N, Nk):
-            return self.bias  # the interpolation would be the identity, and dear; a recorded graph fails at other sizes
+        if not open_size(N, Nk) and self.bias.shape[1:] == (N, Nk):
+            return self.bias  # the interpolation would be the identity, and dear
         return F.interpolate(self.bias[None], (N, Nk), mode="bicubic", align_corners=False)[0]
 
     def extra_repr(self) -> str:

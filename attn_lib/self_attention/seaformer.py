@@ -139,7 +139,8 @@ class SeaAttention(nn.Module):
         y_row = tap("y_row", self.norm_row(self.Wrow(F.relu6(y_row)[..., None])), "B Ce H 1")
         y_col = tap("y_col", self.norm_col(self.Wcol(F.relu6(y_col)[:, :, None])), "B Ce 1 W")
         v = tap("v", v, "B Ce H W")
-        gate = tap("g", F.hardsigmoid(self.norm_o(self.Wo(F.relu6(v + y_row + y_col)))), "B C H W")
+        logits = self.norm_o(self.Wo(F.relu6(v + y_row + y_col)))
+        gate = tap("g", F.relu6(logits + 3) / 6, "B C H W")  # F.hardsigmoid, which has no second derivative
 
         detail = F.relu6(self.norm_dw(self.DW(torch.cat((q, k, v), 1))))
         detail = tap("detail", self.norm_d(self.Wd(detail)), "B C H W")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_divisible, check_feature_map, check_int, check_positive
-from ..ops import attend, in_float32, neighbourhoods, pad_to_multiple, unwindows, windows
+from ..ops import attend, cropped, in_float32, neighbourhoods, open_size, pad_to_multiple, unwindows, windows
 from ..tap import tap
 
 PADDING = ("masked", "zeros")
@@ -127,15 +127,15 @@ class SuperTokenAttention(nn.Module):
         H, W = x.shape[2:]
         padded, real = pad_to_multiple(x, *self.token_size)
         X = tap("X", windows(padded, *self.token_size), "B R n C")
-        if self.padding == "zeros" or padded.shape == x.shape:
+        if self.padding == "zeros" or (not open_size(H, W) and padded.shape == x.shape):
             real = None  # all are
         else:
-            real = windows(real[None, None].to(x), *self.token_size).mT  # 1 R 1 n, of ones and zeros
+            real = windows(real[None, None].to(x), *self.token_size).transpose(-2, -1)  # 1 R 1 n, of ones and zeros
         S, a = self.sample(X, real, padded.shape[2] // self.token_size[0])
         S = tap("S", S.to(x.dtype), "B C P Q")
         near = _around(tap("S'", self.attention(S), "B C P Q"))[0]
         y = unwindows(a.to(near.dtype) @ near, *self.token_size, *padded.shape[2:])
-        return tap("y", y[..., :H, :W], "B C H W")
+        return tap("y", cropped(y, H, W), "B C H W")
 
     def sample(self, X: Tensor, real: Tensor | None, P: int) -> tuple[Tensor, Tensor]:
         """S (B, C, P, Q) and a (B, R, n, K) for X (B, R, n, C), in float32 at least."""
@@ -149,14 +149,14 @@ class SuperTokenAttention(nn.Module):
         for _ in range(self.iterations):
             a_T = self.associate(X, S)  # B R K n: the few rows first, which is faster
             S = in_float32(self.gather, a_T if real is None else a_T * real, X, S)
-        return S, tap("a", a_T.mT, "B R n K")
+        return S, tap("a", a_T.transpose(-2, -1), "B R n K")
 
     def associate(self, X: Tensor, S: Tensor) -> Tensor:
         """aᵀ with a = softmax(X Sᵀ / √C) over the K = 9 super tokens around every cell."""
         if not self.association_gradient:
             X, S = X.detach(), S.detach()
         near, on_grid = _around(S)
-        logits = in_float32(torch.matmul, near * self.channels**-0.5, X.mT)
+        logits = in_float32(torch.matmul, near * self.channels**-0.5, X.transpose(-2, -1))
         if self.padding == "masked":
             logits = logits.masked_fill(~on_grid[..., None], -torch.inf)
         return logits.softmax(2)

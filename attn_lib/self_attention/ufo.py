@@ -97,7 +97,7 @@ class UFOAttention(nn.Module):
         tokens = to_tokens(x)
         q, k, v = (rearrange(W(tokens), "B N (h d) -> B h N d", h=self.heads) for W in (self.Wq, self.Wk, self.Wv))
         q = tap("Q", self._xnorm(q, -1), "B h N d")
-        kv = in_float32(lambda k, v: k.mT @ v, k, v)  # a sum over the tokens
+        kv = in_float32(lambda k, v: k.transpose(-2, -1) @ v, k, v)  # a sum over the tokens
         kv = tap("KV", self._xnorm(kv, -2).to(q.dtype), "B h d d")
         y = tap("heads", q @ kv, "B h N d")
         return tap("y", from_tokens(self.Wo(rearrange(y, "B h N d -> B N (h d)")), x), self.layout)

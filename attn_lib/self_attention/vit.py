@@ -197,7 +197,7 @@ class VisionTransformer(nn.Module):
         _, _, H, W = check_tensor(x, "B C H W", {"C": self.in_channels, **sizes}).shape
         check_divisible("H", H, "patch_size", self.patch_size)
         check_divisible("W", W, "patch_size", self.patch_size)
-        z = self.E(x).flatten(2).mT
+        z = self.E(x).flatten(2).transpose(-2, -1)
         if self.x_class is not None:
             z = torch.cat([self.x_class.expand(len(z), 1, -1), z], 1)
         if self.Epos is not None:

@@ -107,7 +107,8 @@ class CrissCrossAttention(nn.Module):
 
         column = in_float32(torch.einsum, "BCHW,BCiW->BHWi", Q, K)  # B H W H
         row = in_float32(torch.einsum, "BCHW,BCHi->BHWi", Q, K)     # B H W W
-        u = torch.eye(H, dtype=torch.bool, device=x.device)[:, None]  # i = y, which the row holds as well
+        i = torch.arange(H, device=x.device)
+        u = (i[:, None] == i)[:, None]    # i = y, which the row holds as well
         D = torch.cat([column.masked_fill(u, -torch.inf), row], -1)
         D = tap("D" + prime, D, "B H W H+W")            # affinity, eq. 1
         A = tap("A" + prime, D.softmax(-1), "B H W H+W")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_int, check_tensor
-from ..ops import in_float32
+from ..ops import at_one_size, in_float32, open_size
 from ..tap import tap
 
 BRANCHES = ("both", "collect", "distribute")
@@ -124,18 +124,19 @@ class PointwiseSpatialAttention(nn.Module):
         """z of the collect branch, "c", or of the distribute branch, "d": (B, Cr, Hk, Wk)."""
         x = _resize(reduce(x), *self._small(*x.shape[2:]))
         embedded, W2 = attention[:-1](x), attention[-1].weight.flatten(1)
-        maps = F.linear(embedded.flatten(2).mT, W2)                # B N K: the map of each pixel in one piece
-        m = tap(f"m_{name}", maps.mT.unflatten(2, x.shape[2:]), "B K Hk Wk")
+        maps = F.linear(embedded.flatten(2).transpose(1, 2), W2)   # B N K: the map of each pixel in one piece
+        m = tap(f"m_{name}", maps.transpose(1, 2).unflatten(2, x.shape[2:]), "B K Hk Wk")
         A = self.on_the_map(m)                                     # B N N: who predicts, and of whom
-        A = A.mT if name == "d" else A                             # B N N: targets, and their sources
+        A = A.transpose(1, 2) if name == "d" else A                # B N N: targets, and their sources
         A = tap(f"A_{name}", A.softmax(-1) if self.softmax else A / A.shape[-1], "B Nk Nk")
-        z = in_float32(torch.matmul, A, x.flatten(2).mT).mT.unflatten(2, x.shape[2:]).to(x.dtype)
+        z = in_float32(torch.matmul, A, x.flatten(2).transpose(1, 2)).transpose(1, 2)
+        z = z.unflatten(2, x.shape[2:]).to(x.dtype)
         return tap(f"z_{name}", z, "B Cr Hk Wk")
 
     def on_the_map(self, m: Tensor) -> Tensor:
         """Of each pixel's map (B, K, H, W) the entries that lie on the image: (B, N, N), row by row."""
-        H, W = m.shape[2:]
-        maps = m.flatten(2).mT
+        m, H, W = at_one_size(m, 2, 3)
+        maps = m.flatten(2).transpose(1, 2)
         if self.compact:
             return maps
         tall, wide = self._small(self.height, self.width)
@@ -175,4 +176,6 @@ def _attention(channels: int, places: int) -> nn.Sequential:
 
 def _resize(x: Tensor, H: int, W: int) -> Tensor:
     """Bilinear with the corner pixels on each other, as the release has it, where the size differs at all."""
-    return x if x.shape[2:] == (H, W) else F.interpolate(x, (H, W), mode="bilinear", align_corners=True)
+    if not open_size(*x.shape[2:], H, W) and x.shape[2:] == (H, W):
+        return x
+    return F.interpolate(x, (H, W), mode="bilinear", align_corners=True)

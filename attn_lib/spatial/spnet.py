@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_feature_map, check_int
+from ..ops import grid_means
 from ..tap import tap
 
 
@@ -146,7 +147,7 @@ class MixedPooling(nn.Module):
         x1, x2 = tap("x1", self.conv1_1(x), "B Cr H W"), tap("x2", self.conv1_2(x), "B Cr H W")
         near = self.conv2_0(x1)
         for conv, side in zip((self.conv2_1, self.conv2_2), self.pools, strict=True):
-            pooled = conv(F.adaptive_avg_pool2d(x1, side))
+            pooled = conv(grid_means(x1, side, side))
             near = near + F.interpolate(pooled, x.shape[2:], mode="bilinear", align_corners=True)
         u = tap("u", self.conv2_5(F.relu(near)), "B Cr H W")
         strips = self.conv2_3(x2.mean(2, keepdim=True)) + self.conv2_4(x2.mean(3, keepdim=True))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_feature_map, check_int
-from ..ops import bilinear_sample, in_float32
+from ..ops import bilinear_sample, grid_means, in_float32
 from ..tap import tap
 
 TRANSFORMS = {  # θ of the identity, its shape, its axes
@@ -126,7 +126,7 @@ class SpatialTransformer(nn.Module):
     def localise(self, x: Tensor) -> Tensor:
         """θ = f_loc(x), one an image; autocast leaves it alone, for θ has to tell pixels apart."""
         z = F.relu(self.conv2(F.relu(self.conv1(x.to(self.conv1.weight.dtype)))))
-        z = F.adaptive_avg_pool2d(z, self.cells).flatten(1)
+        z = grid_means(z, self.cells, self.cells).flatten(1)
         theta = self.Wtheta(F.relu(self.W1(F.layer_norm(z, z.shape[1:])))).unflatten(1, self.shape)
         return tap("theta", theta, self.dims)
 
@@ -146,7 +146,7 @@ class SpatialTransformer(nn.Module):
     def affine(self, theta: Tensor, p: Tensor) -> Tensor:
         """How far places p (N, 2) move (B, N, 2): θ (p, 1) − p, eq. 1."""
         A, t = (theta - torch.eye(2, 3, device=p.device, dtype=p.dtype)).split((2, 1), 2)
-        return p @ A.mT + t.mT
+        return p @ A.transpose(-2, -1) + t.transpose(-2, -1)
 
     def attention(self, theta: Tensor, p: Tensor) -> Tensor:
         """The same with the θ of eq. 2: one scale, no rotation."""
@@ -163,7 +163,7 @@ class SpatialTransformer(nn.Module):
         """The same by a thin plate spline through the displacements θ (B, K, 2) of the control points."""
         side = torch.linspace(-1, 1, self.points, device=p.device, dtype=p.dtype)
         c = torch.cartesian_prod(side, side).flip(1)                                       # K 2, row by row, x first
-        L = torch.cat([_basis(c, c), F.pad(_plane(c).mT, (0, 3))])                         # K+3 K+3
+        L = torch.cat([_basis(c, c), F.pad(_plane(c).transpose(0, 1), (0, 3))])           # K+3 K+3
         weights = torch.linalg.solve(L, _basis(p, c), left=False)[:, :len(c)]              # N K, of each θ for each p
         return weights @ theta
 

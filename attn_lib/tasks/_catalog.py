@@ -282,7 +282,7 @@ class _OnTokens(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.module(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])
+        return self.module(x.flatten(2).transpose(-2, -1)).transpose(-2, -1).unflatten(2, x.shape[2:])
 
 
 def _named(modules: Iterable[Module] | Mapping[str, Module]) -> dict[str, Module]:

@@ -105,7 +105,7 @@ class _Network(nn.Module):
             x = x + weeks
             if coarser.shape[1]:
                 x = x + coarser.mean(1, keepdim=True)
-        return self.head(x).mT  # B 4 L
+        return self.head(x).transpose(-2, -1)  # B 4 L
 
 
 def _picture():

@@ -109,7 +109,7 @@ class GLTR(nn.Module):
         check_tensor(x, "B T C", {"C": self.channels})
         if self.training and x.shape[:2] == (1, 1):
             raise ValueError("x is a batch of 1 with T=1; in training it must hold 2 frames or more, for the BN")
-        scales = [conv(x.mT).mT for conv in self.pyramid]
+        scales = [conv(x.transpose(-2, -1)).transpose(-2, -1) for conv in self.pyramid]
         f = tap("f", torch.cat([x, *scales] if self.with_input else scales, 2), "B T O")
         theta, phi, g = (tap(name, W(f), "B T d") for name, W in
                          (("theta", self.Wtheta), ("phi", self.Wphi), ("g", self.Wg)))

@@ -64,11 +64,13 @@ def _inception(x: Tensor, *layers: DilatedInception) -> list[Tensor]:
     first = layers[0]
     check_tensor(x, "B T N C", {"C": first.channels})
     widest = max(first.kernel_sizes)
-    missing = torch.sym_max(0, first.dilation * (widest - 1) + 1 - x.shape[1])
+    reach = first.dilation * (widest - 1)
+    missing = reach + 1 - x.shape[1]        # to the least that the convolutions take; a tensor in torch.jit.trace
+    missing = missing.clamp(min=0) if isinstance(missing, Tensor) else torch.sym_max(0, missing)
     x = F.pad(x, (0, 0, 0, 0, missing, 0)).permute(0, 3, 1, 2)              # B C T N, in memory still channels last
     branches = []
     for k, *convs in zip(first.kernel_sizes, *(layer.tconv for layer in layers), strict=True):
-        weight = torch.cat([conv.weight for conv in convs]).mT
+        weight = torch.cat([conv.weight for conv in convs]).transpose(-2, -1)
         y = F.conv2d(x, weight, torch.cat([conv.bias for conv in convs]), dilation=(first.dilation, 1))
         # Cutting here what is too early, not from x, is the cheaper backward: an output has fewer channels.
         branches.append(y[:, :, first.dilation * (widest - k):].permute(0, 2, 3, 1).chunk(len(layers), 3))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_divisible, check_int, check_odd, check_tensor
-from ..ops import attend
+from ..ops import at_one_size, attend
 from ..tap import tap
 
 
@@ -38,8 +38,9 @@ def pyramid_neighbours(lengths: list[int], children: int, neighbours: int, devic
     S, options = len(lengths), dict(device=device)
     size = torch.tensor([0, *lengths, 0], **options)            # one empty scale below and one above
     start = size.cumsum(0) - size                               # number of each scale's first node
-    scale = torch.repeat_interleave(torch.arange(1, S + 1, **options), size[1:-1], output_size=sum(lengths))
-    p = torch.arange(sum(lengths), **options) - start[scale]    # position within the scale
+    node = torch.arange(sum(lengths), **options)
+    scale = (node[:, None] >= start[2:-1]).sum(1) + 1           # of each node: as many as begin before it
+    p = node - start[scale]                                     # position within the scale
     p, own, above, below = (t[:, None] for t in (p, size[scale], size[scale + 1], size[scale - 1]))
 
     same = p + torch.arange(neighbours, **options) - neighbours // 2
@@ -90,9 +91,10 @@ class CoarserScaleConstruction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_tensor(x, "B L C", {"C": self.channels})
-        lengths = scale_lengths(x.shape[1], self.b, self.scales)
+        x, L = at_one_size(x, 1)
+        lengths = scale_lengths(L, self.b, self.scales)
         if self.training and len(x) == 1 and lengths[-1] == 1 < len(lengths):
-            raise ValueError(f"x is a batch of 1 with L={x.shape[1]}: its coarsest scale has one node, and in training "
+            raise ValueError(f"x is a batch of 1 with L={L}: its coarsest scale has one node, and in training "
                              "batch normalisation needs two values; give a longer series, fewer scales or more items")
         if len(lengths) == 1:
             return self.norm(x)
@@ -122,6 +124,9 @@ class CoarserScaleConstruction(nn.Module):
         "masked": dict(channels=16, heads=2, scales=3, sparse=False),
         "binary, wide": dict(channels=6, heads=3, children=2, scales=4, neighbours=5, bottleneck=2),
         "one scale": dict(channels=8, heads=1, scales=1),
+    },
+    refuses={
+        "any size": "the length decides how many scales there are, and who neighbours whom",
     },
     builds_on=("mhsa",),
     reduces_to={
@@ -199,7 +204,8 @@ class PyramidalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_tensor(x, "B L C" if self.construct else "B N C", {"C": self.channels})
-        L = x.shape[1] if self.construct else self._length(x.shape[1])
+        x, L = at_one_size(x, 1)
+        L = L if self.construct else self._length(L)
         nodes = tap("nodes", x if self.construct is None else self.construct(x), "B N C")
         q, k, v = (tap(name, rearrange(W(nodes), "B N (h d) -> B h N d", h=self.heads), "B h N d")
                    for name, W in (("q", self.Wq), ("k", self.Wk), ("v", self.Wv)))

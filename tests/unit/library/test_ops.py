@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attn_lib import measure, ops
 from attn_lib.tap import trace
@@ -550,3 +551,23 @@ def test_weights_of_scales_are_a_softmax_of_squashed_scores():
     assert (normed - w).abs().max() > 1e-3
     with pytest.raises(ValueError, match="x is a batch of 1"):
         ops.scale_weights([y[:1] for y in maps], W, norm)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_second_derivatives_of_attention_are_those_of_the_products(biased):
+    """Through the fused kernel, which has none of its own; also where one tensor is queries and keys."""
+    q, k, v = (torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    bias = torch.randn(7, 7, dtype=torch.float64) if biased else None
+
+    def penalty(q, k, v):
+        leaves = list(dict.fromkeys((q, k, v)))
+        y = ops.attend(q, k, v, bias=bias)
+        gradients = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves), y.grad_fn.name()
+
+    for given in ((q, k, v), (q, q, v)):
+        found, kernel = penalty(*given)
+        assert kernel.startswith("ScaledDotProduct"), "else nothing is tested"
+        with sdpa_kernel(SDPBackend.MATH):
+            expected, _ = penalty(*given)
+        torch.testing.assert_close(found, expected)

@@ -223,6 +223,25 @@ def test_gradients_are_those_of_finite_differences(id, variant):
     assert torch.autograd.gradcheck(f, (*values, *leaves), fast_mode=True)
 
 
+@each_module
+def test_second_derivatives_are_those_of_finite_differences(id):
+    """As a gradient penalty takes them, through fused attention and through operators of our own."""
+    module, inputs = make(id, batch=1, dtype=torch.float64)
+    module.eval()
+    leaves = [x.requires_grad_() for x in inputs]
+    assert torch.autograd.gradgradcheck(lambda *xs: outputs(module(*xs)), leaves, fast_mode=True)
+
+
+@each_module
+def test_vmap_is_the_loop_over_calls(id):
+    module, inputs = make(id, dtype=torch.float64)
+    module.eval()
+    runs = [tuple(x * scale for x in inputs) for scale in (1, 0.5)]
+    found = torch.vmap(module)(*(torch.stack(xs) for xs in zip(*runs, strict=True)))
+    for i, xs in enumerate(runs):
+        assert_same(tuple(y[i] for y in outputs(found)), outputs(module(*xs)))
+
+
 @each_case
 def test_input_is_left_alone(id, variant):
     module, inputs = make(id, variant)

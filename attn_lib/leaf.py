@@ -1,0 +1,42 @@
+"""Modules in graphs of `torch.fx`: each is one node, as the layers of torch are."""
+
+from functools import wraps
+from typing import Any
+
+from torch import nn
+from torch.fx import Proxy, Tracer
+
+
+def as_leaf(cls: type[nn.Module]) -> None:
+    """Let `torch.fx.symbolic_trace`, and whatever builds on it, keep modules of `cls` whole.
+
+    A tracer follows a `forward` with stand-ins that have no shape and no type. Our modules decide by both: followed
+    inside, a graph would lose their checks, or be bound to decisions for one size. So the node `call_module` is made
+    here, where the tracer would enter; the graph holds the module itself, which runs as ever, at any size. A module
+    that is traced by itself becomes the one sub-module of the graph.
+
+    `forward` is exchanged in place. A subclass with a `forward` of its own is followed inside, and cannot call ours
+    with stand-ins: it would be two things in one node.
+    """
+    forward = cls.forward
+
+    @wraps(forward)
+    def leaf(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, Proxy)), None)
+        if proxy is None:
+            return forward(self, *args, **kwargs)
+        if type(self).forward is not leaf:
+            raise ValueError(f"{type(self).__name__} must be a leaf to torch.fx, as it calls the forward of "
+                             f"{cls.__name__}: give the tracer an `is_leaf_module` that says so")
+        return proxy.tracer.create_proxy("call_module", _path(proxy.tracer, self), args, kwargs)
+
+    cls.forward = leaf
+
+
+def _path(tracer: Tracer, module: nn.Module) -> str:
+    """Where the graph's owner holds the module; the owner of a module that is traced by itself is made here."""
+    if tracer.root is not module:
+        return tracer.path_of_module(module)
+    name = type(module).__name__
+    tracer.root = nn.ModuleDict({name: module})
+    return name
