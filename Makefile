@@ -72,6 +72,13 @@ assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER
 bench: $(READY)  ## measure every module on this machine, or ID=se; on one thread of a CPU, as chapters run
 	OMP_NUM_THREADS=1 $(BIN)/python -m attn_lib.measure $(if $(ID),--ids $(ID))
 
+.PHONY: ultralytics
+ultralytics: $(READY)  ## install the versions of ultralytics that its tests use, each into a folder of its own
+	@for list in tests/unit/library/plug/ultralytics_versions/*.txt; do folder=.ultralytics/$$(basename $$list .txt); \
+	  cmp -s $$list $$folder/installed.txt && continue; rm -rf $$folder; \
+	  $(BIN)/python -m pip install --quiet --no-deps --target $$folder -r $$list && rm -rf $$folder/tests \
+	    && cp $$list $$folder/installed.txt || exit 1; done
+
 .PHONY: address
 address: $(READY)  ## write the public address of _config.yml into everything derived from it
 	$(BIN)/python -m book.tools.address --write

@@ -169,6 +169,7 @@ class SCSEAttention(nn.Module):
         super().__init__()
         check_choice("fusion", fusion, FUSION)
         self.fusion = fusion
+        self.out_channels = 2 * channels if fusion == "concatenate" else channels
         self.cse = CSEAttention(channels, reduction=reduction, bias=bias)
         self.sse = SSEAttention(channels, bias=bias)
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import ops  # noqa: F401  has operators of its own
 from .call import (
+    Arguments,
     Inputs,
     as_inputs,
     call,

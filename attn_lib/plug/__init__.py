@@ -8,6 +8,7 @@
     remove    all insertions out again, without a report
     convert   the weights of timm's or torchvision's module, as a `state_dict` of ours
     Report    what that did; `report.undo()` takes it back
+    yolo      names for the YAML from which ultralytics builds its models; see `attn_lib.plug.yolo`
 
 >>> report = plug.insert(resnet, "layer[1-4].*.bn3", "se", example=images)
 >>> print(report)

@@ -98,6 +98,7 @@ class PointwiseSpatialAttention(nn.Module):
                  shrink: int = 1, compact: bool = False, softmax: bool = True):
         super().__init__()
         self.channels = check_int("channels", channels)
+        self.out_channels = 2 * channels
         self.height, self.width = check_int("height", height), check_int("width", width)
         check_choice("branches", branches, BRANCHES)
         self.branches = branches

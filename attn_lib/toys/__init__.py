@@ -1,6 +1,7 @@
 """Packaged pictures, small real data sets and a short training loop. Nothing here uses the network."""
 
 from .data import digits, split
+from .detection import detection_set
 from .images import image, image_names
 from .train import History, Scores, accuracy, compare, fit, seeded
 
@@ -9,6 +10,7 @@ __all__ = [
     "Scores",
     "accuracy",
     "compare",
+    "detection_set",
     "digits",
     "fit",
     "image",

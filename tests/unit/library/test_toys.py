@@ -249,3 +249,79 @@ def test_windows_are_cut_photograph_by_photograph_and_row_by_row():
     by_hand = [p[:, y : y + 3, x : x + 2] for p in photos
                for y in range(0, p.shape[1] - 2, 2) for x in range(0, p.shape[2] - 1, 2)]
     assert torch.equal(cut(photos, (3, 2), 2), torch.stack(by_hand))
+
+
+# ---- the detection set -----------------------------------------------------------------------------------------------
+
+
+def read_set(folder, part):
+    """The images, and for each the boxes as (class, top, left, side) in pixels."""
+    from skimage import io
+
+    images = [torch.from_numpy(io.imread(path)) for path in sorted((folder / "images" / part).iterdir())]
+    boxes = []
+    for path, image in zip(sorted((folder / "labels" / part).iterdir()), images, strict=True):
+        rows = [list(map(float, line.split())) for line in path.read_text().splitlines()]
+        size = image.shape[0]
+        boxes.append([(int(label), round((y - h / 2) * size), round((x - w / 2) * size), round(h * size))
+                      for label, x, y, w, h in rows])
+        assert all(w == h for *_, w, h in rows)
+    return images, boxes
+
+
+def test_a_detection_set_says_where_its_digits_are(tmp_path):
+    path = toys.detection_set(tmp_path / "set", train=24, test=8, size=72, classes=(3, 7))
+    assert path.read_text() == (f"path: {path.parent.as_posix()}\ntrain: images/train\nval: images/test\nnames:\n"
+                                "  0: '3'\n  1: '7'\n")
+    for part, n in (("train", 24), ("test", 8)):
+        images, boxes = read_set(path.parent, part)
+        assert len(images) == n and all(image.shape == (72, 72, 3) and image.dtype == torch.uint8 for image in images)
+        assert {len(b) for b in boxes} <= {1, 2, 3} and {label for b in boxes for label, *_ in b} == {0, 1}
+        for image, found in zip(images, boxes, strict=True):
+            covered = torch.zeros(72, 72)
+            for _, top, left, side in found:
+                assert side in (16, 24) and min(top, left) >= 0 and max(top, left) + side <= 72
+                covered[top:top + side, left:left + side] += 1
+                ink = image[top:top + side, left:left + side].float().mean(2)
+                assert ink.max() > 200  # the brightest of the photographs are at 0.6 · 255 = 153
+            assert covered.max() == 1
+            assert image[covered == 0].max() <= 153
+
+
+def test_the_class_of_a_box_is_the_digit_that_stands_in_it(tmp_path):
+    folder = toys.detection_set(tmp_path, train=30, test=1, classes=(1, 0)).parent
+    hollow = {0: [], 1: []}
+    for image, boxes in zip(*read_set(folder, "train"), strict=True):
+        for label, top, left, side in boxes:
+            digit, k = image[top:top + side, left:left + side].float().mean(2), side // 8
+            hollow[label].append(float(digit[3 * k:5 * k, 3 * k:5 * k].mean()))
+    one, zero = (sum(values) / len(values) for values in hollow.values())
+    assert one > zero + 60  # a one has ink in its middle, a zero has none
+
+
+def test_a_detection_set_is_the_same_for_the_same_seed(tmp_path):
+    def written(folder, **options):
+        toys.detection_set(tmp_path / folder, train=3, test=2, size=64, **options)
+        return [path.read_bytes() for path in sorted((tmp_path / folder).rglob("*.*")) if path.suffix != ".yaml"]
+
+    assert written("a") == written("b") != written("c", seed=1)
+
+
+def test_the_parts_of_a_detection_set_share_neither_photographs_nor_handwriting():
+    from attn_lib.toys.detection import PHOTOGRAPHS
+
+    assert not set(PHOTOGRAPHS["train"]) & set(PHOTOGRAPHS["test"])
+    train, test = (toys.digits(part)[0].flatten(1) for part in ("train", "test"))
+    assert (train[:, None] == test).all(2).sum() == 0
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"train": 0}, "train=0 must be an integer of at least 1"),
+    ({"size": 32}, "size=32 must be from 64 to 256"),
+    ({"classes": ()}, r"classes=\(\) must name digits"),
+    ({"classes": (1, 1)}, r"classes=\(1, 1\) must name digits from 0 to 9, each once"),
+    ({"classes": (10,)}, r"classes=\(10,\) must name digits"),
+])
+def test_a_wrong_detection_set_is_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        toys.detection_set(tmp_path, **options)
