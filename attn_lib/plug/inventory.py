@@ -53,7 +53,7 @@ def inserted(model: nn.Module, example: Example = None) -> list[Inserted]:
                 row = Inserted(kind, path, f"{path}.{wrapper._child}", wrapper._inserted)
                 found.append((row, wrapper.site))
         site = wrappers[-1].site if wrappers else module
-        if hasattr(site, REPLACED):
+        if REPLACED in vars(site):
             found.append((Inserted("replace", path, path, site), None))
     inputs = inputs_of(example)
     if inputs is None:
