@@ -3,7 +3,7 @@
 How an insertion is made is known here and nowhere else.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -65,7 +65,7 @@ class _CallChild:
     def __init__(self, name: str, copies: bool):
         self.name, self.copies = name, copies
 
-    def __call__(self, site: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def __call__(self, site: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         # In the memory format the network had here: later kernels, and with them the rounding, depend on it.
         y = getattr(site, self.name)(output).contiguous(memory_format=memory_format(output))
         # The network may go on to write into y (an in-place ReLU, `out += identity`), which must not reach a
