@@ -425,8 +425,10 @@ def entry(id: str) -> Entry:
         ValueError: if there is no module of that id; names the nearest, by its id, its class or another of its names.
     """
     _discover()
-    check_choice("id", id, _ENTRIES, {name: e.id for e in _ENTRIES.copy().values()
-                                      for name in (e.cls.__name__, e.name, *e.aliases)})
+    if id not in _ENTRIES:
+        known = _ENTRIES.copy()
+        check_choice("id", id, known, {name: e.id for e in known.values()
+                                       for name in (e.cls.__name__, e.name, *e.aliases)})
     return _ENTRIES[id]
 
 

@@ -16,7 +16,7 @@ def _timm(timm: ModuleType, channels: int) -> nn.Module:
     """timm's layer, which is handed its routing, behind a layer that routes."""
 
     class Routed(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.routing = nn.Linear(channels, 8, bias=False)
             self.conv = timm.CondConv2d(channels, channels, 3, padding=1, num_experts=8)

@@ -1,6 +1,7 @@
 """Multi-spectral channel attention: a gate for every channel, from one frequency of its map (FcaNet)."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ class FcaAttention(nn.Module):
         dtype = torch.promote_types(self.W1.weight.dtype, torch.float32)
         return (rows[:, :, None] * cols[:, None, :]).to(dtype).to(self.W1.weight.device)
 
-    def _apply(self, *args, **kwargs) -> "FcaAttention":
+    def _apply(self, *args: Any, **kwargs: Any) -> "FcaAttention":
         super()._apply(*args, **kwargs)
         self.basis = self._basis()  # not cast: what has been rounded once stays rounded
         return self

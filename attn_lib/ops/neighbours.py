@@ -128,7 +128,7 @@ def _new_spread(A: Tensor, q: Tensor, size: Sequence[int], geometry: Sequence[in
     return q.new_empty(*q.shape[:3], *size)
 
 
-def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
     ctx.geometry = inputs[-1]
 

@@ -34,7 +34,7 @@ class _Maximum(torch.autograd.Function):
         return x.amax(dim, keepdim=True)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, ctx.dim = inputs
         ctx.save_for_backward(x, output)
         ctx.save_for_forward(x, output)

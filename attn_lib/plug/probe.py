@@ -48,7 +48,7 @@ def watch(model: nn.Module, inputs: Arguments, modules: Iterable[nn.Module],
     """
     flows = {module: Flow() for module in modules}
 
-    def record(module: nn.Module, args: tuple, output: Any) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         flows[module].inputs.append(_without_values(args[0] if args else None))
         flows[module].outputs.append(_without_values(output))
         if check is not None:

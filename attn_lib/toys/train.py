@@ -2,9 +2,10 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from ..console import printable
 from ..measure.call import evaluating, same_modes
+
+T = TypeVar("T")
 
 # Data is a tuple of tensors (inputs …, target), or a function that draws one: (batch size, generator) -> tuple.
 Data = Sequence[Tensor] | Callable[[int, torch.Generator], Sequence[Tensor]]
@@ -163,7 +166,7 @@ def compare(
     *,
     seeds: Iterable[int] = (0, 1, 2),
     metric: Callable[[nn.Module, Sequence[Tensor]], float] = accuracy,
-    **options,
+    **options: Any,
 ) -> Scores:
     """Train several models on the same batches, once a seed, and score them on the same test data.
 
@@ -192,7 +195,7 @@ def compare(
 
 
 @contextmanager
-def seeded(seed: int):
+def seeded(seed: int) -> Iterator[None]:
     """Run a block under a fixed seed and put the global random state back afterwards.
 
     ```python
@@ -218,7 +221,7 @@ def _batches(data: Sequence[Tensor]) -> Callable[[int, torch.Generator], list[Te
     return draw
 
 
-def _progress(steps: Iterable) -> Iterable:
+def _progress(steps: Iterable[T]) -> Iterable[T]:
     """A tqdm bar that vanishes when done; the bare iterable when nobody watches or tqdm is not installed."""
     if not _watched():
         return steps

