@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_choice
+from .guest import as_leaf, loads_scalars
 from .layout import Layout
-from .leaf import as_leaf
 
 FAMILIES = {
     "channel": "Channel",
@@ -331,6 +331,7 @@ def register(id: str, **fields: Any) -> Callable[[type[nn.Module]], type[nn.Modu
             raise ValueError(f"id={id!r} is taken by {'.'.join(_origin(known.cls))}; ids must be unique")
         _ENTRIES[id] = Entry(id=id, cls=cls, **fields)
         as_leaf(cls)
+        loads_scalars(cls)
         if cls.__doc__:  # not under python -OO
             cls.__doc__ = _with_errata(cls.__doc__, _ENTRIES[id].errata)
         return cls
