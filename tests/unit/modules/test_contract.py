@@ -103,10 +103,10 @@ def rms(x):
 @each_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("generic", [False, True], ids=["fresh", "generic"])
-def test_large_inputs_in_half_precision(id, variant, generic, dtype, device):
+def test_large_inputs_in_half_precision(id, variant, generic, dtype, device, std=300):
     """Features as large as in trained networks: nothing within exceeds float16, in a trace or outside."""
     module, inputs = attn_lib.example(id, variant, generic=generic, batch=8)
-    inputs = tuple(300 * x for x in inputs)
+    inputs = tuple(std * x for x in inputs)
     for x in inputs:
         x[::2] = 1.65 * x[::2].abs()  # half of the items as behind a ReLU: no sum over pixels cancels out
     half, inputs = module.to(device, dtype), tuple(x.to(device, dtype) for x in inputs)
@@ -146,6 +146,13 @@ def test_large_inputs_in_half_precision(id, variant, generic, dtype, device):
         loss = sum(h.float().square().mean() for h in hs)
         (loss / y.abs().max() ** 2).backward()  # scaled, as in mixed-precision training
         assert all(torch.isfinite(p.grad).all() for p in (*run.parameters(), *leaves))
+
+
+@on_each_device
+@each_module
+def test_inputs_as_large_as_behind_a_few_layers_in_half_precision(id, device):
+    """Between the two: what an overflow far up hides, such as a logit of thousands, is to be right here."""
+    test_large_inputs_in_half_precision(id, None, True, torch.float16, device, std=30)
 
 
 @each_case

@@ -101,13 +101,8 @@ def source(id):
     return inspect.getsource(inspect.getmodule(attn_lib.entry(id).cls))
 
 
-def computes_sizes(id):
-    """Whether sizes are computed with, where an exporter may freeze them."""
-    return any(word in source(id) for word in ("open_size", "at_one_size", "ceil_div", "pad_to_multiple",
-                                               "bilinear_sample", "grid_means"))
-
-
 def decides(id):
+    """Whether there are steps that differ between a graph for one size and a graph for all."""
     return any(word in source(id) for word in ("open_size", "at_one_size"))
 
 
@@ -191,7 +186,7 @@ WAYS = [(id, dynamo) for id in attn_lib.list_modules() for dynamo in (False, Tru
 def test_onnx_gives_the_same_or_the_entry_says_why_not(id, dynamo, request):
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason="writing and running ONNX takes onnx, onnxscript and onnxruntime")
-    if dynamo and not (computes_sizes(id) or request.config.getoption("--every-module")):
+    if dynamo and not (decides(id) or request.config.getoption("--every-module")):
         pytest.skip("the exporter takes seconds; run for all with --every-module")
     how, refuses = "onnx" if dynamo else "onnx by trace", attn_lib.entry(id).refuses
     closed = {how, f"{how} at any size"} & set(refuses)
