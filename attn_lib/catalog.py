@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .checks import Device, check_choice, check_device, check_floating_type
+from .guest import as_leaf, loads_scalars
 from .layout import Layout
-from .leaf import as_leaf
 
 FAMILIES = {
     "channel": "Channel",
@@ -359,6 +359,7 @@ def register(id: str, **fields: Any) -> Callable[[type[M]], type[M]]:
         _ENTRIES[id] = Entry(id=id, cls=cls, **fields)
         placed = _take_device_and_dtype(cls)
         as_leaf(cls)
+        loads_scalars(cls)
         if cls.__doc__:  # not under python -OO
             cls.__doc__ = _with_errata(_with_placement(cls.__doc__) if placed else cls.__doc__, _ENTRIES[id].errata)
         return cls

@@ -11,6 +11,10 @@ def pytest_addoption(parser):
         "--every-chapter", action="store_true",
         help="run for every chapter what is otherwise run for one chapter of each kind (a foundation, a module)",
     )
+    parser.addoption(
+        "--every-module", action="store_true",
+        help="run for every module what is otherwise run for those in which it can go wrong (ONNX by torch.export)",
+    )
 
 
 def pytest_configure(config):

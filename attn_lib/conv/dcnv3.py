@@ -35,6 +35,9 @@ FORMS = ("paper", "release")
                        padding=(1, 2), offset_scale=2.0, form="release", center_feature_scale=True),
     },
     commutes_with={"translation"},
+    refuses={
+        "any size": "with a stride torch.export may bind the graph to heights of one parity; torch.jit.trace does not",
+    },
     builds_on=("deform", "depthwise_separable"),
     reduces_to={
         "mean": "Δp = 0 and W_m = 0: of the K places, zeros around x among them, and W_o",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_feature_map, check_int, check_positive
-from ..ops import resize
+from ..ops import at_one_size, resize
 from ..tap import tap
 
 
@@ -83,6 +83,8 @@ class SAFM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
+        if not torch.jit.is_tracing():  # which alone leaves the grid of the maxima open
+            x, *_ = at_one_size(x, 2, 3)
         H, W = x.shape[2:]
         X_hat = []
         for i, (X_i, dw_i) in enumerate(zip(x.chunk(self.levels, 1), self.dw, strict=True)):

@@ -33,6 +33,9 @@ PADDING = ("masked", "zeros")
         "1 × 1": dict(channels=6, heads=3, token_size=(1, 1)),
     },
     commutes_with={"flip_h", "flip_w", "transpose"},
+    refuses={
+        "onnx by trace": "the older exporter does not see the size of the map to which windows add up (`F.fold`)",
+    },
     builds_on=("mhsa",),
     reduces_to={
         "mhsa": "super tokens of 1 × 1 pixels: without positions, and W_o at the end",

@@ -96,6 +96,8 @@ class CoarserScaleConstruction(nn.Module):
         if self.training and len(x) == 1 and lengths[-1] == 1 < len(lengths):
             raise ValueError(f"x is a batch of 1 with L={L}: its coarsest scale has one node, and in training "
                              "batch normalisation needs two values; give a longer series, fewer scales or more items")
+        if len(lengths) < self.scales and torch.is_grad_enabled():
+            x = x + self._unreached(len(lengths)).to(x.dtype)
         if len(lengths) == 1:
             return self.norm(x)
         coarse, scales = self.down(x).transpose(1, 2), []
@@ -103,6 +105,11 @@ class CoarserScaleConstruction(nn.Module):
             coarse = conv(coarse)
             scales.append(coarse)
         return self.norm(torch.cat([x, self.up(torch.cat(scales, 2).transpose(1, 2))], 1))
+
+    def _unreached(self, scales: int) -> Tensor:
+        """0, by which what a series of so few scales leaves out has a gradient, of zeros: DDP waits for one of each."""
+        layers = [*self.convs[scales - 1:], *([self.down, self.up] if scales == 1 else [])]
+        return torch.stack([p.flatten()[:0].sum() for layer in layers for p in layer.parameters()]).sum()
 
 
 @register(

@@ -102,7 +102,7 @@ def test_operations_and_modules_have_different_names():
 
 
 # From the ground up; what stands on one floor imports from the floors below it alone.
-FLOORS = [{"checks", "console", "layout"}, {"tap"}, {"catalog", "ops"}, {*catalog.FAMILIES}, {"measure"},
+FLOORS = [{"checks", "console", "guest", "layout"}, {"tap"}, {"catalog", "ops"}, {*catalog.FAMILIES}, {"measure"},
           {"plug", "toys"}, {"viz"}, {"tasks"}]
 
 
@@ -178,6 +178,7 @@ def test_registration_refuses_what_it_does_not_know():
     for change, message in [
         (dict(family="chanel"), "family='chanel' must be one of .*did you mean 'channel'"),
         (dict(commutes_with={"rotation"}), "commutes_with='rotation'"),
+        (dict(refuses={"coreml": "why"}), "refuses='coreml'"),
         (dict(aliases=[]), "aliases=.* must hold at least one name"),
         (dict(aliases="SE"), "aliases='SE' must hold"),
         (dict(action="gaet"), "action='gaet' must be one of .*did you mean 'gate'"),

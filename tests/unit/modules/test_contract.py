@@ -9,10 +9,11 @@ import inspect
 
 import pytest
 import torch
+from torch import nn
 
 import attn_lib
 from attn_lib import measure
-from tests.unit.cases import each_case, each_module
+from tests.unit.cases import CASES, each_case, each_module
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 on_each_device = pytest.mark.parametrize("device", DEVICES)
@@ -102,10 +103,10 @@ def rms(x):
 @each_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("generic", [False, True], ids=["fresh", "generic"])
-def test_large_inputs_in_half_precision(id, variant, generic, dtype, device):
+def test_large_inputs_in_half_precision(id, variant, generic, dtype, device, std=300):
     """Features as large as in trained networks: nothing within exceeds float16, in a trace or outside."""
     module, inputs = attn_lib.example(id, variant, generic=generic, batch=8)
-    inputs = tuple(300 * x for x in inputs)
+    inputs = tuple(std * x for x in inputs)
     for x in inputs:
         x[::2] = 1.65 * x[::2].abs()  # half of the items as behind a ReLU: no sum over pixels cancels out
     half, inputs = module.to(device, dtype), tuple(x.to(device, dtype) for x in inputs)
@@ -147,6 +148,13 @@ def test_large_inputs_in_half_precision(id, variant, generic, dtype, device):
         assert all(torch.isfinite(p.grad).all() for p in (*run.parameters(), *leaves))
 
 
+@on_each_device
+@each_module
+def test_inputs_as_large_as_behind_a_few_layers_in_half_precision(id, device):
+    """Between the two: what an overflow far up hides, such as a logit of thousands, is to be right here."""
+    test_large_inputs_in_half_precision(id, None, True, torch.float16, device, std=30)
+
+
 @each_case
 def test_memory_layout_of_the_input_does_not_matter(id, variant):
     module, inputs = make(id, variant, dtype=torch.float64)
@@ -179,7 +187,7 @@ def test_compiles_whole(id, variant):
     assert_same(torch.compile(module, fullgraph=True, backend=backend)(*inputs), expected, rtol=1e-4, atol=1e-5)
 
 
-@each_case
+@pytest.mark.parametrize(("id", "variant"), [case for case in CASES if case[1]])
 def test_exports(id, variant):
     module, inputs = make(id, variant, "export")
     expected = module.eval()(*inputs)
@@ -206,6 +214,36 @@ def test_every_parameter_and_input_receives_a_gradient(id, variant, device):
         if all(reached.values()):
             break
     assert all(reached.values()), [name for name, ok in reached.items() if not ok]
+
+
+@each_case
+def test_a_short_input_leaves_no_parameter_without_a_gradient(id, variant):
+    """Nor the shortest that the module takes: DDP would wait for the gradient, or refuse to go on."""
+    free = len(attn_lib.entry(id).layout_of(variant).free)
+    for n in range(1, 13):
+        try:
+            module, inputs = make(id, variant, "batch_one", size=(n,) * free)
+            ys = outputs(module(*(x.requires_grad_() for x in inputs)))
+        except ValueError:  # shorter than the module takes
+            continue
+        sum(y.square().sum() for y in ys).backward()
+        missing = [name for name, p in module.named_parameters() if p.grad is None]
+        assert not missing, f"of {n} pixels or steps: {missing}"
+        return
+    pytest.fail("no input of up to 12 is taken")
+
+
+@pytest.mark.parametrize(("id", "variant"), [
+    (i, v) for i, v in CASES if any(p.shape == (1,) for p in attn_lib.example(i, v)[0].parameters())])
+def test_files_with_numbers_for_vectors_of_one_load(id, variant):
+    """As γ of criss-cross attention was, and is elsewhere."""
+    module, inputs = make(id, variant)
+    vectors = {name for name, p in module.named_parameters() if p.shape == (1,)}
+    old = {name: t.squeeze() if name in vectors else t for name, t in module.state_dict().items()}
+    fresh = nn.Sequential(attn_lib.example(id, variant, seed=1)[0])
+    fresh.load_state_dict({f"0.{name}": t for name, t in old.items()})
+    assert_same(fresh[0].eval()(*inputs), module.eval()(*inputs), rtol=0, atol=0)
+    assert all(old[name].ndim == 0 for name in vectors), "read, not changed"
 
 
 @each_case

@@ -4,9 +4,11 @@ A graph holds for sizes that it was not recorded at, or fails there; what a modu
 (`refuses`), and here is tested to be true.
 """
 
+import contextlib
 import inspect
 import io
 import warnings
+from functools import cache
 
 import pytest
 import torch
@@ -16,13 +18,13 @@ from torch.export import Dim
 import attn_lib
 from attn_lib import ops
 from attn_lib.catalog import GRAPHS
-from tests.unit.cases import CASES, each_case, each_module
+from tests.unit.cases import CASES, each_case
 from tests.unit.modules.test_contract import outputs
 from tests.unit.reference import reference
 
 RECORDED = {1: (40,), 2: (16, 24), 3: (10, 16, 24)}
 OTHERS = {1: [(17,), (24,)], 2: [(17, 16), (24, 32)], 3: [(10, 17, 16), (10, 24, 32)]}
-MADE_FOR = {"height": "H", "width": "W", "frames": "T", "length": "N"}  # options that fix a size
+MADE_FOR = {"height": "H", "width": "W", "frames": "T"}  # options that fix a size
 
 
 @pytest.fixture(autouse=True)
@@ -33,15 +35,17 @@ def quiet():
         yield
 
 
-def recorded_at(id, variant):
-    return RECORDED[len(attn_lib.entry(id).layout_of(variant).free)]
+def recorded_at(id, variant=None):
+    e = attn_lib.entry(id)
+    return (12,) if "length" in e.options(variant) else RECORDED[len(e.layout_of(variant).free)]  # at most the length
+
+
+def others(id, variant=None):
+    return OTHERS[len(recorded_at(id, variant))]
 
 
 def make(id, variant=None):
-    e = attn_lib.entry(id)
-    free = len(e.layout_of(variant).free)
-    size = RECORDED[free] if "length" not in e.options(variant) else (20,)
-    module, inputs = attn_lib.example(id, variant, size=size, generic=True)
+    module, inputs = attn_lib.example(id, variant, size=recorded_at(id, variant), generic=True)
     return module.eval(), inputs
 
 
@@ -57,9 +61,13 @@ def accepts_any_number(module):
     return any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(module.forward).parameters.values())
 
 
-def exported(module, inputs, axes):
-    shapes = tuple({dim: Dim.DYNAMIC for dim in dims} for dims in axes)
-    return torch.export.export(module, inputs, dynamic_shapes=(shapes,) if accepts_any_number(module) else shapes)
+@cache  # ONNX is made of the same
+def exported(id, variant=None):
+    """The example as `torch.export` records it with all sizes open, or None where it refuses."""
+    module, inputs = make(id, variant)
+    shapes = tuple({dim: Dim.DYNAMIC for dim in axes} for axes in open_axes(id, variant))
+    shapes = (shapes,) if accepts_any_number(module) else shapes
+    return refused(lambda: torch.export.export(module, inputs, dynamic_shapes=shapes))
 
 
 def failures(graph, module, id, variant, sizes):
@@ -81,73 +89,83 @@ def failures(graph, module, id, variant, sizes):
     return failed
 
 
-def refused(record, *args):
-    """What `record(*args)` returns, or None where it refuses."""
+def refused(record):
+    """What `record()` returns, or None where it refuses."""
     try:
-        return record(*args)
+        return record()
     except Exception:  # whatever an exporter raises
         return None
+
+
+def source(id):
+    return inspect.getsource(inspect.getmodule(attn_lib.entry(id).cls))
+
+
+def decides(id):
+    """Whether there are steps that differ between a graph for one size and a graph for all."""
+    return any(word in source(id) for word in ("open_size", "at_one_size"))
 
 
 @each_case
 def test_a_traced_module_is_right_at_any_size_or_fails(id, variant):
     module, inputs = make(id, variant)
     graph = torch.jit.trace(module, inputs, check_trace=False)
-    others = OTHERS[len(recorded_at(id, variant))] + [(64, 64)] * (variant is None and inputs[0].ndim == 4)
-    assert not failures(graph, module, id, variant, [s for s in [recorded_at(id, variant)] if variant is None])
-    failed = failures(graph, module, id, variant, others)
+    assert not failures(graph, module, id, variant, [recorded_at(id, variant)])
+    failed = failures(graph, module, id, variant, others(id, variant))
     assert not failed or "any size" in attn_lib.entry(id).refuses, f"{failed}, and the entry does not say so"
 
 
-DECIDES = {id for id in attn_lib.list_modules() if any(
-    word in inspect.getsource(inspect.getmodule(attn_lib.entry(id).cls))
-    for word in ("open_size", "at_one_size", "bilinear_sample", "grid_means", "pad_to_multiple"))}
+@pytest.mark.parametrize("id", [id for id in attn_lib.list_modules() if "bilinear_sample" in source(id)])
+def test_a_traced_module_that_samples_is_right_at_a_much_larger_size(id):
+    """Where half of a map is missing, the other half may still look right."""
+    module, inputs = make(id)
+    graph = torch.jit.trace(module, inputs, check_trace=False)
+    assert not failures(graph, module, id, None, [(64, 64)])
 
 
-@pytest.mark.parametrize(("id", "variant"), [(i, v) for i, v in CASES if v is None or i in DECIDES],
+@pytest.mark.parametrize(("id", "variant"), [(i, v) for i, v in CASES if v is None or decides(i)],
                          ids=lambda value: str(value))
 def test_an_exported_module_is_right_at_any_size_or_refuses(id, variant):
-    module, inputs = make(id, variant)
-    graph = refused(exported, module, inputs, open_axes(id, variant))
-    failed = ["all"] if graph is None else failures(graph.module(), module, id, variant,
-                                                    OTHERS[len(recorded_at(id, variant))])
+    (module, _), graph, axes = make(id, variant), exported(id, variant), open_axes(id, variant)
+    if graph is None:
+        failed = ["all"]
+    else:
+        assert not failures(graph.module(), module, id, variant, [recorded_at(id, variant)])
+        failed = failures(graph.module(), module, id, variant, others(id, variant) if any(axes) else [])
     assert not failed or "any size" in attn_lib.entry(id).refuses, f"{failed}, and the entry does not say so"
 
 
-@pytest.mark.parametrize("id", [id for id in attn_lib.list_modules() if "any size" in attn_lib.entry(id).refuses])
-def test_what_refuses_any_size_does(id):
-    sizes = OTHERS[len(recorded_at(id, None))]
-    for variant in (None, *attn_lib.entry(id).variants):
-        module, inputs = make(id, variant)
-        graph = refused(exported, module, inputs, open_axes(id, variant))
-        if graph is None or failures(graph.module(), module, id, variant, sizes):
-            return
-    pytest.fail(f"{id} holds for any size: its entry may say so")
+def test_what_refuses_any_size_does():
+    """The cases that entries speak of; all others of these modules hold for any size."""
+    for id, variant in (("crossformer", "release"), ("dcnv3", "uneven"), ("pyraformer", None), ("safm", None)):
+        graph, (module, _) = exported(id, variant), make(id, variant)
+        assert graph is None or failures(graph.module(), module, id, variant, others(id, variant)), id
+    stated = {id for id in attn_lib.list_modules() if "any size" in attn_lib.entry(id).refuses}
+    assert stated == {"crossformer", "dcnv3", "pyraformer", "safm"}
 
 
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
 
 
-def onnx_file(module, inputs, axes, *, dynamo):
-    names = [f"x{k}" for k in range(len(inputs))]
+def onnx_file(id, *, dynamo, open):
     if dynamo:
-        shapes = tuple({dim: Dim.DYNAMIC for dim in dims} for dims in axes)
-        shapes = (shapes,) if accepts_any_number(module) else shapes
-        program = torch.onnx.export(module, inputs, dynamo=True, verbose=False, input_names=names,
-                                    dynamic_shapes=shapes)
-        return program.model_proto.SerializeToString()
-    file = io.BytesIO()
-    dims = {name: {dim: f"{axis}{name}" for dim, axis in dims.items()} for name, dims in zip(names, axes, strict=True)}
-    torch.onnx.export(module, inputs, file, dynamo=False, opset_version=18, input_names=names, dynamic_axes=dims)
+        module, inputs = make(id)
+        program = exported(id) if open else torch.export.export(module, inputs)
+        return torch.onnx.export(program, dynamo=True, verbose=False).model_proto.SerializeToString()
+    (module, inputs), file = make(id), io.BytesIO()
+    names = [f"x{k}" for k in range(len(inputs))]
+    dims = {name: {dim: f"{axis}_{name}" for dim, axis in axes.items()}
+            for name, axes in zip(names, open_axes(id), strict=True)}
+    with contextlib.redirect_stdout(io.StringIO()):  # where it fails it prints the whole graph
+        torch.onnx.export(module, inputs, file, dynamo=False, opset_version=18, input_names=names,
+                          dynamic_axes=dims if open else None)
     return file.getvalue()
 
 
 def onnx_failures(id, *, dynamo, open):
     """The sizes at which an ONNX file of the example fails in onnxruntime, or "all" where there is none."""
     onnxruntime = reference("onnxruntime")
-    module, inputs = make(id)
-    axes = open_axes(id) if open else [{} for _ in inputs]
-    file = refused(lambda: onnx_file(module, inputs, axes, dynamo=dynamo))
+    file = refused(lambda: onnx_file(id, dynamo=dynamo, open=open))
     if file is None:
         return ["all"]
     options = onnxruntime.SessionOptions()
@@ -158,17 +176,18 @@ def onnx_failures(id, *, dynamo, open):
     def graph(*xs):
         return tuple(session.run(None, {name: x.numpy() for name, x in zip(names, xs, strict=True)}))
 
-    size = (20,) if "length" in attn_lib.entry(id).options() else recorded_at(id, None)
-    return failures(graph, module, id, None, [size] + OTHERS[len(size)][:1] * open)
+    return failures(graph, make(id)[0], id, None, [recorded_at(id)] + others(id)[:1] * (open and any(open_axes(id))))
 
 
-@pytest.mark.parametrize("dynamo", [True, False], ids=["export", "trace"])
-@each_module
-def test_onnx_gives_the_same_or_the_entry_says_why_not(id, dynamo):
-    if not dynamo:
-        pytest.importorskip("onnx", reason="the older exporter needs it")
-    pytest.importorskip("onnxruntime", reason="runs the files; the extra 'test' holds it")
-    pytest.importorskip("onnxscript", reason="torch.onnx needs it; the extra 'test' holds it")
+WAYS = [(id, dynamo) for id in attn_lib.list_modules() for dynamo in (False, True)]
+
+
+@pytest.mark.parametrize(("id", "dynamo"), WAYS, ids=[f"{id}-{'export' if way else 'trace'}" for id, way in WAYS])
+def test_onnx_gives_the_same_or_the_entry_says_why_not(id, dynamo, request):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="writing and running ONNX takes onnx, onnxscript and onnxruntime")
+    if dynamo and not (decides(id) or request.config.getoption("--every-module")):
+        pytest.skip("the exporter takes seconds; run for all with --every-module")
     how, refuses = "onnx" if dynamo else "onnx by trace", attn_lib.entry(id).refuses
     closed = {how, f"{how} at any size"} & set(refuses)
     failed = onnx_failures(id, dynamo=dynamo, open=True)
@@ -182,6 +201,63 @@ def test_reasons_are_sentences():
     for id in attn_lib.list_modules():
         for graph, reason in attn_lib.entry(id).refuses.items():
             assert graph in GRAPHS and len(reason) > 20, id
+
+
+# ---- torch.fx --------------------------------------------------------------------------------------------------------
+
+
+class OfTwo(nn.Sequential):
+    def forward(self, x, z):
+        return self[0](x, z)
+
+
+class OfFour(nn.Sequential):
+    def forward(self, x, z, u, w):
+        return self[0](x, z, u, w)
+
+
+AROUND = {1: nn.Sequential, 2: OfTwo, 4: OfFour}  # torch.fx does not follow any number of inputs
+
+
+@each_case
+def test_fx_keeps_the_module_whole_at_any_size(id, variant):
+    module, inputs = make(id, variant)
+    network = AROUND[len(inputs)](module)
+    graph = torch.fx.symbolic_trace(network)
+    assert [n.op for n in graph.graph.nodes if n.op.startswith("call")] == ["call_module"]
+    assert sum(p.numel() for p in graph.parameters()) == sum(p.numel() for p in module.parameters())
+    assert list(graph.state_dict()) == list(network.state_dict())
+    assert not failures(graph, module, id, variant, [recorded_at(id, variant), *others(id, variant)])
+
+
+@pytest.mark.parametrize("id", ["se", "biformer", "gated"])
+def test_fx_traces_a_module_by_itself(id):
+    module, inputs = make(id)
+    graph = torch.fx.symbolic_trace(module)
+    assert torch.equal(graph(*inputs), module(*inputs))
+    assert getattr(graph, type(module).__name__) is module
+    with pytest.raises(ValueError, match="must"):
+        graph(inputs[0][:, :1], *inputs[1:])  # the checks are still there
+
+
+def test_fx_does_not_take_a_subclass_for_what_it_calls():
+    class Doubled(attn_lib.entry("se").cls):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module, x = Doubled(8, reduction=2), torch.randn(1, 8, 2, 2)
+    assert torch.equal(module(x), 2 * attn_lib.entry("se").cls.forward(module, x))
+    with pytest.raises(ValueError, match="Doubled must be a leaf"):
+        torch.fx.symbolic_trace(nn.Sequential(module))
+
+
+def test_features_are_taken_at_a_module_by_its_name():
+    create = reference("torchvision.models.feature_extraction").create_feature_extractor
+    module = attn_lib.create("se", channels=8, reduction=2)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(module, nn.ReLU()))
+    x = torch.randn(2, 3, 9, 8)
+    features = create(network, ["0", "1.0"])(x)
+    assert torch.equal(features["1.0"], module(network[0](x))) and list(features) == ["0", "1.0"]
 
 
 # ---- what they share -------------------------------------------------------------------------------------------------

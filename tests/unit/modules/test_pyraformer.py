@@ -250,3 +250,17 @@ def test_a_single_node_cannot_be_normalised_in_training():
 def test_bad_option_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         PyramidalAttention(**options)
+
+
+def test_a_short_series_leaves_no_parameter_without_a_gradient():
+    """Of two steps there is one scale: what makes the others has a gradient of zeros, and changes nothing."""
+    module, x = PyramidalAttention(8, heads=2, children=4, scales=3), torch.randn(2, 2, 8)
+    y = module(x)
+    with torch.no_grad():
+        assert torch.equal(module(x), y)
+    y.square().sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+    construct = module.construct
+    for layer in (construct.down, construct.up, construct.convs):
+        assert all((p.grad == 0).all() for p in layer.parameters())
+    assert all((p.grad != 0).any() for p in (*module.Wv.parameters(), *construct.norm.parameters()))

@@ -1,9 +1,9 @@
-"""Modules in graphs of `torch.fx`: each is one node, as the layers of torch are."""
+"""What every module of the catalogue does so that it can live in other people's networks."""
 
 from functools import wraps
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 
 
@@ -13,7 +13,7 @@ def as_leaf(cls: type[nn.Module]) -> None:
     A tracer follows a `forward` with stand-ins that have no shape and no type. Our modules decide by both: followed
     inside, a graph would lose their checks, or be bound to decisions for one size. So the node `call_module` is made
     here, where the tracer would enter; the graph holds the module itself, which runs as ever, at any size. A module
-    that is traced by itself becomes the one sub-module of the graph.
+    that is traced by itself becomes the one sub-module of the graph (but one of any number of inputs cannot be).
 
     `forward` is exchanged in place. A subclass with a `forward` of its own is followed inside, and cannot call ours
     with stand-ins: it would be two things in one node.
@@ -40,3 +40,21 @@ def _path(tracer: Tracer, module: nn.Module) -> str:
     name = type(module).__name__
     tracer.root = nn.ModuleDict({name: module})
     return name
+
+
+def loads_scalars(cls: type[nn.Module]) -> None:
+    """Let modules of `cls` load files in which a parameter of shape (1,) is a number without axes.
+
+    Criss-cross attention's γ was one here, and is one in code in circulation; FSDP cannot shard such parameters.
+    """
+    load = cls._load_from_state_dict
+
+    @wraps(load)
+    def scalars_as_vectors(self: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name, p in self.named_parameters():
+            found = state_dict.get(prefix + name)
+            if p.shape == (1,) and isinstance(found, Tensor) and found.ndim == 0:
+                state_dict[prefix + name] = found[None]  # torch passes a copy of the caller's dictionary
+        load(self, state_dict, prefix, *args)
+
+    cls._load_from_state_dict = scalars_as_vectors
