@@ -103,17 +103,18 @@ def replace(data: dict[str, Any], row: Row, now: dict[str, Any], order: list[tup
 def changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What became worse and what became better, a sentence each."""
 
-    def cells(data: dict[str, Any]) -> dict[tuple, str]:
-        return {(r["network"], r["module"] or "nothing", use): cell for r in data["rows"]
-                for use, cell in [*r["cells"].items(), ("being there", f"no: {r['refused']}" if "refused" in r else YES)]}
+    def cells(data: dict[str, Any]) -> dict[tuple[str, str, str], str]:
+        found = {}
+        for row in data["rows"]:
+            there = f"{NO}: {row['refused']}" if "refused" in row else YES
+            for use, cell in [*row["cells"].items(), ("being there", there)]:
+                found[row["network"], row["module"] or "nothing", use] = cell
+        return found
 
     then, now = cells(before), cells(after)
     worse, better = [], []
     for key in [key for key in now if key in then]:
-        was, is_ = parted(then[key])[0], parted(now[key])[0]
-        line = "{0}, {1}, {2}: ".format(*key)
-        if was != NO and is_ == NO:
-            worse.append(line + now[key])
-        elif was == NO and is_ != NO:
-            better.append(line + now[key])
+        failed, fails = (parted(cell)[0] == NO for cell in (then[key], now[key]))
+        if failed != fails:
+            (worse if fails else better).append(f"{', '.join(key)}: {now[key]}")
     return worse, better

@@ -1,8 +1,9 @@
 """What people do with a network that they have put modules into: one function each, which returns or raises.
 
 A use passes where the inserted modules ran once for each call of their site, and the output is that of the network with
-them. A recorded graph has no modules to count: there, the output must be nearer to the network with the modules than
-these change it by tenfold. For training, the loss must fall and every new parameter learn.
+them, as exactly as float32 lets it be. A recorded graph has no modules to count; there it tells that without them the
+output would differ by more than ten times what is let pass. For training, the loss must fall and every new parameter
+learn.
 """
 
 import copy
@@ -25,7 +26,7 @@ from torch.optim import swa_utils
 from attn_lib import plug
 from tests.networks.networks import Network
 
-TOLERANCE = 3e-4  # of the largest entry of an output tensor; a graph may sum in another order
+TOLERANCE = 1e-4  # of the largest entry of an output tensor: a graph may sum in another order
 
 
 class NothingToDo(Exception):
@@ -60,6 +61,10 @@ class Case:
                 for p in row.module.parameters():  # nothing is the identity
                     p.data += 0.2 * torch.randn_like(p)
         self.expected = outputs(self._model, self.x)
+        exact = outputs(self.model().double(), self.x.double())
+        # Some networks round more than that: sampling at a place that depends on the input is steep.
+        self.limits = [max(TOLERANCE * largest(e), 10 * largest(e - d))
+                       for e, d in zip(self.expected, exact, strict=True)]
         self.effect = [0.0] * len(self.expected)
         if id:
             bare = self.model()
@@ -91,12 +96,11 @@ class Case:
         if [g.shape for g in got] != [e.shape for e in expected]:
             raise ValueError(f"the output has shapes {[tuple(g.shape) for g in got]} instead of "
                              f"{[tuple(e.shape) for e in expected]}")
-        for g, e in zip(got, expected, strict=True):
-            error, limit = largest(g - e), TOLERANCE * largest(e)
-            if not error <= limit:
+        for g, e, limit in zip(got, expected, self.limits, strict=True):
+            if not (error := largest(g - e)) <= limit:
                 raise ValueError(f"the output is off by {error:.1e}, largest entry {largest(e):.1e}")
-        if self.inserted and not any(change > 10 * TOLERANCE * largest(e)
-                                     for change, e in zip(self.effect, expected, strict=True)):
+        noticed = any(change > 10 * limit for change, limit in zip(self.effect, self.limits, strict=True))
+        if self.inserted and not noticed:
             raise ValueError("the module changes the output by too little to tell whether it ran")
 
 
