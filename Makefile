@@ -7,6 +7,8 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= python3
 CHAPTER ?=
 ID ?=
+NETWORK ?=
+MODULES ?=
 EVERY ?=
 PORT ?= 8000
 WORKERS ?= auto
@@ -27,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help
 help:  ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The environment. The stamp is a copy of what was installed, written last: an interrupted install leaves none, and the
 # next run then starts from an empty environment.
@@ -103,13 +105,18 @@ EVERY_CHAPTER := $(if $(EVERY),--every-chapter)
 test-lint: $(READY)
 	$(BIN)/ruff check .
 test-unit: $(READY)
-	$(PYTEST) --costs _build/costs/unit.json -n $(WORKERS) --dist worksteal tests/unit
+	$(PYTEST) --costs _build/costs/unit.json -n $(WORKERS) --dist worksteal tests/unit tests/networks
 test-notebooks: $(READY)
 	$(NBVAL) --costs _build/costs/notebooks.json -n $(WORKERS) --dist loadfile chapters
 test-chapters: $(READY)
 	$(PYTEST) --costs _build/costs/chapters.json -n $(WORKERS) --dist worksteal $(EVERY_CHAPTER) tests/chapters
 test-site: book
 	$(PYTEST) --costs _build/costs/site.json -n $(WORKERS) --dist worksteal $(EVERY_CHAPTER) tests/site
+
+.PHONY: test-networks
+test-networks: $(READY)  ## modules in other people's networks, all or NETWORK="timm resnet18" MODULES="se eca"; goes on
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.networks $(if $(NETWORK),--networks "$(NETWORK)") \
+	    $(if $(MODULES),--modules $(MODULES)) $(if $(filter-out auto,$(WORKERS)),--workers $(WORKERS))
 
 .PHONY: check
 check: $(READY)  ## what concerns one module and its chapter: ID=se

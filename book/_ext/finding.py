@@ -40,6 +40,7 @@ WORDS = {
     "chapters/foundations/plugging": ("insert a module", "ResNet", "YOLO", "fine-tuning", "pretrained network"),
     "book/using": ("Colab", "install", "nbgrader", "assign", "exercises", "make lab"),
     "book/notation": ("symbols", "axes", "FLOP"),
+    "book/networks": ("compatibility", "quantisation", "ONNX", "TorchScript", "DDP", "EMA", "SyncBatchNorm"),
     "book/errata": ("differences", "mistakes"),
     "book/bibliography": ("papers", "references", "citations"),
     "book/atlas": ("compare", "choose a module"),

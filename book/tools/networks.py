@@ -1,0 +1,93 @@
+"""The record of what became of modules in other people's networks: read by the page, written by `tests.networks`.
+
+    {"schema": 1,
+     "runs": [{"torch": …, "timm": …, "commit": …, …}, …],
+     "rows": [{"network": …, "module": …, "run": 0, "cells": {"train": "yes", "fuse": "no: …", "sync": "none: …"}}, …]}
+
+`module` is null for the network alone, `run` the number of the stamp. A cell is "yes"; "no: " and the error's sentence;
+or "none: " and why there is nothing to do. A row whose module could not be put into the network holds "refused", the
+sentence, and no cells. A use that is missing was not run: its package was not installed.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).parents[1] / "networks.json"
+SCHEMA = 1
+YES, NO, NONE = "yes", "no", "none"
+
+# Uses: the head of the column, and what passes.
+USES = {
+    "train": ("trains in bf16", "five steps under autocast in bfloat16: the loss falls, and every new parameter has a "
+                                "finite gradient"),
+    "ema": ("EMA", "`AveragedModel` holds the modules and averages their weights"),
+    "ddp": ("DDP", "`DistributedDataParallel`, one process, two passes: output and gradients are those without it"),
+    "sync": ("SyncBN", "`convert_sync_batchnorm` converts every batch norm, and the modules stay"),
+    "fuse": ("fused", "`torch.fx.experimental.optimization.fuse` folds norms into convolutions"),
+    "quantise": ("8 bits", "quantisation by `torch.fx` after training: prepared, the output is the same; converted, "
+                           "rounding changes it by less than the modules do"),
+    "compile": ("compile", "`torch.compile(fullgraph=True)`, captured, decomposed and run by the eager kernels"),
+    "export": ("export", "`torch.export`"),
+    "onnx": ("ONNX", "the exporter of `dynamo=True`, run by onnxruntime"),
+    "onnx_old": ("ONNX, old", "the exporter of `dynamo=False`, run by onnxruntime"),
+    "trace": ("TorchScript", "`torch.jit.trace`, saved, loaded and run on another input"),
+}
+
+# What an error's sentence means for whoever reads the page: the first pattern that is found in it.
+EXPLANATIONS = {
+    r"not Proxy": "The module checks the shape of its input. `torch.fx` passes a stand-in without a shape while it "
+                  "records the network, which the check refuses; so neither fusing nor quantising by `torch.fx` goes "
+                  "through the module. Fuse the network before the module is inserted, or quantise by "
+                  "`torch.export`.",
+    r"Could not export Python function call": "The module computes a gradient of its own in Python. A trace can be run "
+                                              "where it was made, but not saved; `torch.export` and ONNX leave the "
+                                              "gradient out.",
+    r"EyeLike": "The old exporter writes an operator that onnxruntime lacks for this type. The new one "
+                "(`dynamo=True`) does not.",
+}
+
+
+def load(file: Path = FILE) -> dict[str, Any]:
+    """The record; an empty one where there is no file.
+
+    Raises:
+        ValueError: if the file is of another schema.
+    """
+    if not file.exists():
+        return {"schema": SCHEMA, "runs": [], "rows": []}
+    data = json.loads(file.read_text(encoding="utf-8"))
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{file}: schema={data.get('schema')!r} must be {SCHEMA}")
+    return data
+
+
+def write(data: dict[str, Any], file: Path = FILE) -> None:
+    """All of it or nothing, a row a line; stamps that no row needs any more are left out."""
+    used = sorted({row["run"] for row in data["rows"]})
+    rows = [{**row, "run": used.index(row["run"])} for row in data["rows"]]
+    runs = ",\n".join(f"  {json.dumps(data['runs'][k])}" for k in used)
+    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(f'{{"schema": {SCHEMA},\n "runs": [\n{runs}\n ],\n "rows": [\n{lines}\n ]}}\n',
+                         encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def parted(cell: str) -> tuple[str, str]:
+    """Verdict and reason of a cell."""
+    verdict, _, why = cell.partition(": ")
+    return verdict, why
+
+
+def explanation(why: str) -> str | None:
+    """In words, what an error's sentence means; None where nobody has written it yet."""
+    return next((words for pattern, words in EXPLANATIONS.items() if re.search(pattern, why)), None)
+
+
+def unexplained(data: dict[str, Any]) -> list[str]:
+    """Sentences of the cells "no" that `EXPLANATIONS` does not know, once each."""
+    cells = [parted(cell) for row in data["rows"] for cell in row["cells"].values()]
+    return sorted({why for verdict, why in cells if verdict == NO and explanation(why) is None})

@@ -1,0 +1,19 @@
+"""One module of each family in its network, put to every use: what works is what the record says."""
+
+import pytest
+
+from book.tools.networks import load, parted
+from tests.networks import matrix
+from tests.networks.networks import FAMILIES
+
+RECORD = {(row["network"], row["module"]): row for row in load()["rows"]}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_of_each_family_is_put_to_every_use(name):
+    row, recorded = matrix.run(FAMILIES[name], name), RECORD[FAMILIES[name], name]
+    assert "refused" not in row
+    cells = {use: (parted(cell)[0], parted(recorded["cells"][use])[0]) for use, cell in row["cells"].items()}
+    other = {use: row["cells"][use] for use, (now, then) in cells.items() if now != then}
+    assert not other, (f"not as book/networks.json says; where it became better, run `make test-networks "
+                       f"MODULES={name}` and commit the file")
