@@ -176,7 +176,7 @@ def _name_as_the_site(wrapper: Wrapper, incompatible: tuple[list[str], list[str]
         keys[:] = [prefix + key[len(inner):] if key.startswith(inner) else key for key in keys]
 
 
-def _stand_in_the_way(wrapper: Wrapper, args: tuple) -> None:
+def _stand_in_the_way(wrapper: Wrapper, args: tuple[Any, ...]) -> None:
     """Nothing; but where a module has hooks, torch's fused transformer layer calls it, and does not only read it."""
 
 

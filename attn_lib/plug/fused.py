@@ -21,10 +21,10 @@ class Handover:
     Passes within passes, and passes of several threads, have each their own. A copy starts empty.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._passes: dict[int, list[dict[str, Tensor]]] = {}  # of each thread, the innermost last
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
 
     def attach(self, model: nn.Module) -> None:
@@ -66,10 +66,10 @@ class Handover:
                                "its place")
         return offered[name]
 
-    def _open(self, model: nn.Module, args: tuple) -> None:
+    def _open(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         self._passes.setdefault(_thread(), []).append({})
 
-    def _close(self, model: nn.Module, args: tuple, output: Any) -> None:
+    def _close(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         passes = self._passes[_thread()]
         passes.pop()
         if not passes:

@@ -115,7 +115,7 @@ class Probe:
         return said, flows
 
 
-def order(model: nn.Module, inputs: tuple, modules: Sequence[nn.Module]) -> tuple[list[int], list[bool]]:
+def order(model: nn.Module, inputs: Arguments, modules: Sequence[nn.Module]) -> tuple[list[int], list[bool]]:
     """In which order modules are called in a forward pass, and which outputs the network writes into afterwards.
 
     Returns:
@@ -124,7 +124,7 @@ def order(model: nn.Module, inputs: tuple, modules: Sequence[nn.Module]) -> tupl
     called: list[int] = []
     held: list[tuple[int, Tensor, int]] = []
 
-    def record(module: nn.Module, args: tuple, output: Any) -> None:
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         number = modules.index(module)
         called.append(number)
         if isinstance(output, Tensor):
@@ -133,7 +133,7 @@ def order(model: nn.Module, inputs: tuple, modules: Sequence[nn.Module]) -> tupl
     handles = [module.register_forward_hook(record) for module in modules]
     try:
         with evaluating(model), unchanged(model), torch.no_grad():
-            model(*inputs)
+            call(model, inputs)
     finally:
         for handle in handles:
             handle.remove()

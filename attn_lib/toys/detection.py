@@ -1,6 +1,6 @@
 """A detection set on disk, as YOLO's trainers read it: handwritten digits written onto photographs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -58,7 +58,8 @@ def detection_set(folder: str | Path, *, train: int = 64, test: int = 32, size: 
     return path
 
 
-def _scenes(part: str, n: int, size: int, classes: tuple[int, ...], generator: torch.Generator):
+def _scenes(part: str, n: int, size: int, classes: tuple[int, ...], generator: torch.Generator
+            ) -> Iterator[tuple[Tensor, list[tuple[int, int, int, int]]]]:
     """`n` scenes (3, size, size) in [0, 1], each with its boxes (class, top, left, side) in pixels."""
     backgrounds = cut([image(name) for name in PHOTOGRAPHS[part]], (size, size), size // 2)
     ink, labels = digits(part)
