@@ -440,7 +440,8 @@ def create(id: str, *arguments: Any, **options: Any) -> nn.Module:
 
     Args:
         id: of the module.
-        *arguments, **options: of its class; `device` and `dtype` among them, see `register`.
+        *arguments: of its class, by position: `channels`, and `out_channels` where it has them.
+        **options: of its class, by name; `device` and `dtype` are among them, see `register`.
 
     Raises:
         ValueError: if there is no module of that id, or an option is unknown or missing.
