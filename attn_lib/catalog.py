@@ -97,7 +97,9 @@ DEFAULT_SIZE = {"H": 12, "W": 16, "N": 20, "L": 40, "T": 10}
 MEASURED = "measured"  # as a variant: the options that a module is counted and timed with
 
 # What `register` writes under `Args:`.
-PLACEMENT = "device, dtype: where and in which floating-point type it is made; by default as torch makes any layer."
+PLACEMENT = """\
+    device: where it is made; by default where torch makes any layer.
+    dtype: the floating-point type of its parameters and buffers; by default torch's."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -370,7 +372,7 @@ def register(id: str, **fields: Any) -> Callable[[type[M]], type[M]]:
 def _take_device_and_dtype(cls: type[nn.Module]) -> bool:
     """Let a class be made with `device` and `dtype`; False for one that takes either of them already."""
     init = cls.__init__
-    signature = inspect.signature(init)
+    signature = inspect.signature(cls)
     parameters = list(signature.parameters.values())
     if {"device", "dtype"} & {p.name for p in parameters}:
         return False
@@ -385,16 +387,31 @@ def _take_device_and_dtype(cls: type[nn.Module]) -> bool:
     at = len(parameters) - any(p.kind is p.VAR_KEYWORD for p in parameters)
     parameters[at:at] = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
                          for name, annotation in (("device", Device), ("dtype", torch.dtype | None))]
-    make.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     cls.__init__ = make  # type: ignore[method-assign]
+    cls.__signature__ = _Signature(make, signature.replace(parameters=parameters))  # type: ignore[attr-defined]
     return True
+
+
+class _Signature:
+    """`__signature__` of a class, and of those that inherit its `init`; one with an `__init__` of its own has another.
+
+    It stands at the class and not at `init`, whose source, which tools read beside it, does not hold all of it.
+    """
+
+    def __init__(self, init: Callable[..., None], signature: inspect.Signature):
+        self.init, self.signature = init, signature
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        if owner.__init__ is not self.init:  # type: ignore[misc]
+            raise AttributeError(f"{owner.__name__} has a signature of its own")
+        return self.signature
 
 
 def _with_placement(doc: str) -> str:
     """A docstring whose `Args:` end with the two that `register` adds."""
     head, args, rest = inspect.cleandoc(doc).partition("\nArgs:\n")
     listed, end, rest = rest.partition("\n\n")
-    return "".join([head, args, listed, f"\n    {PLACEMENT}", end, rest]) if args else doc
+    return "".join([head, args, listed, f"\n{PLACEMENT}", end, rest]) if args else doc
 
 
 def _with_errata(doc: str, errata: tuple[Erratum, ...]) -> str:
@@ -456,7 +473,8 @@ def create(id: str, *arguments: Any, **options: Any) -> nn.Module:
 
     Args:
         id: of the module.
-        *arguments, **options: of its class; `device` and `dtype` among them, see `register`.
+        *arguments: of its class, by position: `channels`, and `out_channels` where it has them.
+        **options: of its class, by name; `device` and `dtype` are among them, see `register`.
 
     Raises:
         ValueError: if there is no module of that id, or an option is unknown or missing.

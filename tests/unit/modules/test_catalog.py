@@ -1,6 +1,7 @@
 """The catalog: one table, no second list, and errors that name what was wrong."""
 
 import ast
+import copy
 import difflib
 import inspect
 import re
@@ -224,6 +225,27 @@ def test_a_class_is_made_where_and_as_it_is_asked_for(id):
     parameters = inspect.signature(e.cls).parameters
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ("device", "dtype"))
     assert catalog.PLACEMENT in e.cls.__doc__.split("Shape:")[0]
+
+
+def test_a_subclass_has_its_own_signature_and_inherits_the_rest():
+    class Inherits(attn_lib.entry("se").cls):
+        pass
+
+    class Narrow(attn_lib.entry("se").cls):
+        def __init__(self, channels):
+            super().__init__(channels, reduction=channels, dtype=torch.float64)
+
+    def names(cls):
+        return list(inspect.signature(cls).parameters)
+
+    assert names(Inherits) == ["channels", "reduction", "bias", "device", "dtype"] and names(Narrow) == ["channels"]
+    assert Inherits(8, reduction=2, device="meta").W1.weight.is_meta
+    assert Narrow(8).W1.weight.dtype == torch.float64 and Narrow(8).W1.weight.shape == (1, 8)
+    assert copy.deepcopy(Narrow(8)).W2.bias.dtype == torch.float64
+
+
+def test_the_source_of_an_init_is_the_authors():
+    assert "self.W1 = nn.Linear" in inspect.getsource(attn_lib.entry("se").cls.__init__)
 
 
 def test_channels_may_stand_first():
