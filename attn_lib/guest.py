@@ -22,13 +22,14 @@ def as_leaf(cls: type[nn.Module]) -> None:
 
     @wraps(forward)
     def leaf(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, Proxy)), None)
-        if proxy is None:
+        proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, Proxy)]  # no next(…, None): torch 2.4
+        if not proxies:
             return forward(self, *args, **kwargs)
         if type(self).forward is not leaf:
             raise ValueError(f"{type(self).__name__} must be a leaf to torch.fx, as it calls the forward of "
                              f"{cls.__name__}: give the tracer an `is_leaf_module` that says so")
-        return proxy.tracer.create_proxy("call_module", _path(proxy.tracer, self), args, kwargs)
+        tracer = proxies[0].tracer
+        return tracer.create_proxy("call_module", _path(tracer, self), args, kwargs)
 
     cls.forward = leaf
 
