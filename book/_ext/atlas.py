@@ -305,12 +305,12 @@ def _errata_rows(entry: Entry, root: Path, blob: str) -> str:
         first = (f'<th scope="rowgroup" rowspan="{len(entry.errata)}" id="errata-{entry.id}">'
                  f"{html.escape(entry.name)}</th>" if k == 0 else "")
         words = html.escape(e.test.removeprefix("test_").replace("_", " "))
-        rows.append(f"<tr>{first} <td>{e.source}</td> <td>{_code(e.there)}</td> <td>{_code(e.here)}</td> "
+        rows.append(f"<tr>{first} <td>{e.source}</td> <td>{marked(e.there)}</td> <td>{marked(e.here)}</td> "
                     f'<td><a href="{blob}/{file}">{words}</a></td></tr>')
     return "".join(rows)
 
 
-def _code(text: str) -> str:
+def marked(text: str) -> str:
     """Escaped, with `code` as code."""
     parts = html.escape(text, quote=False).split("`")
     return "".join(part if k % 2 == 0 else f"<code>{part}</code>" for k, part in enumerate(parts))

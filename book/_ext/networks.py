@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from atlas import marked
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -73,14 +74,8 @@ def _reference(why: str, notes: Notes) -> str:
 
 
 def _reason(number: int, words: str, sentences: list[str]) -> str:
-    said = "".join(f" <code>{html.escape(s)}</code>" for s in sentences if s != words)
-    return f'<li id="reason-{number}" value="{number}">{_code(words)}{said}</li>'
-
-
-def _code(text: str) -> str:
-    """Escaped, with `code` as code."""
-    parts = html.escape(text, quote=False).split("`")
-    return "".join(part if k % 2 == 0 else f"<code>{part}</code>" for k, part in enumerate(parts))
+    said = "".join(f"<br><code>{html.escape(s)}</code>" for s in sentences if s != words)
+    return f'<li id="reason-{number}" value="{number}">{marked(words)}{said}</li>'
 
 
 def _runs(data: dict[str, Any]) -> str:
@@ -103,7 +98,7 @@ def _anchor(name: str) -> str:
 def uses() -> str:
     """The columns, and what each holds a network to."""
     return ('<dl class="networks-uses">'
-            + "".join(f"<dt>{head}</dt><dd>{_code(text)}</dd>" for head, text in USES.values()) + "</dl>")
+            + "".join(f"<dt>{head}</dt><dd>{marked(text)}</dd>" for head, text in USES.values()) + "</dl>")
 
 
 class Networks(SphinxDirective):

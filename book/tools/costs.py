@@ -29,7 +29,7 @@ CHAPTER_SECONDS = 30  # with everything that is tested of it
 MODULE_SECONDS = 8
 # Seconds that a part may take on the clock of two idle cores: (without any chapter or module, for each chapter, for
 # each module).
-PARTS = {"lint": (10, 0, 0), "unit": (60, 0, 4), "notebooks": (5, 8, 0), "chapters": (190, 3, 0), "site": (80, 5, 0)}
+PARTS = {"lint": (10, 0, 0), "unit": (90, 0, 4), "notebooks": (5, 8, 0), "chapters": (190, 3, 0), "site": (80, 5, 0)}
 DEAREST = 10  # rows of a table
 SUBJECT = "subject"  # a report's property
 

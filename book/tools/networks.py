@@ -30,7 +30,7 @@ USES = {
     "quantise": ("8 bits", "quantisation by `torch.fx` after training: prepared, the output is the same; converted, "
                            "rounding changes it by less than the modules do"),
     "compile": ("compile", "`torch.compile(fullgraph=True)`, captured, decomposed and run by the eager kernels"),
-    "export": ("export", "`torch.export`"),
+    "export": ("export", "`torch.export`, and the program run"),
     "onnx": ("ONNX", "the exporter of `dynamo=True`, run by onnxruntime"),
     "onnx_old": ("ONNX, old", "the exporter of `dynamo=False`, run by onnxruntime"),
     "trace": ("TorchScript", "`torch.jit.trace`, saved, loaded and run on another input"),
@@ -45,6 +45,13 @@ EXPLANATIONS = {
     r"Could not export Python function call": "The module computes a gradient of its own in Python. A trace can be run "
                                               "where it was made, but not saved; `torch.export` and ONNX leave the "
                                               "gradient out.",
+    r"the module needs \(|is not its channels": "The places chosen in this network return other axes than the module "
+                                                "takes: maps (B, C, H, W), tokens (B, N, C) and frames "
+                                                "(B, C, T, H, W) are told apart.",
+    r"takes several inputs": "The module joins several inputs. It has a place where a network holds two tensors of one "
+                             "shape to be fused, as the U-Net and the FPN do.",
+    r"does not fit there": "The module returns another shape than it is given, which what follows in the network does "
+                           "not take.",
     r"EyeLike": "The old exporter writes an operator that onnxruntime lacks for this type. The new one "
                 "(`dynamo=True`) does not.",
 }
@@ -88,6 +95,8 @@ def explanation(why: str) -> str | None:
 
 
 def unexplained(data: dict[str, Any]) -> list[str]:
-    """Sentences of the cells "no" that `EXPLANATIONS` does not know, once each."""
+    """Sentences of cells "no" and of refusals that `EXPLANATIONS` does not know, once each."""
     cells = [parted(cell) for row in data["rows"] for cell in row["cells"].values()]
-    return sorted({why for verdict, why in cells if verdict == NO and explanation(why) is None})
+    whys = {why for verdict, why in cells if verdict == NO}
+    whys |= {row["refused"] for row in data["rows"] if "refused" in row}
+    return sorted(why for why in whys if explanation(why) is None)

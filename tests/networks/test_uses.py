@@ -203,5 +203,11 @@ def test_a_record_of_another_schema_is_refused(tmp_path):
         record.load(tmp_path / "networks.json")
 
 
+def test_what_is_refused_wants_a_reason_as_well():
+    rows = [{**row("se", trace="no: KeyError: 'a'", ddp="none: b"), "refused": "c"}, row("eca", trace="no: not Proxy")]
+    assert record.unexplained({"rows": rows}) == ["KeyError: 'a'", "c"]
+    assert "stand-in without a shape" in record.explanation("ValueError: x must be a tensor …, not Proxy")
+
+
 def test_every_no_of_the_record_is_explained():
     assert record.unexplained(record.load()) == []

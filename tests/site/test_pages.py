@@ -19,7 +19,8 @@ def test_the_site_has_its_pages(site):
     chapters = {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in notebooks.chapters()}
     assert chapters <= names and chapters
     assert {"index.html", "book/index.html", "book/using.html", "book/notation.html", "book/bibliography.html",
-            "book/api/index.html", "book/atlas.html", "book/errata.html", "search.html", "genindex.html"} <= names
+            "book/api/index.html", "book/atlas.html", "book/errata.html", "book/networks.html", "search.html",
+            "genindex.html"} <= names
 
 
 @pytest.mark.parametrize("check", static_checks.CHECKS, ids=lambda check: check.__name__)
