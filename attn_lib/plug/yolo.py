@@ -133,14 +133,14 @@ def _layer(entry: catalog.Entry) -> type[_Layer]:
     return type(cls.__name__, (_Layer,), names)
 
 
-class _From(list):
+class _From(list[int]):
     """The layers that a row reads. As an index it is the first: `parse_model` asks for the width of "the" input."""
 
     def __index__(self) -> int:
         return self[0]
 
 
-class _Arguments(list):
+class _Arguments(list[Any]):
     """A row's arguments as they are handed over; what is printed of them is what the YAML says."""
 
     def __str__(self) -> str:
@@ -240,14 +240,14 @@ def _value(value: Any) -> Any:
     return value
 
 
-class _Rows(list):
+class _Rows(list[Any]):
     """All rows of a model, which are drawn one at a time: the next one when the layer of the last has been built."""
 
-    def __init__(self, rows: Iterator):
+    def __init__(self, rows: Iterator[Any]):
         super().__init__()
         self._drawn = rows
 
-    def __add__(self, other: list) -> Iterator:
+    def __add__(self, other: list[Any]) -> Iterator[Any]:  # type: ignore[override]
         return self._drawn
 
 
@@ -266,7 +266,7 @@ def _parser(parse_model: Parser, layers: dict[str, type[_Layer]]) -> Parser:
         if not ours:
             return parse_model(d, ch, *args, **kwargs)
 
-        def rows() -> Iterator[tuple[Any, int, str, list]]:
+        def rows() -> Iterator[tuple[Any, int, str, list[Any]]]:
             for i, (f, n, name, arguments) in enumerate(d["backbone"] + d["head"]):
                 row = ours.get(i)
                 yield (f, n, name, arguments) if row is None else (row.f, n, name, row.arguments)
