@@ -26,8 +26,8 @@ USES = {
     "ema": ("EMA", "`AveragedModel` holds the modules and averages their weights"),
     "ddp": ("DDP", "`DistributedDataParallel`, one process, two passes: output and gradients are those without it"),
     "sync": ("SyncBN", "`convert_sync_batchnorm` converts every batch norm, and the modules stay"),
-    "fuse": ("fused", "`torch.fx.experimental.optimization.fuse` folds norms into convolutions; a YOLO does so by its own "
-                      "`fuse`"),
+    "fuse": ("fused", "`torch.fx.experimental.optimization.fuse` folds norms into convolutions; a YOLO does so by its "
+                      "own `fuse`"),
     "quantise": ("8 bits", "quantisation by `torch.fx` after training: prepared, the output is the same; converted, "
                            "rounding changes it by less than the modules do"),
     "compile": ("compile", "`torch.compile(fullgraph=True)`, captured, decomposed and run by the eager kernels"),

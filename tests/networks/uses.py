@@ -272,7 +272,10 @@ def onnx_old(case: Case) -> None:
 
 
 def run_onnx(model: bytes, x: Tensor) -> list[Any]:
-    session = package("onnxruntime").InferenceSession(model, providers=["CPUExecutionProvider"])
+    runtime = package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors, which are raised as well
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x.numpy()})
 
 
