@@ -16,6 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 import attn_lib
 from book.tools.networks import FILE, NO, NONE, USES, explanation, load, parted
 
+PACKAGES = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "ultralytics")
 ALONE = "nothing"  # head of the row of a network alone
 
 
@@ -83,8 +84,7 @@ def _runs(data: dict[str, Any]) -> str:
     lines = []
     for k, run in enumerate(data["runs"]):
         rows = sum(row["run"] == k for row in data["rows"])
-        packages = ", ".join(f"{name} {run[name]}" for name in ("torch", "timm", "torchvision", "onnx", "onnxruntime")
-                             if run.get(name))
+        packages = ", ".join(f"{name} {run[name]}" for name in PACKAGES if run.get(name))
         commit = f", commit {run['commit'][:10]}" if run.get("commit") else ""
         day = datetime.fromisoformat(run["date"]).date().isoformat()
         lines.append(f"{rows} rows on {day} with Python {run['python']}, {html.escape(packages)}{commit}.")

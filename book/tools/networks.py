@@ -26,7 +26,8 @@ USES = {
     "ema": ("EMA", "`AveragedModel` holds the modules and averages their weights"),
     "ddp": ("DDP", "`DistributedDataParallel`, one process, two passes: output and gradients are those without it"),
     "sync": ("SyncBN", "`convert_sync_batchnorm` converts every batch norm, and the modules stay"),
-    "fuse": ("fused", "`torch.fx.experimental.optimization.fuse` folds norms into convolutions"),
+    "fuse": ("fused", "`torch.fx.experimental.optimization.fuse` folds norms into convolutions; a YOLO does so by its "
+                      "own `fuse`"),
     "quantise": ("8 bits", "quantisation by `torch.fx` after training: prepared, the output is the same; converted, "
                            "rounding changes it by less than the modules do"),
     "compile": ("compile", "`torch.compile(fullgraph=True)`, captured, decomposed and run by the eager kernels"),
@@ -52,6 +53,9 @@ EXPLANATIONS = {
                              "shape to be fused, as the U-Net and the FPN do.",
     r"does not fit there": "The module returns another shape than it is given, which what follows in the network does "
                            "not take.",
+    r"Proxy object cannot be|symbolically traced variables": "The network chooses in Python by what flows through it, "
+                                                             "or loops over it. `torch.fx` cannot record that, with "
+                                                             "or without a module.",
     r"EyeLike": "The old exporter writes an operator that onnxruntime lacks for this type. The new one "
                 "(`dynamo=True`) does not.",
 }

@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if strange := [id for id in options.modules or () if id not in known]:
         parser.error(f"--modules {strange[0]}: the plan has no such module")
     if missing := [name for name in matrix.PACKAGES if now[name] is None]:
-        print(f"not installed, so that their columns are not run: {', '.join(missing)}", file=sys.stderr)
+        print(f"not installed, so that what needs them is not run: {', '.join(missing)}", file=sys.stderr)
     done = set() if options.again else matrix.up_to_date(data, now)
     wanted = [(network, module) for network, module in order if network in options.networks
-              and module in {None, *(options.modules or known)}]
+              and NETWORKS[network].installed and module in {None, *(options.modules or known)}]
     left = [key for key in wanted if key not in done]
     try:
         with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"),

@@ -15,7 +15,7 @@ from tests.networks.networks import NETWORKS
 from tests.networks.uses import USES, Case, NothingToDo, NotInstalled
 
 Row = dict[str, Any]
-PACKAGES = ("timm", "torchvision", "onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("timm", "torchvision", "onnx", "onnxscript", "onnxruntime", "ultralytics")
 ALONE = "the network alone does not either: "
 
 

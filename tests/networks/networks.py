@@ -1,16 +1,23 @@
 """Networks of other people, small ones of our own, and how a module comes into each."""
 
 import inspect
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import util
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import optimization
+from torch.optim.swa_utils import update_bn
 
 import attn_lib
 from attn_lib import plug
 from attn_lib.catalog import Entry
+from attn_lib.measure.counterparts import import_package
+from attn_lib.plug.probe import watch
 from tests.unit.reference import reference
 
 
@@ -25,6 +32,7 @@ class Network:
         channels, size: C there, and the sizes of the axes that vary: (H, W), or (T, H, W).
         skip: name of the sub-module whose output a module of two inputs takes as its second.
         extras: further arguments of `plug.insert` and `plug.fuse`.
+        package: what must be installed besides the test environment.
     """
 
     make: Callable[[], nn.Module]
@@ -34,6 +42,22 @@ class Network:
     size: tuple[int, ...]
     skip: str | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+
+    package: str | None = None
+
+    @property
+    def installed(self) -> bool:
+        return self.package is None or util.find_spec(self.package) is not None
+
+    def build(self, id: str | None, x: Tensor) -> tuple[nn.Module, "Placed | None"]:
+        """The network in evaluation mode, with a module in it or alone, and what says where."""
+        model = self.make().eval()
+        settle(model, x)
+        return model, Placed(self.put(model, id, x[:2])) if id else None
+
+    def fuse(self, model: nn.Module) -> nn.Module:
+        """The network with its norms folded into convolutions."""
+        return optimization.fuse(model)
 
     def put(self, model: nn.Module, id: str, x: Tensor) -> plug.Report:
         """Put a module of the catalogue into a fresh network.
@@ -49,6 +73,28 @@ class Network:
             raise ValueError(f"{id} takes several inputs ({entry.layout}), and no two places of this network return "
                              "tensors of one shape to be fused")
         return plug.fuse(model, self.sites, id, skip=self.skip, **options)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Modules that `plug` has put into a network, as they are found in it or in a copy."""
+
+    report: plug.Report
+
+    def check(self, model: nn.Module, x: Tensor) -> None:
+        """Raises a `ValueError` where one is gone, or does not run once for each call of its site."""
+        self.report.check(model, example=x)
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return {f"{row.path}.{name}": p for row in plug.inserted(model) for name, p in row.module.named_parameters()}
+
+    def remove(self, model: nn.Module) -> None:
+        plug.remove(model)
+
+
+def settle(model: nn.Module, x: Tensor) -> None:
+    """Running statistics of what flows: with 0 and 1 a deep network returns the same for every input."""
+    update_bn([x], model)
 
 
 # Where a default does not fit every number of channels that these networks have, or changes it.
@@ -129,6 +175,82 @@ class Video(nn.Module):
         return self.head(x.mean((2, 3, 4)))
 
 
+# --- YOLO -------------------------------------------------------------------------------------------------------------
+
+
+# Before it is imported: ask nobody for anything, install nothing, leave the settings of this user alone.
+QUIET = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false",
+         "YOLO_CONFIG_DIR": tempfile.gettempdir()}
+
+
+class Yolo(Network):
+    """A detector of ultralytics, as its users build it: from YAML, with a row for the module."""
+
+    def build(self, id: str | None, x: Tensor) -> tuple[nn.Module, "Row | None"]:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        tasks = import_package("ultralytics.nn.tasks")
+        config = tasks.yaml_model_load("yolov8n.yaml")
+        place = Row(int(self.sites.removeprefix("model."))) if id else None
+        if place is not None:
+            from attn_lib.plug import yolo
+
+            cls = attn_lib.entry(id).cls
+            name = next((name for name, other in yolo.register().items() if other is cls), None)
+            if name is None:
+                raise ValueError(f"{id} takes no feature map, and has no name in a YOLO's YAML")
+            options = options_for(attn_lib.entry(id), self.channels, self.size)
+            two = len(attn_lib.entry(id).layout.tensors) > 1
+            place.write(config, name, options, two=two)
+        model = tasks.DetectionModel(config, verbose=False).eval()
+        model.model[-1].export = True  # as its exporter has it: one tensor, and no dictionary of what it is made of
+        model.model[-1].format = "onnx"
+        settle(model, x)
+        return model, place
+
+    def fuse(self, model: nn.Module) -> nn.Module:
+        return model.fuse(verbose=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A module that stands in a YOLO as a layer of its own; `index` is its number."""
+
+    index: int
+
+    def write(self, config: dict[str, Any], name: str, options: dict[str, Any], *, two: bool) -> None:
+        """Add the row to a YAML: it reads the layer before, and whoever read that one reads the new one.
+
+        Two inputs are those of the two layers before, which have one shape.
+        """
+        rows = [*config["backbone"], *config["head"]]
+        for row in rows:
+            given = row[0] if isinstance(row[0], list) else [row[0]]
+            moved = [f + 1 if f >= self.index - 1 else f for f in given]
+            row[0] = moved if isinstance(row[0], list) else moved[0]
+        reads = [-1, self.index - 2] if two else -1
+        config["backbone"].insert(self.index, [reads, 1, name, [options] if options else []])
+
+    def check(self, model: nn.Module, x: Tensor) -> None:
+        model = getattr(model, "module", model)
+        _, flows = watch(model, (x,), [model.model[self.index]])
+        if (calls := next(iter(flows.values())).calls) != 1:
+            raise ValueError(f"the module in row {self.index} runs {calls} times in a forward pass")
+
+    def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return {f"model.{self.index}.{name}": p for name, p in model.model[self.index].named_parameters()}
+
+    def remove(self, model: nn.Module) -> None:
+        """Let the input through, the first of several."""
+        class Through(nn.Identity):
+            def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+                return x[0] if isinstance(x, list) else x
+
+        layer, through = model.model[self.index], Through()
+        through.f, through.i = layer.f, layer.i
+        model.model[self.index] = through
+
+
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +277,7 @@ NETWORKS: dict[str, Network] = {
     "timm swin_tiny": Network(timm("swin_tiny_patch4_window7_224", img_size=64), IMAGE, "layers.0.blocks.*", 96,
                               (16, 16), extras=TOKENS),
     "timm convnext_atto": Network(timm("convnext_atto"), IMAGE, "stages.1.blocks.*", 80, (8, 8)),
+    "ultralytics yolov8n": Yolo(lambda: None, (3, 256, 256), "model.5", 64, (32, 32), package="ultralytics"),
     "U-Net": Network(UNet, (3, 32, 32), "up2", 32, (16, 16), skip="down2"),
     "FPN": Network(FPN, (3, 32, 32), "smooth2", 32, (8, 8), skip="lateral2"),
     "video network": Network(Video, (3, 6, 24, 24), "bn[12]", 16, (6, 12, 12)),
@@ -174,6 +297,6 @@ def plan() -> list[tuple[str, str | None]]:
     """
     rows: list[tuple[str, str | None]] = []
     for name, network in NETWORKS.items():
-        ids = [*FAMILIES, "gated"] if network.skip else list(FAMILIES)
+        ids = [*FAMILIES, "gated"] if network.skip or network.package else list(FAMILIES)
         rows += [(name, None), *((name, id) for id in (attn_lib.list_modules() if name == MAIN else ids))]
     return rows

@@ -6,12 +6,13 @@ import re
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import optimization
 
 import attn_lib
 from attn_lib import plug
 from book.tools import networks as record
 from tests.networks import matrix, uses
-from tests.networks.networks import NETWORKS, Network, block, options_for, plan
+from tests.networks.networks import NETWORKS, Network, Row, block, options_for, plan
 from tests.unit.library.plug.networks import gate
 
 
@@ -65,7 +66,7 @@ LOSSES = {  # use -> where the function stands that it calls, and its name
     "ema": (uses.swa_utils, "AveragedModel"),
     "ddp": (nn.parallel, "DistributedDataParallel"),
     "sync": (nn.SyncBatchNorm, "convert_sync_batchnorm"),
-    "fuse": (uses.optimization, "fuse"),
+    "fuse": (optimization, "fuse"),
     "quantise": (uses.quantize_fx, "prepare_fx"),
     "compile": (torch, "compile"),
     "export": (torch.export, "export"),
@@ -84,7 +85,7 @@ def test_a_use_that_loses_the_modules_does_not_pass(use, monkeypatch):
 def test_training_does_not_pass_without_a_gradient(monkeypatch):
     case = uses.Case(SMALL, "gate")
     uses.train(case)
-    for p in uses.new_parameters(case._model).values():
+    for p in case.new_parameters(case._model).values():
         p.requires_grad_(False)
     with pytest.raises(ValueError, match=r"^body\.2\.gate\.0\.weight has no gradient"):
         uses.train(case)
@@ -156,6 +157,23 @@ def test_options_are_those_that_the_place_asks_for():
     assert options_for(attn_lib.entry("tam"), 16, (5, 8, 6)) == {"frames": 5}
     assert options_for(attn_lib.entry("aspp"), 24, (8, 6)) == {"out_channels": 24}
     assert options_for(attn_lib.entry("se"), 24, (8, 6)) == {}
+
+
+def test_a_row_of_yaml_stands_between_a_layer_and_whoever_read_it():
+    config = {"backbone": [[-1, 1, "Conv", [8]], [-1, 1, "Conv", [8]], [-1, 1, "Conv", [8]]],
+              "head": [[[-1, 1], 1, "Concat", [1]], [[0, 3], 1, "Detect", []]]}
+    one, two = copy.deepcopy(config), copy.deepcopy(config)
+    Row(2).write(one, "CBAM", {"reduction": 8}, two=False)
+    assert one["backbone"] == [[-1, 1, "Conv", [8]], [-1, 1, "Conv", [8]], [-1, 1, "CBAM", [{"reduction": 8}]],
+                               [-1, 1, "Conv", [8]]]
+    assert one["head"] == [[[-1, 2], 1, "Concat", [1]], [[0, 4], 1, "Detect", []]]
+    Row(2).write(two, "GatedFusion", {}, two=True)
+    assert two["backbone"][2] == [[-1, 0], 1, "GatedFusion", []]
+
+
+def test_an_output_of_any_form_is_a_list_of_tensors():
+    a, b, c = torch.rand(3)
+    assert uses.flatten({"y": (a, [b]), "z": c}) == [a, b, c]
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ learn.
 
 import copy
 import io
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,10 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.ao import quantization
 from torch.ao.quantization import quantize_fx
-from torch.fx.experimental import optimization
 from torch.optim import swa_utils
 
-from attn_lib import plug
 from tests.networks.networks import Network
 
 TOLERANCE = 1e-4  # of the largest entry of an output tensor: a graph may sum in another order
@@ -49,17 +46,13 @@ class Case:
     """
 
     def __init__(self, network: Network, id: str | None):
+        self.network = network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.x, self.other = (torch.randn(2, *network.shape) for _ in range(2))
-            model = network.make().eval()
-            # Running statistics of what flows: a deep network with 0 and 1 returns the same for every input.
-            swa_utils.update_bn([torch.cat([self.x, self.other])], model)
-            self.report = network.put(model, id, self.x) if id else None
-            self._model = model
-            for row in plug.inserted(model):
-                for p in row.module.parameters():  # nothing is the identity
-                    p.data += 0.2 * torch.randn_like(p)
+            self._model, self.placed = network.build(id, torch.cat([self.x, self.other]))
+            for p in self.new_parameters(self._model).values():  # nothing is the identity
+                p.data += 0.2 * torch.randn_like(p)
         self.expected = outputs(self._model, self.x)
         exact = outputs(self.model().double(), self.x.double())
         # Some networks round more than that: sampling at a place that depends on the input is steep.
@@ -68,7 +61,7 @@ class Case:
         self.effect = [0.0] * len(self.expected)
         if id:
             bare = self.model()
-            plug.remove(bare)
+            self.placed.remove(bare)
             self.effect = [largest(a - b) for a, b in zip(self.expected, outputs(bare, self.x), strict=True)]
             self.check_calls(self._model)
 
@@ -78,7 +71,11 @@ class Case:
 
     @property
     def inserted(self) -> bool:
-        return self.report is not None
+        return self.placed is not None
+
+    def new_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Those of the inserted modules, by name."""
+        return self.placed.parameters(model) if self.placed else {}
 
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
@@ -86,8 +83,8 @@ class Case:
 
     def check_calls(self, model: nn.Module) -> None:
         """Every inserted module is there, and runs once for each call of its site."""
-        if self.report is not None:
-            self.report.check(model, example=self.x)
+        if self.placed is not None:
+            self.placed.check(model, self.x)
 
     def check_output(self, got: Any, expected: list[Tensor] | None = None) -> None:
         """An output on `x` must be that of the network with the module, and not that without it."""
@@ -105,7 +102,9 @@ class Case:
 
 
 def flatten(output: Any) -> list[Any]:
-    return list(itertools.chain.from_iterable(map(flatten, output))) if isinstance(output, (tuple, list)) else [output]
+    """The tensors of an output, whatever holds them."""
+    output = output.values() if isinstance(output, dict) else output
+    return [output] if hasattr(output, "shape") else [t for part in output for t in flatten(part)]
 
 
 def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -123,10 +122,6 @@ def package(name: str) -> ModuleType:
     return import_module(name)
 
 
-def new_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {f"{row.path}.{name}": p for row in plug.inserted(model) for name, p in row.module.named_parameters()}
-
-
 def norms(model: nn.Module) -> list[nn.Module]:
     kinds = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
     return [m for m in model.modules() if isinstance(m, kinds)]
@@ -140,7 +135,7 @@ def train(case: Case) -> None:
     model = case.model().train()
     x = torch.cat([case.x, case.other])
     targets = [torch.randn_like(y, memory_format=torch.contiguous_format) for y in outputs(model, x)]
-    before = {name: p.clone() for name, p in new_parameters(model).items()}
+    before = {name: p.clone() for name, p in case.new_parameters(model).items()}
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
     losses, moved = [], set()
     for _ in range(5):
@@ -150,7 +145,7 @@ def train(case: Case) -> None:
         loss = sum((y.float() - t).square().mean() for y, t in zip(ys, targets, strict=True))
         loss.backward()
         losses.append(loss.item())
-        for name, p in new_parameters(model).items():
+        for name, p in case.new_parameters(model).items():
             if p.grad is None or not p.grad.isfinite().all():
                 raise ValueError(f"{name} has {'no' if p.grad is None else 'no finite'} gradient")
             moved |= {name} if p.grad.abs().sum() > 0 else set()
@@ -171,10 +166,11 @@ def average(case: Case) -> None:
         for p in model.parameters():
             p *= 1.1
     ema.update_parameters(model)
+    for (name, p), q in zip(case.model().named_parameters(), ema.module.parameters(), strict=True):
+        if largest(q - (0.75 + 0.25 * 1.1) * p) > 1e-5 * largest(p):
+            raise ValueError(f"{name} is not the average of what it was")
     expected = case.model()
-    with torch.no_grad():
-        for p in expected.parameters():
-            p *= 0.75 + 0.25 * 1.1
+    expected.load_state_dict(ema.module.state_dict())
     case.check_calls(ema.module)
     case.check_output(outputs(ema.module, case.x), outputs(expected, case.x))
 
@@ -221,12 +217,12 @@ def sync_batch_norm(case: Case) -> None:
 
 
 def fuse(case: Case) -> None:
-    """torch.fx folds the norms into the convolutions before them."""
+    """The norms are folded into the convolutions before them."""
     model = case.model()
     before = len(norms(model))
     if not before:
         raise NothingToDo("the network holds no batch norm")
-    fused = optimization.fuse(model)
+    fused = case.network.fuse(model)
     if not len(norms(fused)) < before:
         raise ValueError("no norm was folded into a convolution")
     case.check_output(outputs(fused, case.x))
@@ -276,7 +272,10 @@ def onnx_old(case: Case) -> None:
 
 
 def run_onnx(model: bytes, x: Tensor) -> list[Any]:
-    session = package("onnxruntime").InferenceSession(model, providers=["CPUExecutionProvider"])
+    runtime = package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors, which are raised as well
+    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x.numpy()})
 
 
