@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_int
 from .data import digits
-from .images import cut, image
+from .images import image
 
 PHOTOGRAPHS = {
     "train": ("astronaut", "coffee", "cells", "retina", "hubble"),
@@ -60,7 +60,7 @@ def detection_set(folder: str | Path, *, train: int = 64, test: int = 32, size: 
 
 def _scenes(part: str, n: int, size: int, classes: tuple[int, ...], generator: torch.Generator):
     """`n` scenes (3, size, size) in [0, 1], each with its boxes (class, top, left, side) in pixels."""
-    backgrounds = cut([image(name) for name in PHOTOGRAPHS[part]], (size, size), size // 2)
+    photographs = [image(name) for name in PHOTOGRAPHS[part]]
     ink, labels = digits(part)
     of_class = [ink[labels == digit] for digit in classes]
 
@@ -68,7 +68,9 @@ def _scenes(part: str, n: int, size: int, classes: tuple[int, ...], generator: t
         return int(torch.randint(most, (), generator=generator))
 
     for _ in range(n):
-        scene = 0.6 * backgrounds[draw(len(backgrounds))]
+        photograph = photographs[draw(len(photographs))]
+        top, left = (draw(side - size + 1) for side in photograph.shape[1:])
+        scene = 0.6 * photograph[:, top:top + size, left:left + size]
         boxes: list[tuple[int, int, int, int]] = []
         while len(boxes) < 1 or (len(boxes) < MOST and draw(2)):
             label, side = draw(len(classes)), 8 * SCALES[draw(len(SCALES))]
