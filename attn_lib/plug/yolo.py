@@ -59,7 +59,8 @@ def register() -> dict[str, type[nn.Module]]:
     a model on 256 × 256, whatever it is trained on, and adds a border in validation. A module for exactly one size
     (WeightedPermuteMLP) can therefore be put where the network always gives that size, and nowhere else.
 
-    Ultralytics sets the epsilon and the momentum of every batch norm to its own, those of these modules included.
+    Ultralytics sets epsilon and momentum of every `BatchNorm2d` to its own, those of these modules included, and
+    older versions (up to 8.3) let activations work in place.
 
     Returns:
         The classes by the names that the YAML can use. A name that ultralytics uses itself keeps its meaning there;

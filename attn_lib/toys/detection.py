@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checks import check_int
+from ..checks import check_choice, check_int
 from .data import digits
-from .images import cut, image
+from .images import image
 
 PHOTOGRAPHS = {
     "train": ("astronaut", "coffee", "cells", "retina", "hubble"),
@@ -61,7 +61,7 @@ def detection_set(folder: str | Path, *, train: int = 64, test: int = 32, size: 
 def _scenes(part: str, n: int, size: int, classes: tuple[int, ...], generator: torch.Generator
             ) -> Iterator[tuple[Tensor, list[tuple[int, int, int, int]]]]:
     """`n` scenes (3, size, size) in [0, 1], each with its boxes (class, top, left, side) in pixels."""
-    backgrounds = cut([image(name) for name in PHOTOGRAPHS[part]], (size, size), size // 2)
+    photographs = [image(name) for name in PHOTOGRAPHS[part]]
     ink, labels = digits(part)
     of_class = [ink[labels == digit] for digit in classes]
 
@@ -69,7 +69,9 @@ def _scenes(part: str, n: int, size: int, classes: tuple[int, ...], generator: t
         return int(torch.randint(most, (), generator=generator))
 
     for _ in range(n):
-        scene = 0.6 * backgrounds[draw(len(backgrounds))]
+        photograph = photographs[draw(len(photographs))]
+        top, left = (draw(side - size + 1) for side in photograph.shape[1:])
+        scene = 0.6 * photograph[:, top:top + size, left:left + size]
         boxes: list[tuple[int, int, int, int]] = []
         while len(boxes) < 1 or (len(boxes) < MOST and draw(2)):
             label, side = draw(len(classes)), 8 * SCALES[draw(len(SCALES))]
@@ -94,3 +96,54 @@ def _write(folder: Path, part: str, i: int, scene: Tensor, boxes: list[tuple[int
     lines = [f"{label} {(left + side / 2) / size:.6f} {(top + side / 2) / size:.6f} {side / size:.6f} {side / size:.6f}"
              for label, top, left, side in boxes]
     (folder / "labels" / part / f"{i:04}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_detection_set(path: str | Path, part: str) -> tuple[Tensor, list[Tensor]]:
+    """What `detection_set` has written.
+
+    Args:
+        path: of `data.yaml`.
+        part: "train" or "test".
+
+    Returns:
+        Images `(n, 3, size, size)` in [0, 1], and for each its boxes `(k, 5)`: class, and centre x, centre y, width and
+        height as fractions of the image.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    from skimage import io
+
+    check_choice("part", part, PHOTOGRAPHS)
+    images, boxes = [], []
+    for label in sorted((Path(path).parent / "labels" / part).iterdir()):
+        pixels = io.imread(Path(path).parent / "images" / part / f"{label.stem}.png")
+        images.append(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
+        lines = label.read_text(encoding="utf-8").splitlines()
+        boxes.append(torch.tensor([[float(number) for number in line.split()] for line in lines]))
+    return torch.stack(images), boxes
+
+
+def share_found(detections: Tensor, boxes: Sequence[Tensor], size: int, overlap: float = 0.5) -> float:
+    """The share of all digits that are found by as many detections as there are digits on the image.
+
+    Of each image its k surest detections count, where k digits stand on it, so that nothing is won by guessing often. A
+    digit is found by a detection of its class whose box shares more than `overlap` of the area that the two cover.
+
+    Args:
+        detections: `(n, m, 6)`: x1, y1, x2, y2 in pixels, the score and the class, as a YOLOv10 returns them.
+        boxes: as from `read_detection_set`.
+        size: of the images, in pixels.
+        overlap: the least intersection over union, in (0, 1).
+    """
+    found = total = 0
+    for rows, wanted in zip(detections, boxes, strict=True):
+        best = rows[rows[:, 4].argsort(descending=True)][:len(wanted)]
+        centre, half = wanted[:, 1:3] * size, wanted[:, 3:] * size / 2
+        low, high = (centre - half)[:, None], (centre + half)[:, None]
+        shared = (torch.minimum(high, best[:, 2:4]) - torch.maximum(low, best[:, :2])).clamp(min=0).prod(2)
+        covered = (high - low).prod(2) + (best[:, 2:4] - best[:, :2]).prod(1) - shared
+        hits = (shared > overlap * covered) & (wanted[:, :1] == best[:, 5])
+        found += int(hits.any(1).sum())
+        total += len(wanted)
+    return found / total

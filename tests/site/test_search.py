@@ -32,7 +32,7 @@ QUESTIONS = {
     "roofline": FOUNDATIONS.format("measuring"),
     "FLOPs": FOUNDATIONS.format("measuring"),
     "einops": FOUNDATIONS.format("shapes"),
-    "YOLO": FOUNDATIONS.format("plugging"),
+    "YOLO": FOUNDATIONS.format("yolo"),
     "Colab": "book/using.html",
     "nbgrader": "book/using.html",
     "notation": "book/notation.html",

@@ -325,3 +325,30 @@ def test_the_parts_of_a_detection_set_share_neither_photographs_nor_handwriting(
 def test_a_wrong_detection_set_is_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         toys.detection_set(tmp_path, **options)
+
+
+def test_a_detection_set_is_read_as_it_was_written(tmp_path):
+    path = toys.detection_set(tmp_path, train=4, test=3, size=64)
+    images, boxes = toys.read_detection_set(path, "train")
+    pixels, in_pixels = read_set(tmp_path, "train")
+    assert images.shape == (4, 3, 64, 64)
+    assert torch.equal((255 * images).round().byte(), torch.stack(pixels).permute(0, 3, 1, 2))
+    assert [[(int(c), round(float(y - h / 2) * 64), round(float(x - w / 2) * 64), round(float(h) * 64))
+             for c, x, y, w, h in b] for b in boxes] == in_pixels
+    with pytest.raises(ValueError, match="part='val' must be one of 'train', 'test'"):
+        toys.read_detection_set(path, "val")
+
+
+def test_a_digit_is_found_by_its_class_at_its_place():
+    boxes = [torch.tensor([[1.0, 0.25, 0.25, 0.25, 0.25], [0.0, 0.75, 0.5, 0.25, 0.5]])]  # on 64: x, y, w, h
+    right = torch.tensor([[8.0, 8, 24, 24, 0.9, 1], [40, 16, 56, 48, 0.8, 0], [0, 0, 9, 9, 0.1, 0]])[None]
+    assert toys.share_found(right, boxes, 64) == 1
+
+    def changed(row, column, value):
+        other = right.clone()
+        other[0, row, column] = value
+        return toys.share_found(other, boxes, 64)
+
+    assert changed(0, 5, 0) == changed(1, 4, 0.01) == 0.5  # another class; less sure than the third, which is wrong
+    assert changed(0, 2, 16.1) == 1 and changed(0, 2, 15.9) == 0.5  # a little more and less than half of the box
+    assert toys.share_found(right.flip(1), boxes, 64) == 1
