@@ -22,8 +22,10 @@ def maximum(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     a symmetry of the input is one of the gradient. (`max` and the pooling layers give all of it to the first.) The
     backward pass of `amax` itself takes several times as long on a CPU.
     """
-    # The compiler writes a backward pass of its own, and does not take a function that has a `jvp`.
-    return x.amax(dim, keepdim=True) if torch.compiler.is_compiling() else _Maximum.apply(x, dim)
+    # The compiler writes a backward pass of its own, and does not take a function that has a `jvp`; a trace with such a
+    # function in it cannot be saved.
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.amax(dim, keepdim=True) if recorded else _Maximum.apply(x, dim)
 
 
 class _Maximum(torch.autograd.Function):

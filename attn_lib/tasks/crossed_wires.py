@@ -89,6 +89,6 @@ TASK = Task(
     build=_network,
     options=dict(groups=1),
     chance=0.1,
-    training=dict(steps=140, batch=32, lr=3e-2),
+    training=dict(steps=120, batch=32, lr=3e-2),
     picture=_picture,
 )

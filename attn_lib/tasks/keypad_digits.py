@@ -155,6 +155,6 @@ TASK = Task(
     score=score,
     score_name="share of right answers",
     chance=BLIND,
-    training=dict(steps=200, batch=16, lr=2e-2),
+    training=dict(steps=150, batch=16, lr=2e-2),
     picture=_picture,
 )

@@ -203,6 +203,6 @@ TASK = Task(
     score=score,
     score_name="share of fields painted right",
     chance=1 / COLOURS,
-    training=dict(steps=120, batch=16, lr=2e-2),
+    training=dict(steps=100, batch=16, lr=2e-2),
     picture=_picture,
 )

@@ -174,6 +174,6 @@ TASK = Task(
     build=_network,
     options=dict(reduction=1, groups=1),
     chance=BLIND,
-    training=dict(steps=180, batch=32, lr=8e-3),
+    training=dict(steps=140, batch=32, lr=8e-3),
     picture=_picture,
 )

@@ -165,6 +165,6 @@ TASK = Task(
     score=accuracy,
     score_name="share of the ink told right",
     chance=1 / KINDS,
-    training=dict(steps=100, batch=32, lr=8e-3),
+    training=dict(steps=70, batch=32, lr=8e-3),
     picture=_picture,
 )

@@ -294,7 +294,7 @@ def test_what_does_not_fit_is_named(unet, x):
             skip="down2")
     refused(r"skip='down\?' must name one sub-module; it matches down1.2, down2.2", skip="down?")
     refused(r"pattern='down9' matches no sub-module", skip="down9")
-    refused("takes one input .* plug.insert puts it after", module="se")
+    refused("takes one input, .*plug.insert puts it after", module="se")
     refused("other than site='up1'", skip="up1")
     refused("at least one sub-module", skip=())
     refused("example= must be an input of the network", example=None)
