@@ -300,7 +300,7 @@ def test_what_does_not_fit_is_named(unet, x):
     refused("example= must be an input of the network", example=None)
     refused("there must be scales=4", module="msf")
     refused("no_such=1 is no option of gated", no_such=1)
-    with pytest.raises(ValueError, match=r"takes several inputs .* plug.fuse gives it"):
+    with pytest.raises(ValueError, match=r"takes several inputs, .*plug.fuse gives it"):
         plug.insert(unet, "up1", "gated", example=x)
 
 
