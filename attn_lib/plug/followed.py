@@ -83,6 +83,8 @@ class Wrapper(nn.Module):
         elif mine or (name.startswith("_") and not hasattr(site, name)):
             super().__setattr__(name, value)
         elif name in site._parameters or name in site._buffers:
+            if value is getattr(site, name):  # `norm.weight *= 2` has changed it in place, and sets what is there
+                return
             raise AttributeError(self._refusal(f"{name} is not to be set: giving this layer another layer's work"))
         else:
             setattr(site, name, value)
