@@ -136,7 +136,7 @@ def train(case: Case) -> None:
     x = torch.cat([case.x, case.other])
     targets = [torch.randn_like(y, memory_format=torch.contiguous_format) for y in outputs(model, x)]
     before = {name: p.clone() for name, p in case.new_parameters(model).items()}
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)  # small enough for every network
     losses, moved = [], set()
     for _ in range(5):
         optimiser.zero_grad()
@@ -206,7 +206,9 @@ def sync_batch_norm(case: Case) -> None:
     model = case.model()
     if not norms(model):
         raise NothingToDo("the network holds no batch norm")
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    timms = any(type(norm).__module__.startswith("timm.") for norm in norms(model))  # torch's would drop activations
+    convert = import_module("timm.layers").convert_sync_batchnorm if timms else nn.SyncBatchNorm.convert_sync_batchnorm
+    model = convert(model)
     if left := norms(model):
         raise ValueError(f"{len(left)} batch norms were not converted")
     case.check_calls(model)

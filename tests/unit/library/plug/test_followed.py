@@ -77,7 +77,8 @@ def test_what_would_fold_the_site_is_refused(wrapper, x):
             getattr(wrapper, name)
     with pytest.raises(AttributeError, match="weight is not to be set"):
         wrapper.weight = nn.Parameter(torch.ones(32))
-    wrapper.weight *= 2  # in place: the same parameter, which stays where it is
+    with torch.no_grad():
+        wrapper.weight *= 2  # in place: the same parameter, which stays where it is
     assert wrapper.weight is wrapper.site.weight
     model = nn.Sequential(nn.Conv2d(3, 8, 1))
     plug.insert(model, "0", gate, example=x)
