@@ -57,17 +57,16 @@ EXPLANATIONS = {
     r"Proxy object cannot be|symbolically traced variables": "The network chooses in Python by what flows through it, "
                                                              "or loops over it. `torch.fx` cannot record that, with "
                                                              "or without a module.",
-    r"8 bits change the output": "Whether a module survives is seen by its effect on the output, and here the rounding to 8 "
-                                 "bits, of random weights, is the larger of the two. The module is in the graph; what it "
-                                 "does cannot be told from the rounding.",
+    r"8 bits change the output": "Whether a module survives is seen by its effect on the output, and here the rounding "
+                                 "to 8 bits, of random weights, is larger. The module is in the graph; what it does "
+                                 "cannot be told from the rounding.",
     r"no norm was folded": "The only batch norms are the new module's own, and its graph keeps it whole: they are not "
                            "folded, and the network has none to fold.",
-    r"loss does not fall": "Five steps from random weights at one rate for all networks are not enough to bring this loss "
-                           "down. Gradients arrive, as the column DDP shows.",
-    r"never has a gradient other than zero": "All hidden units of this gate were shut for the random images of the "
-                                             "five steps, and ReLU passes no gradient on.",
-    r"operator Unfold, input size not accessible|NoneType' object is not subscriptable": "The old exporter cannot write "
-        "`unfold` of a size that it does not know. The new one (`dynamo=True`) can.",
+    r"never has a gradient other than zero": "All hidden units of this gate were shut for the random images of the five "
+                                             "steps, and ReLU passes no gradient on.",
+    r"operator Unfold, input size|'NoneType' object is not subscriptable": "The old exporter cannot write `unfold` of a "
+                                                                           "size that it does not know. The new one "
+                                                                           "(`dynamo=True`) can.",
     r"EyeLike": "The old exporter writes an operator that onnxruntime lacks for this type. The new one "
                 "(`dynamo=True`) does not.",
 }
