@@ -62,10 +62,10 @@ EXPLANATIONS = {
                                  "cannot be told from the rounding.",
     r"no norm was folded": "The only batch norms are the new module's own, and its graph keeps it whole: they are not "
                            "folded, and the network has none to fold.",
-    r"never has a gradient other than zero": "All hidden units of this gate were shut for the random images of the five "
-                                             "steps, and ReLU passes no gradient on.",
-    r"operator Unfold, input size|'NoneType' object is not subscriptable": "The old exporter cannot write `unfold` of a "
-                                                                           "size that it does not know. The new one "
+    r"never has a gradient other than zero": "All hidden units of this gate were shut for the random images of the "
+                                             "five steps, and ReLU passes no gradient on.",
+    r"operator Unfold, input size|'NoneType' object is not subscriptable": "The old exporter cannot write `unfold` of "
+                                                                           "a size that it does not know. The new one "
                                                                            "(`dynamo=True`) can.",
     r"EyeLike": "The old exporter writes an operator that onnxruntime lacks for this type. The new one "
                 "(`dynamo=True`) does not.",
