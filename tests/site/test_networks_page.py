@@ -1,5 +1,6 @@
 """The page *In other people's networks*: what the record holds stands there, and every "no" leads to its reason."""
 
+import html
 import re
 
 import attn_lib
@@ -17,7 +18,7 @@ def test_every_row_stands_there_and_every_no_leads_to_its_reason(site):
         shown = re.findall(r"<tr><th scope=row>([^<]+)</th>(.*?)</tr>", table, re.DOTALL)
         of_network = [row for row in rows if row["network"] == name]
         heads = [attn_lib.entry(row["module"]).name if row["module"] else "nothing" for row in of_network]
-        assert [head for head, _ in shown] == heads
+        assert [html.unescape(head) for head, _ in shown] == heads
         for row, (_, cells) in zip(of_network, shown, strict=True):
             found = re.findall(r"<td[^>]*data-v=\"(\w+)\">(.*?)</td>", cells)
             if "refused" not in row:
