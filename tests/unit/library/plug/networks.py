@@ -1,6 +1,7 @@
 """Networks to put modules into, and what is looked at in them."""
 
 import copy
+import io
 from typing import NamedTuple
 
 import torch
@@ -84,3 +85,14 @@ def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model)
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)

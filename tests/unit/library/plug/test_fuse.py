@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import io
 import threading
 import weakref
 
@@ -14,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attn_lib import plug
 from attn_lib.plug.fused import Fused, Handover, Offered
-from tests.unit.library.plug.networks import assert_same_state, evaluate, snapshot
+from tests.unit.library.plug.networks import assert_same_state, copied, evaluate, pickled, snapshot
 
 
 def block(channels: int, out: int) -> nn.Sequential:
@@ -338,17 +337,6 @@ def test_an_offered_layer_is_neither_folded_nor_replaced(unet, x):
 
 
 # A network like any other
-
-def copied(model):
-    return copy.deepcopy(model)
-
-
-def pickled(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
 
 def test_a_copy_made_within_a_pass_holds_nothing(unet, x):
     plug.fuse(unet, "up1", "gated", skip="down1", example=x)

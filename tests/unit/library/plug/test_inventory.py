@@ -1,14 +1,13 @@
 """What stands in a network: listed, checked, taken out."""
 
 import copy
-import io
 
 import pytest
 import torch
 from torch import nn
 
 from attn_lib import plug
-from tests.unit.library.plug.networks import ResNet, assert_same_state, evaluate, gate, snapshot
+from tests.unit.library.plug.networks import ResNet, assert_same_state, copied, evaluate, gate, pickled, snapshot
 
 
 def rows(model, example=None):
@@ -27,17 +26,6 @@ def test_lists_what_is_there(resnet, x):
                             ("replace", "layer2.1.conv2", "layer2.1.conv2", None, None)]
     assert [row[3:] for row in rows(resnet, x)] == [(1, 1), (1, 1), (1, 1), (1, None)]
     assert all(resnet.get_submodule(row.path) is row.module for row in plug.inserted(resnet))
-
-
-def copied(model):
-    return copy.deepcopy(model)
-
-
-def pickled(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 def loaded(model):
