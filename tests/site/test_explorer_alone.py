@@ -522,6 +522,21 @@ def test_text_of_another_length_does_not_move_what_follows(show):
     assert page.locator("#after").bounding_box()["y"] == after
 
 
+def test_keys_faster_than_the_screen_do_not_move_what_follows(show):
+    page = show(points(), "<p id=after>after", viewport={"width": 480, "height": 900})
+    explorers.focus(page.locator("figure"))
+    longest, settled = page.evaluate("""async () => {
+        const place = () => document.getElementById("after").getBoundingClientRect().y;
+        const press = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+        press("End");
+        const longest = place();
+        press("Home");  // before the browser has told anybody that the figure grew
+        for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+        return [longest, place()];
+    }""")
+    assert settled == longest
+
+
 def test_the_scale_below_a_panel_follows_the_query(show):
     weights = torch.full((2, 2, 2, 2), 0.25)
     weights[0, 0] = torch.tensor([[0.7, 0.1], [0.1, 0.1]])

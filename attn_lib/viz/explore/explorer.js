@@ -22,11 +22,13 @@
   const speaker = figure => {
     const spoken = figure.querySelector("output");
     const seen = make("p", {className: "ax-said", textContent: spoken.textContent});
-    let waits;
+    let waits, width;
     seen.setAttribute("aria-hidden", "true");
     spoken.before(seen);
     new ResizeObserver(() => {
-      figure.classList.toggle("ax-narrow", figure.clientWidth < 480);
+      if (figure.clientWidth === width) return;  // taller by its own text: the height that this left is kept
+      width = figure.clientWidth;
+      figure.classList.toggle("ax-narrow", width < 480);
       seen.style.minHeight = "";
     }).observe(figure);
     return text => {
