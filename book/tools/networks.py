@@ -47,9 +47,9 @@ EXPLANATIONS = {
     r"Could not export Python function call": "The module computes a gradient of its own in Python. A trace can be run "
                                               "where it was made, but not saved; `torch.export` and ONNX leave the "
                                               "gradient out.",
-    r"the module needs \(|is not its channels": "The places chosen in this network return other axes than the module "
-                                                "takes: maps (B, C, H, W), tokens (B, N, C) and frames "
-                                                "(B, C, T, H, W) are told apart.",
+    r"the module needs \(|is not its channels|takes no feature map":
+        "The places chosen in this network return other axes than the module takes: maps (B, C, H, W), tokens "
+        "(B, N, C) and frames (B, C, T, H, W) are told apart.",
     r"takes several inputs": "The module joins several inputs. It has a place where a network holds two tensors of one "
                              "shape to be fused, as the U-Net and the FPN do.",
     r"does not fit there": "The module returns another shape than it is given, which what follows in the network does "
