@@ -29,9 +29,10 @@ from .probe import memory_format
 
 SCOPE = "_scope_of_merges"  # attribute of a module whose merges were replaced
 
-CATS = {torch.cat, torch.concat, torch.concatenate}
-IN_PLACE = {Tensor.add_, operator.iadd}  # `a += b`
-ADDS = {torch.add, Tensor.add, operator.add} | IN_PLACE  # the operators themselves in torch.export(…, strict=True)
+# Tuples, since torch.compile before 2.7 looks nothing up in sets. The operators themselves come in strict export.
+CATS = torch.cat, torch.concat, torch.concatenate
+IN_PLACE = Tensor.add_, operator.iadd  # `a += b`
+ADDS = torch.add, Tensor.add, operator.add, *IN_PLACE
 
 
 class Operation(NamedTuple):
@@ -59,7 +60,7 @@ def operation(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     if func in ADDS:
         operands = (*args, kwargs["other"]) if "other" in kwargs else args
         of_tensors = len(operands) == 2 and all(isinstance(x, (Tensor, Proxy)) for x in operands)
-        if of_tensors and not kwargs.keys() - {"other"}:
+        if of_tensors and all(name == "other" for name in kwargs):
             return Operation("add", tuple(operands), in_place=func in IN_PLACE)
     return None
 
@@ -217,7 +218,7 @@ class Scope:
         """The owner's own forward pass, seen."""
         watch = Watch()
         for merged in self._expected.pop(this_thread(), []):
-            watch.announce(merged, next(iter((*args, *kwargs.values())), None))
+            watch.announce(merged, [*args, *kwargs.values()][0])
         self._passes.setdefault(this_thread(), []).append(watch)
         try:
             with watch:
@@ -313,7 +314,7 @@ def _with_scope(base: type[nn.Module]) -> type[nn.Module]:
     class Owner(base):  # type: ignore[valid-type]
         @functools.wraps(base.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return vars(self)[SCOPE].run(super().forward, args, kwargs)
+            return getattr(self, SCOPE).run(super().forward, args, kwargs)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             _, _, *rest = super().__reduce_ex__(max(protocol, 2))
