@@ -218,7 +218,7 @@ class Scope:
         """The owner's own forward pass, seen."""
         watch = Watch()
         for merged in self._expected.pop(this_thread(), []):
-            watch.announce(merged, [*args, *kwargs.values()][0])
+            watch.announce(merged, [*args, *kwargs.values(), None][0])
         self._passes.setdefault(this_thread(), []).append(watch)
         try:
             with watch:

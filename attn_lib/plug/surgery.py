@@ -198,11 +198,11 @@ def fuse(model: nn.Module, site: str | int, module: Module, *, skip: str | Seque
     The new module is named after the sub-module that is called last before the merge or, where none is, after the one
     whose `forward` writes it: its owner. What else is inserted, converted or taken out, before or after, makes no
     difference. Copies, pickles, several threads, `torch.jit.trace`, and from torch 2.6 on `torch.compile` and
-    `torch.export` work, for concatenations `torch.fx`, too. A pass that goes past the merge meets an error: parts of the owner called alone or
-    by another method than `forward`, checkpointing of the merge without its owner, a network that takes another way
-    in training, `torch.fx` at an addition. A merge before every sub-module of the network has no place for a module,
-    and one of a recorded graph no owner that could be watched; both are refused. Give the network a module that merges,
-    such as ultralytics' Concat, and `replace` that.
+    `torch.export` work, for concatenations `torch.fx`, too. A pass that goes past the merge meets an error: parts of
+    the owner called alone or by another method than `forward`, checkpointing of the merge without its owner, a network
+    that takes another way in training, `torch.fx` at an addition. A merge before every sub-module of the network has no
+    place for a module, and one of a recorded graph no owner that could be watched; both are refused. Give the network a
+    module that merges, such as ultralytics' Concat, and `replace` that.
 
     Args:
         model, module, measure_time: as for `insert`; the module takes several inputs of the site's shape or of whatever
