@@ -369,6 +369,49 @@ def test_each_of_several_merges_after_a_layer_that_is_called_often(index):
     torch.testing.assert_close(model(x), model.mix2(cat(4, add(3, y, a), a)))
 
 
+class Chain(nn.Module):
+    """Three additions after one layer; what they make is written into."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        y = F.relu_(a + b)
+        y = y + a.mean((2, 3), keepdim=True)  # no merge of maps, but counted on the way
+        return F.relu_(torch.add(y + b, a))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_each_of_several_merges_of_a_kind_after_one_call(index, x):
+    model = Chain()
+    assert len(plug.merges(model, x)) == 3
+    plug.fuse(model, index, "gated", example=x)
+    gated = model.b.gated
+
+    def add(i, a, b):
+        return gated(a, b) if i == index else a + b
+
+    a, b = model.a(x), model.b.site(x)
+    y = F.relu(add(0, a, b)) + a.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(model(x), F.relu(add(2, add(1, y, b), a)))
+
+
+def test_what_the_network_writes_into_is_a_copy_where_the_module_needs_it(x):
+    class Product(nn.Module):
+        def forward(self, a, b):
+            return torch.sigmoid(a * b)  # whose backward pass reads what it returned
+
+    model = Chain()
+    plug.fuse(model, 0, lambda channels: Product(), example=x)
+    model(x).sum().backward()
+    assert model.b._spot.copies and all(p.grad.isfinite().all() for p in model.parameters())
+    plug.remove(model)
+    plug.fuse(model, 0, Sum, example=x)
+    assert not model.b._spot.copies, "copies where it must, and only there"
+
+
 def test_all_of_them_and_out_again_in_any_order():
     model, x = Shared().eval(), torch.randn(2, 3, 16, 16)
     before, keys = model(x), snapshot(model)
