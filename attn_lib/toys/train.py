@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -104,9 +104,9 @@ def fit(
     Raises:
         ValueError: for a non-positive `steps`, `batch` or `lr`, an unknown optimizer, or tensors of different length.
     """
-    for name, value in (("steps", steps), ("batch", batch), ("lr", lr)):
-        if value <= 0:
-            raise ValueError(f"{name}={value} must be positive")
+    for name, number in (("steps", steps), ("batch", batch), ("lr", lr)):
+        if number <= 0:
+            raise ValueError(f"{name}={number} must be positive")
     makers = {
         "adamw": lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=weight_decay),
         "sgd": lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=weight_decay),
@@ -160,7 +160,7 @@ def accuracy(model: nn.Module, data: Sequence[Tensor], *, batch: int = 512) -> f
 
 
 def compare(
-    builders: dict[str, Callable[[], nn.Module]],
+    builders: Mapping[str, Callable[[], nn.Module]],
     train: Data,
     test: Sequence[Tensor],
     *,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from . import style
-from .arrays import called, panels, to_array
+from .arrays import Floats, called, panels, to_array
 from .figures import Figure, Sheet
 
 
@@ -66,11 +66,11 @@ def bars(
     return sheet.figure
 
 
-def _series(values: Any) -> dict[str, np.ndarray]:
+def _series(values: Any) -> dict[str, Floats]:
     return {k: to_array(v, called("values", k), 1) for k, v in panels(values).items()}
 
 
-def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int], titled: bool) -> None:
+def _draw_bars(ax: Axes, series: Mapping[str, Floats], chosen: set[int], titled: bool) -> None:
     width = 0.8 / len(series)
     for k, (name, v) in enumerate(series.items()):
         where = np.arange(len(v)) + (k - (len(series) - 1) / 2) * width
@@ -127,15 +127,16 @@ def matrix(
             if values:
                 _write_values(ax, m, picture)
         bar = fig.colorbar(picture, ax=list(axes), shrink=0.9, aspect=22, pad=0.02)
-        bar.outline.set_visible(False)
+        bar.ax.spines["outline"].set_visible(False)
     return sheet.figure
 
 
-def _write_values(ax: Axes, m: np.ndarray, picture: AxesImage) -> None:
+def _write_values(ax: Axes, m: Floats, picture: AxesImage) -> None:
     whole = np.array_equal(m, np.round(m))
     digits = 0 if whole or np.abs(m).max() >= 100 else 1 if np.abs(m).max() >= 10 else 2
+    ground = picture.to_rgba(m)
     for (i, j), value in np.ndenumerate(m):
-        r, g, b, _ = picture.to_rgba(value)
+        r, g, b, _ = ground[i, j]
         colour = "white" if 0.299 * r + 0.587 * g + 0.114 * b < 0.55 else style.INK
         text = f"{value + 0.0:.{digits}f}".replace("-", "−")
         ax.text(j, i, text, ha="center", va="center", size=style.SMALL_SIZE, color=colour)
@@ -235,6 +236,6 @@ def _indices(highlight: Any) -> set[int]:
         return {operator.index(i) for i in highlight}
 
 
-def _tilt(labels: Sequence[str]) -> dict:
+def _tilt(labels: Sequence[str]) -> dict[str, Any]:
     crowded = sum(len(str(label)) + 2 for label in labels) > 90
     return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}

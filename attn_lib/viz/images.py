@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 
 from . import style
-from .arrays import called, finite, grey, of_panel, panels, to_array, to_image
+from .arrays import Floats, called, finite, grey, of_panel, panels, to_array, to_image
 from .figures import Figure
 from .picture_grid import PictureGrid, average, upsample
 
@@ -180,18 +180,19 @@ def points(
     return sheet.figure
 
 
-def _frame(size: tuple[int, int], where: np.ndarray) -> tuple[float, float, float, float]:
+def _frame(size: Sequence[int], where: Floats) -> tuple[float, float, float, float]:
     """Top, bottom, left, right of what is shown: the photograph, and points beside it up to a quarter of its size."""
-    sides = []
-    for n, positions in zip(size, where.T, strict=True):
-        pad, most = 0.04 * max(size), 0.25 * max(size)
+    pad, most = 0.04 * max(size), 0.25 * max(size)
+
+    def span(n: int, positions: Floats) -> tuple[float, float]:
         low = min(-0.5, positions.min() - pad) if positions.min() < 0 else -0.5
         high = max(n - 0.5, positions.max() + pad) if positions.max() > n - 1 else n - 0.5
-        sides += [max(low, -most), min(high, n + most)]
-    return tuple(sides)
+        return max(low, -most), min(high, n + most)
+
+    return *span(size[0], where[:, 0]), *span(size[1], where[:, 1])
 
 
-def _dots(ax: Axes, where: np.ndarray, weight: np.ndarray | None, centre: tuple[float, float] | None) -> None:
+def _dots(ax: Axes, where: Floats, weight: Floats | None, centre: tuple[float, float] | None) -> None:
     if centre is not None and len(where) <= 64:
         for row, col in where:
             ax.plot([centre[1], col], [centre[0], row], color="white", linewidth=0.8, alpha=0.7)

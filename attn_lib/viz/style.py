@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from .arrays import Floats
+
 WIDTH = 7.0  # inches: a figure as wide as a page's column of text
 CSS_PER_INCH = 100  # a full-width figure is shown 700 CSS pixels wide
 BACKGROUND = "#ffffff"  # opaque, so that a figure also reads on a dark page
@@ -151,7 +153,7 @@ def times(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def colour_scale(arrays: list[np.ndarray], signed: bool | None = None) -> tuple[float, float, str]:
+def colour_scale(arrays: list[Floats], signed: bool | None = None) -> tuple[float, float, str]:
     """The limits and the name of a colour map that several arrays share.
 
     Args:

@@ -10,9 +10,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import style
-from ..arrays import called, of_panel, panels, to_array, to_image
+from ..arrays import Floats, called, of_panel, panels, to_array, to_image
 from ..figures import Figure, check_texts, uri
 from .frames import Frame, Slider, check_all_differ, draw_frame, read_slider, value_text
 from .live import controls, index_slider, setting_slider, share_slider
@@ -210,7 +211,7 @@ def _grid_explorer(
     beside = {name or "reference": photograph(p, "reference", (height, width)) for name, p in beside.items()}
     pad = min(max(height, width) // 8, max(v.margin((height, width)) for v in views))
     scene = Scene(photo, views, beside, pad, mark, NOUNS[kind])
-    cells = list(np.ndindex(rows, cols))
+    cells = list(itertools.product(range(rows), range(cols)))
     texts = [scene.describe(cell) for cell in cells]
     data = {
         "grid": (rows, cols),
@@ -267,11 +268,11 @@ def _pack_texts(texts: Sequence[Any]) -> str:
     return pack(np.frombuffer(json.dumps(texts, separators=(",", ":")).encode("ascii"), np.uint8))
 
 
-def _colours(name: str) -> np.ndarray:
+def _colours(name: str) -> NDArray[np.uint8]:
     return np.rint(255 * matplotlib.colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
 
 
-def _evaluate(row_of: Callable[[int, int], Any], grid: tuple[int, int] | None, label: str) -> np.ndarray:
+def _evaluate(row_of: Callable[[int, int], Any], grid: tuple[int, int] | None, label: str) -> Floats:
     if grid is None or len(grid) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in grid):
         raise ValueError(f"grid={grid!r} must be (Hq, Wq), two positive integers, where {label} is a callable")
     rows = [[to_array(row_of(r, c), f"{label}({r}, {c})", 2) for c in range(grid[1])] for r in range(grid[0])]

@@ -23,7 +23,7 @@ class Slider:
 
     argument: str
     name: str
-    values: list
+    values: list[Any]
 
 
 @dataclass(frozen=True)
