@@ -43,8 +43,9 @@ def tap_positions(n: int, k: int, stride: int, padding: int, dilation: int, like
 
     On the device of `like`, in float32 at least: bfloat16 cannot tell pixel 256 from pixel 257.
     """
-    options = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-    return torch.arange(n, **options)[:, None] * stride - padding + torch.arange(k, **options) * dilation
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    outputs, taps = (torch.arange(m, device=like.device, dtype=dtype) for m in (n, k))
+    return outputs[:, None] * stride - padding + taps * dilation
 
 
 def ceil_div(n: int, d: int) -> int:
@@ -62,6 +63,11 @@ def open_size(*sizes: int) -> bool:
     return any(type(n) is not int for n in sizes)
 
 
+def traced() -> bool:
+    """Whether `torch.jit.trace` records a graph."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined]  # torch documents it, its types do not have it
+
+
 def at_one_size(x: Tensor, *dims: int) -> tuple[Any, ...]:
     """x, and its sizes along `dims` as numbers that Python may decide by: a graph recorded here refuses other sizes.
 
@@ -69,7 +75,7 @@ def at_one_size(x: Tensor, *dims: int) -> tuple[Any, ...]:
     split into one part, which fails for any other size, also in ONNX.
     """
     sizes = [int(x.shape[dim]) for dim in dims]
-    if torch.jit.is_tracing():
+    if traced():
         for dim, n in zip(dims, sizes, strict=True):
             x = x.split([n], dim)[0]
     return x, *sizes

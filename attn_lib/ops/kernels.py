@@ -59,7 +59,8 @@ class KernelMixture(nn.Module):
         each = [nn.Conv2d(channels, out_channels, kernel_size, groups=groups, bias=bias) for _ in range(kernels)]
         self.kernel_shape = tuple(each[0].weight.shape)
         self.weight = nn.Parameter(torch.stack([conv.weight.detach().flatten() for conv in each]))
-        self.bias = nn.Parameter(torch.stack([conv.bias.detach() for conv in each])) if bias else None
+        biases = [conv.bias.detach() for conv in each if conv.bias is not None]
+        self.bias = nn.Parameter(torch.stack(biases)) if bias else None
 
     def mixed(self, a: Tensor) -> tuple[Tensor, Tensor | None]:
         """Kernels (B, O, C/groups, kH, kW) and biases (B, O) of weights a (B, M)."""

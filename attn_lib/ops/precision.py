@@ -18,12 +18,12 @@ def in_float32(fn: Callable[..., Tensor], *args: Any) -> Tensor:
     For products of features: float16 ends at 65,504, which two vectors of a trained network exceed, and bfloat16
     has three digits. In float32 outside autocast this is the plain call.
     """
-    args = [t.float() if isinstance(t, Tensor) and t.dtype in _HALF else t for t in args]
-    device = next(t.device.type for t in args if isinstance(t, Tensor))
+    wide = [t.float() if isinstance(t, Tensor) and t.dtype in _HALF else t for t in args]
+    device = next(t.device.type for t in wide if isinstance(t, Tensor))
     if device not in _AUTOCAST or not torch.is_autocast_enabled(device):
-        return fn(*args)
+        return fn(*wide)
     with torch.autocast(device, enabled=False):
-        return fn(*args)
+        return fn(*wide)
 
 
 def widened(layer: nn.Module, x: Tensor) -> Tensor:

@@ -34,4 +34,5 @@ def scale_weights(maps: Sequence[Tensor], W: Tensor, norm: nn.Module | None = No
 
 def weighted_sum(maps: Sequence[Tensor], w: Tensor) -> Tensor:
     """Σ_m w_m ⊙ y_m of M maps (B, C, H, W) with weights (B, M, C): the maps are not copied side by side."""
-    return sum([w_m[..., None, None].to(y.dtype) * y for w_m, y in zip(w.unbind(1), maps, strict=True)])
+    parts = [w_m[..., None, None].to(y.dtype) * y for w_m, y in zip(w.unbind(1), maps, strict=True)]
+    return sum(parts)  # type: ignore[return-value]  # which would be a plain 0 of no maps only

@@ -7,7 +7,6 @@
     inserted  what stands in a network, also in a copy, or after loading
     remove    all insertions out again, without a report
     convert   the weights of timm's or torchvision's module, as a `state_dict` of ours
-    Report    what that did; `report.undo()` takes it back
     yolo      names for the YAML from which ultralytics builds its models; see `attn_lib.plug.yolo`
 
 >>> report = plug.insert(resnet, "layer[1-4].*.bn3", "se", example=images)
@@ -20,8 +19,6 @@ from .inventory import Inserted, inserted, remove
 from .recipe import Place
 from .report import Report, Site
 from .surgery import fuse, insert, replace
-
-__all__ = ["Inserted", "Place", "Report", "Site", "fuse", "insert", "inserted", "remove", "replace"]
 from .weights import convert
 
-__all__ = ["Report", "Site", "convert", "insert", "replace"]
+__all__ = ["Inserted", "Place", "Report", "Site", "convert", "fuse", "insert", "inserted", "remove", "replace"]
