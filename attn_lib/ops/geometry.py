@@ -3,12 +3,27 @@
 And what is known of a size: in a graph that is recorded for any size it is no number.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 Pair = tuple[int, int]  # (rows, columns)
+
+
+class Geometry(TypedDict):
+    """What a convolution is told besides its kernel."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+class GroupedGeometry(Geometry):
+    """The same with groups."""
+
+    groups: int
 
 
 def same_padding(kernel_size: Pair, dilation: Pair) -> Pair:
@@ -24,7 +39,7 @@ def same_padding(kernel_size: Pair, dilation: Pair) -> Pair:
     return reach[0] // 2, reach[1] // 2
 
 
-def output_size(size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+def output_size(size: Sequence[int], kernel_size: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     """(Ho, Wo) of a convolution of x, a map of size (H, W).
 
     Raises:
@@ -65,7 +80,7 @@ def open_size(*sizes: int) -> bool:
 
 def traced() -> bool:
     """Whether `torch.jit.trace` records a graph."""
-    return torch.jit.is_tracing()  # type: ignore[attr-defined]  # torch documents it, its types do not have it
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's types lack it
 
 
 def at_one_size(x: Tensor, *dims: int) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ def maximum(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     # The compiler writes a backward pass of its own, and does not take a function that has a `jvp`; a trace with such a
     # function in it cannot be saved.
     recorded = torch.compiler.is_compiling() or traced()
-    return x.amax(dim, keepdim=True) if recorded else _Maximum.apply(x, dim)
+    return x.amax(dim, keepdim=True) if recorded else _Maximum.apply(x, dim)  # type: ignore[no-untyped-call]
 
 
 class _Maximum(torch.autograd.Function):

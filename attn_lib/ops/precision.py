@@ -1,18 +1,20 @@
 """Products of features, and layers behind them, where the input is in half precision."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 _HALF = (torch.float16, torch.bfloat16)
 # Asked here: torch.compile of the oldest torch cannot ask, and `is_autocast_enabled` refuses other devices (meta).
 _AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 
-def in_float32(fn: Callable[..., Tensor], *args: Any) -> Tensor:
+def in_float32(fn: Callable[..., T], *args: Any) -> T:
     """`fn(*args)` with its tensors in float32 at least, under autocast as well.
 
     For products of features: float16 ends at 65,504, which two vectors of a trained network exceed, and bfloat16

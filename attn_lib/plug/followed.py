@@ -53,8 +53,8 @@ class Wrapper(nn.Module):
         self.add_module(SITE, site)
         if child is not None:
             self.add_module(name, child)
-        self._register_state_dict_hook(_write_as_the_site)
-        self.register_load_state_dict_post_hook(_name_as_the_site)
+        self._register_state_dict_hook(_write_as_the_site)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_name_as_the_site)  # type: ignore[no-untyped-call]
         self.register_forward_pre_hook(_stand_in_the_way)
 
     def _held(self, name: str) -> nn.Module:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..measure.call import Inputs
 from .edits import Edit, Fusion, Insertion, Replacement, check_calls, check_replaceable, free_name, revert_all
 from .followed import wrappers_of
 from .probe import (
@@ -181,7 +182,7 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
                   _edits=edits)
 
 
-def fuse(model: nn.Module, site: str, module: Module, *, skip: str | Sequence[str], example: Example,
+def fuse(model: nn.Module, site: str, module: Module, *, skip: str | Sequence[str], example: Inputs,
          measure_time: bool = False, **options: Any) -> Report:
     """Fuse the output of a sub-module with those of others: y = module(site(x), skip, …).
 

@@ -107,7 +107,7 @@ def fit(
     for name, number in (("steps", steps), ("batch", batch), ("lr", lr)):
         if number <= 0:
             raise ValueError(f"{name}={number} must be positive")
-    makers = {
+    makers: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
         "adamw": lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=weight_decay),
         "sgd": lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=weight_decay),
     }
@@ -229,7 +229,8 @@ def _progress(steps: Iterable[T]) -> Iterable[T]:
         from tqdm import tqdm
     except ImportError:
         return steps
-    return tqdm(steps, leave=False)
+    bar: Iterable[T] = tqdm(steps, leave=False)
+    return bar
 
 
 def _watched() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Numbers = torch.Tensor | NDArray[Any] | Sequence[Any]  # as a reader has them; a list may be nested
+Panels = Numbers | Mapping[Any, Numbers]  # one, or several by name
 
 
 def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -> Floats:

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from . import style
-from .arrays import Floats, called, panels, to_array
+from .arrays import Floats, Numbers, Panels, called, panels, to_array
 from .figures import Figure, Sheet
 
 
 def bars(
-    values: Any, *, title: str, alt: str, labels: Sequence[str] | None = None,
+    values: Numbers | Mapping[Any, Any], *, title: str, alt: str, labels: Sequence[str] | None = None,
     highlight: int | Iterable[int] | None = None, xlabel: str | None = None, ylabel: str | None = None,
 ) -> Figure:
     """Bars, one an entry: gates, weights, means of channels.
@@ -35,7 +35,7 @@ def bars(
         ValueError: lengths that differ, a highlight out of range, an empty title or alt.
     """
     nested = isinstance(values, Mapping) and any(isinstance(v, Mapping) for v in values.values())
-    drawn = {str(k): _series(v) for k, v in values.items()} if nested else {"": _series(values)}
+    drawn = {k: _series(v) for k, v in panels(values).items()} if nested else {"": _series(values)}
     everything = [(name, v) for series in drawn.values() for name, v in series.items()]
     n = len(everything[0][1])
     for name, v in everything:
@@ -88,7 +88,7 @@ def _draw_bars(ax: Axes, series: Mapping[str, Floats], chosen: set[int], titled:
 
 
 def matrix(
-    A: Any, *, title: str, alt: str, xlabel: str | None = None, ylabel: str | None = None,
+    A: Panels, *, title: str, alt: str, xlabel: str | None = None, ylabel: str | None = None,
     values: bool = False,
 ) -> Figure:
     """A matrix as a picture, row 0 on top: an attention matrix has its queries as rows, its keys as columns.
@@ -143,7 +143,7 @@ def _write_values(ax: Axes, m: Floats, picture: AxesImage) -> None:
 
 
 def curves(
-    series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, ylabel: str,
+    series: Mapping[str, Numbers], *, title: str, alt: str, xlabel: str, ylabel: str,
     x: Sequence[float] | None = None, log: bool = False,
 ) -> Figure:
     """Training curves: the mean over seeds as a line, the range over seeds as a band.
@@ -184,7 +184,7 @@ def curves(
 
 
 def compare(
-    series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, reference: Mapping[str, float] | None = None,
+    series: Mapping[str, Numbers], *, title: str, alt: str, xlabel: str, reference: Mapping[str, float] | None = None,
 ) -> Figure:
     """Scores of several models over seeds: one row a model, one dot a seed, the mean as a bar with its value.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,12 +12,12 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 
 from . import style
-from .arrays import Floats, called, finite, grey, of_panel, panels, to_array, to_image
+from .arrays import Floats, Numbers, Panels, called, finite, grey, of_panel, panels, to_array, to_image
 from .figures import Figure
 from .picture_grid import PictureGrid, average, upsample
 
 
-def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Figure:
+def images(images: Panels, *, title: str, alt: str, ncols: int | None = None) -> Figure:
     """Photographs side by side.
 
     Args:
@@ -43,7 +43,7 @@ def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Fi
 
 
 def channels(
-    x: Any, *, title: str, alt: str, n: int = 16, signed: bool | None = None,
+    x: Numbers, *, title: str, alt: str, n: int = 16, signed: bool | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
     """The first channels of a feature map as a grid, all on one colour scale.
@@ -82,7 +82,7 @@ def _steps(cmap: str) -> Colormap:
 
 
 def overlay(
-    image: Any, heat: Any, *, title: str, alt: str, mark: tuple[float, float] | None = None,
+    image: Numbers, heat: Panels, *, title: str, alt: str, mark: tuple[float, float] | None = None,
     share: bool = True,
 ) -> Figure:
     """A heat map over a photograph: the hotter, the more colour; where it is cold the photograph shows in grey.
@@ -131,8 +131,8 @@ def overlay(
 
 
 def points(
-    image: Any, points: Any, *, title: str, alt: str, weights: Any = None,
-    anchor: tuple[float, float] | None = None,
+    image: Panels, points: Panels, *, title: str, alt: str, weights: Panels | None = None,
+    anchor: tuple[float, float] | Mapping[Any, tuple[float, float]] | None = None,
 ) -> Figure:
     """Sampling points on a photograph.
 

@@ -115,7 +115,8 @@ def upsample(heat: Floats, size: Sequence[int]) -> Floats:
     """`(h, w, …)` to `size` such that cell (i, j) covers exactly the pixels whose centres lie in it."""
     pairs = zip(size, heat.shape, strict=False)
     rows, cols = (np.floor((np.arange(big) + 0.5) * small / big).astype(int) for big, small in pairs)
-    return heat[np.ix_(rows, cols)]
+    large: Floats = heat[np.ix_(rows, cols)]
+    return large
 
 
 def _columns(n: int) -> int:

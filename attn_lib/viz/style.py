@@ -116,7 +116,8 @@ def series_marker(index: int) -> str:
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width of one line of text in inches; `size` in points."""
     font = FontProperties(family=FONT, size=size, weight=weight)
-    return _RENDERER.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+    width: float = _RENDERER.get_text_width_height_descent(text, font, ismath=False)[0]
+    return width / 72
 
 
 def wrap(text: str, width: float, size: float, weight: str = "normal") -> list[str]:

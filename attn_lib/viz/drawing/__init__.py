@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from ...checks import check_choice
+from ...tap import trace as Trace
 from .. import style
 from ..figures import Figure, MimeBundle, check_texts
 from .dots import Dots
@@ -16,11 +17,13 @@ from .grids import Grid
 from .items import Item, names_of, picture
 from .layout import Arrow, Layout, lay_out
 from .render import figure, svg
-from .shapes import NOTE, Box, Outline, Rect, Words, base, wide
+from .shapes import NOTE, Box, Outline, Rect, Tone, Words, base, wide
 
 __all__ = ["Dots", "Drawing", "Grid", "drawing"]
 
 PAGE, PHONE = 700, 344  # CSS pixels there are for a drawing
+
+End = str | tuple[str, Any]  # of an arrow: a name, or (name, index)
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +45,8 @@ class Drawing(Figure):
 
 def drawing(
     rows: Sequence[Sequence[Item | str | Sequence[Item | str]]], *, title: str, alt: str,
-    arrows: Sequence[tuple[Any, ...]] = (), trace: Any = None, key: Mapping[str, int | tuple[int]] | None = None,
+    arrows: Sequence[tuple[End, End, str] | tuple[End, End, str, Tone]] = (), trace: Trace | None = None,
+    key: Mapping[str, int | tuple[int]] | None = None,
 ) -> Drawing:
     """A mechanism drawn as a teacher would: small grids with their numbers, and arrows with what happens.
 

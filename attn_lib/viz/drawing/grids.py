@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...tap import trace as Trace
 from .. import style
-from ..arrays import Floats, finite, to_array
+from ..arrays import Floats, Numbers, finite, to_array
 from ..words import printed
 from .shapes import NOTE, NUMBER, Box, Disc, Line, Objects, Outline, Picture, Rect, Shape, Words, base, wide
 from .writing import HEADING, decimals, heading, heading_width, number
@@ -51,11 +52,11 @@ class Grid:
     """
 
     name: str
-    values: Any = None
+    values: Numbers | None = None
     label: str | None = None
     axes: str = ""
     note: str | None = None
-    colours: Any = None
+    colours: int | Numbers | None = None
     shade: bool = False
     rows: Sequence[str] | None = None
     cols: Sequence[str] | None = None
@@ -69,8 +70,9 @@ class Grid:
     below: Grid | None = None
 
 
-def _values(grid: Grid, trace: Any) -> tuple[Floats, list[str]]:
+def _values(grid: Grid, trace: Trace | None) -> tuple[Floats, list[str]]:
     """The numbers, without axes of size 1 in front, and what their axes are called (as far as the trace says)."""
+    values: Numbers
     if grid.values is None:
         if trace is None:
             raise ValueError(f"{grid.name!r} has no values and the drawing no trace to take them from")
@@ -87,7 +89,7 @@ def _values(grid: Grid, trace: Any) -> tuple[Floats, list[str]]:
     return array, axes if len(axes) == array.ndim else []
 
 
-def grid_picture(grid: Grid, trace: Any, limit: float) -> Picture:
+def grid_picture(grid: Grid, trace: Trace | None, limit: float) -> Picture:
     """The grid drawn; a stack stands side by side if it may and fits into `limit`.
 
     Raises:
@@ -155,7 +157,7 @@ class _Margin:
         return replace(self, texts=self.texts[i], tints=self.tints[i], strengths=self.strengths[i])
 
 
-def _margin(grid: Grid, side: str, trace: Any, stack: Floats) -> _Margin | None:
+def _margin(grid: Grid, side: str, trace: Trace | None, stack: Floats) -> _Margin | None:
     margin = getattr(grid, side)
     if margin is None:
         return None
@@ -171,13 +173,14 @@ def _margin(grid: Grid, side: str, trace: Any, stack: Floats) -> _Margin | None:
 
 def _texts(grid: Grid, values: Floats) -> Objects:
     digits = decimals(values) if grid.digits is None else grid.digits
-    return np.vectorize(lambda v: number(v, digits), otypes=[object])(values)
+    texts: Objects = np.vectorize(lambda v: number(v, digits), otypes=[object])(values)
+    return texts
 
 
 def _tints(grid: Grid, values: Floats, shape: tuple[int, ...]) -> tuple[NDArray[np.int_], Floats]:
     """Series colour (-1 for none) and strength for each cell, in the shape that is drawn."""
     if grid.shade:
-        first = 0 if grid.colours is None else int(grid.colours)
+        first = 0 if grid.colours is None else int(np.asarray(grid.colours).item())
         colours = np.where(values < 0, first + 1, first)
         strengths = 0.06 + 0.5 * np.abs(values) / (np.abs(values).max() or 1.0)
     else:

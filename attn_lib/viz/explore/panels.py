@@ -105,7 +105,8 @@ class Heat:
     def _shade(self, cell: Any) -> Floats:
         """Each weight's share of the number with the last colour."""
         top = self.top[cell]
-        return self.A[cell] / np.where(top > 0, top, 1.0)[..., None, None]
+        shade: Floats = self.A[cell] / np.where(top > 0, top, 1.0)[..., None, None]
+        return shade
 
     def margin(self, size: tuple[int, int]) -> int:
         return 0
@@ -150,7 +151,8 @@ class Map(Heat):
     def _shade(self, cell: Any) -> Floats:
         if self.signed:  # 0 is the middle
             return self.values / (max(-self.low, self.high) or 1.0)
-        return (self.values - self.low) / (self.high - self.low or 1.0)
+        shade: Floats = (self.values - self.low) / (self.high - self.low or 1.0)
+        return shade
 
 
 class Points:
