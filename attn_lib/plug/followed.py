@@ -58,6 +58,7 @@ class Wrapper(nn.Module):
         self.register_forward_pre_hook(_stand_in_the_way)
 
     def _held(self, name: str) -> nn.Module:
+        """The module of that name, of which torch's types think that it may be None."""
         module = self._modules[name]
         assert module is not None
         return module
