@@ -33,9 +33,10 @@ def check_positive(name: str, value: Any, why: str = "") -> float:
 
 def check_odd(name: str, value: Any) -> int:
     """`value` as a positive odd integer (a kernel that has a centre)."""
-    if check_int(name, value) % 2 == 0:
+    number = check_int(name, value)
+    if number % 2 == 0:
         raise ValueError(f"{name}={value} must be odd, so that the kernel has a centre")
-    return value
+    return number
 
 
 def check_pair(name: str, value: Any, at_least: int = 1) -> tuple[int, int]:

@@ -37,7 +37,8 @@ def as_leaf(cls: type[nn.Module]) -> None:
 def _path(tracer: Any, module: nn.Module) -> str:
     """Where the graph's owner holds the module; the owner of a module that is traced by itself is made here."""
     if tracer.root is not module:
-        return tracer.path_of_module(module)
+        path: str = tracer.path_of_module(module)
+        return path
     name = type(module).__name__
     tracer.root = nn.ModuleDict({name: module})
     return name

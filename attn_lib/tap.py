@@ -15,7 +15,7 @@ import ast
 import operator
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import get_ident
 from typing import Any
 
@@ -224,7 +224,9 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield path, module
 
 
-_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv,
+}
 
 
 def _evaluate(formula: str, sizes: dict[str, int]) -> int:

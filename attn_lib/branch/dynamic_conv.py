@@ -89,6 +89,8 @@ class DynamicConv2d(KernelMixture):
         arXiv 1912.03458.
     """
 
+    T: Tensor
+
     def __init__(self, channels: int, out_channels: int | None = None, *, kernels: int = 4, kernel_size: Pair = 3,
                  stride: Pair = 1, padding: Pair | None = None, dilation: Pair = 1, groups: int = 1,
                  bias: bool = True, reduction: int = 4, temperature: float = 30.0):

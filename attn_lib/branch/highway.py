@@ -115,7 +115,8 @@ class HighwayConv2d(nn.Module):
         check_choice("activation", activation, ACTIVATIONS)
         self.activation = activation
         self.Wh, self.Wt = (nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2) for _ in range(2))
-        nn.init.constant_(self.Wt.bias, _number("transform_bias", transform_bias))
+        _, b_T = self.Wt.parameters()
+        nn.init.constant_(b_T, _number("transform_bias", transform_bias))
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)

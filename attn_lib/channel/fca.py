@@ -18,7 +18,7 @@ RANKED = {  # row and column of 32 frequencies, in the authors' order: those tha
     "bot": "66 14 34 36 26 43 11 24 44 45 56 15 42 62 25 51 64 13 65 20 23 41 31 32 54 52 61 21 55 53 33 63",
     "low": "00 01 10 11 02 20 21 12 22 03 30 40 04 13 31 05 14 23 32 41 50 06 15 24 33 42 51 60 16 25 34 43",
 }
-METHODS = {f"{name}{n}": tuple((int(u), int(v)) for u, v in ranked.split()[:n])
+METHODS = {f"{name}{n}": tuple((int(place[0]), int(place[1])) for place in ranked.split()[:n])
            for name, ranked in RANKED.items() for n in (1, 2, 4, 8, 16, 32)}
 
 
@@ -143,7 +143,7 @@ class FcaAttention(nn.Module):
         return (rows[:, :, None] * cols[:, None, :]).to(dtype).to(self.W1.weight.device)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "FcaAttention":
-        super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.basis = self._basis()  # not cast: what has been rounded once stays rounded
         return self
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
-from ..checks import check_choice, check_feature_map, check_int, check_tensor
+from ..checks import check_choice, check_int, check_tensor
 from ..tap import tap
 
 FORMS = ("channel", "spatial", "both")
@@ -104,16 +104,15 @@ class NAMAttention(nn.Module):
         self.height, self.width = height, width
         if form != "spatial":
             self.norm_c = nn.BatchNorm2d(channels)
+        self.fixed = {}
         if form != "channel":
-            self.norm_s = nn.BatchNorm1d(check_int("height", height) * check_int("width", width))
+            self.fixed = {"H": check_int("height", height), "W": check_int("width", width)}
+            self.norm_s = nn.BatchNorm1d(self.fixed["H"] * self.fixed["W"])
         elif height is not None or width is not None:
             raise ValueError(f"height={height} and width={width} must be None with form='channel', which takes any map")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.form == "channel":
-            check_feature_map(x, self.channels)
-        else:
-            check_tensor(x, "B C H W", {"C": self.channels, "H": self.height, "W": self.width})
+        check_tensor(x, "B C H W", {"C": self.channels, **self.fixed})
         if self.form != "spatial":
             _check_many(self.norm_c, x, x.numel() // self.channels, "2 pixels in all")
             w_c = tap("w_c", self.shares(self.norm_c), "C")
@@ -127,7 +126,7 @@ class NAMAttention(nn.Module):
             x = tap("y", x * M_s.to(x.dtype), "B C H W")
         return x
 
-    def shares(self, norm: nn.Module) -> Tensor:
+    def shares(self, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
         """|γ| / ∑|γ| of a normalisation, and 0 where all scales are 0; in float32 at least."""
         gamma = norm.weight.detach() if self.detach else norm.weight
         return F.normalize(gamma.abs().to(torch.promote_types(gamma.dtype, torch.float32)), p=1, dim=0)

@@ -1,6 +1,8 @@
 """BAM: one gate for every position of every channel, from a channel branch and a spatial branch side by side."""
 
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,9 @@ from ..checks import check_at_most, check_choice, check_feature_map, check_int
 from ..ops import in_float32
 from ..tap import tap
 
-COMBINE = {"sum": torch.add, "product": torch.mul, "maximum": torch.maximum}
+COMBINE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add, "product": torch.mul, "maximum": torch.maximum,
+}
 NORM = ("end", "inside")
 
 
@@ -110,9 +114,9 @@ class BAM(nn.Module):
 
         Cr = channels // reduction
         self.channel = self._branch(nn.BatchNorm1d, "W", nn.Linear(channels, Cr), nn.Linear(Cr, channels))
-        wide = dict(kernel_size=3, padding=dilation, dilation=dilation)
-        self.spatial = self._branch(nn.BatchNorm2d, "f", nn.Conv2d(channels, Cr, 1), nn.Conv2d(Cr, Cr, **wide),
-                                    nn.Conv2d(Cr, Cr, **wide), nn.Conv2d(Cr, 1, 1))
+        wide = partial(nn.Conv2d, Cr, Cr, 3, padding=dilation, dilation=dilation)
+        self.spatial = self._branch(nn.BatchNorm2d, "f", nn.Conv2d(channels, Cr, 1), wide(), wide(),
+                                    nn.Conv2d(Cr, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
@@ -129,7 +133,7 @@ class BAM(nn.Module):
         names = ("channels", "reduction", "dilation", "combine", "norm", "relu")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
-    def _branch(self, norm: type[nn.Module], symbol: str, *layers: nn.Module) -> nn.Sequential:
+    def _branch(self, norm: type[nn.Module], symbol: str, *layers: nn.Linear | nn.Conv2d) -> nn.Sequential:
         """The layers, numbered, and what stands behind each of them."""
         steps: OrderedDict[str, nn.Module] = OrderedDict()
         for i, layer in enumerate(layers):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_at_most, check_feature_map, check_int, check_odd, check_tensor
-from ..ops import maximum, mean_and_max
+from ..ops import maximum, mean_and_max, total
 from ..tap import tap
 
 
@@ -259,7 +259,7 @@ class LogitCBAM(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_tensor(x, "B C H W", {"C": self.channels, "H": self.height, "W": self.width})
-        a = tap("a", sum(self.channel.mlp(z.flatten(1)) for z in mean_and_max(x, (2, 3))), "B C")
+        a = tap("a", total(self.channel.mlp(z.flatten(1)) for z in mean_and_max(x, (2, 3))), "B C")
         s = tap("s", self.spatial.f(torch.cat(mean_and_max(x, 1), 1)).flatten(1), "B H*W")
         gates = torch.sigmoid(self.W3(F.relu(self.W2(torch.cat([a, s], 1)))))
         M_c, M_s = gates.split([self.channels, self.height * self.width], 1)

@@ -1,5 +1,7 @@
 """GAM: a gate from the channels of each pixel, then one from the pixels around, with nothing pooled on the way."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,10 +108,11 @@ class GAMAttention(nn.Module):
         check_choice("padding_mode", padding_mode, PADDING)
         self.shuffle, self.channel_sigmoid, self.padding_mode = shuffle, channel_sigmoid, padding_mode
 
-        wide = dict(kernel_size=7, padding=3, groups=groups, bias=False, padding_mode=padding_mode)
+        wide = partial(nn.Conv2d, kernel_size=7, padding=3, groups=groups, bias=False,
+                       padding_mode=padding_mode)  # type: ignore[arg-type]  # one of PADDING, which are torch's
         self.W1, self.W2 = nn.Conv2d(channels, Cr, 1), nn.Conv2d(Cr, channels, 1)
-        self.f1, self.norm1 = nn.Conv2d(channels, Cr, **wide), nn.BatchNorm2d(Cr)
-        self.f2, self.norm2 = nn.Conv2d(Cr, channels, **wide), nn.BatchNorm2d(channels)
+        self.f1, self.norm1 = wide(channels, Cr), nn.BatchNorm2d(Cr)
+        self.f2, self.norm2 = wide(Cr, channels), nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)

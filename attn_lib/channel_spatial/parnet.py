@@ -27,15 +27,17 @@ class ConvNorm(nn.Module):
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of the convolution that it is in evaluation."""
-        scale = self.bn.weight / (self.bn.running_var + self.bn.eps).sqrt()
-        return self.conv.weight * scale[:, None, None, None], self.bn.bias - self.bn.running_mean * scale
+        mean, var = self.bn.running_mean, self.bn.running_var
+        assert mean is not None and var is not None
+        scale = self.bn.weight / (var + self.bn.eps).sqrt()
+        return self.conv.weight * scale[:, None, None, None], self.bn.bias - mean * scale
 
 
 class Reparameterised(nn.Module):
     """What the blocks share: W3 and W1, a 3 × 3 and a 1 × 1 branch, and `fuse`, which makes one convolution of them."""
 
-    W3: nn.Module
-    W1: nn.Module | None  # None once it is in W3
+    W3: ConvNorm | nn.Conv2d
+    W1: ConvNorm | None  # None once it is in W3
 
     def fuse(self) -> "Reparameterised":
         """The same function with one 3 × 3 convolution for both branches, for inference. In place; returns itself.
@@ -50,13 +52,14 @@ class Reparameterised(nn.Module):
         if self.training:
             raise ValueError("training=True must be False to fuse: batch normalisation is a fixed map in eval mode")
         if self.W1 is not None:
+            assert isinstance(self.W3, ConvNorm)
             (weight, bias), (point, shift) = self.W3.folded(), self.W1.folded()
             old = self.W3.conv
             if old.stride == (2, 2):
                 weight = weight + F.pad((point / 4).expand(-1, -1, 2, 2), (1, 0, 1, 0))  # rows and columns 2i, 2i + 1
             else:
                 weight = weight + F.pad(point, (1, 1, 1, 1))
-            conv = nn.Conv2d(old.in_channels, old.out_channels, 3, old.stride, 1, groups=old.groups, device="meta")
+            conv = nn.Conv2d(old.in_channels, old.out_channels, 3, old.stride[0], 1, groups=old.groups, device="meta")
             conv.weight, conv.bias = nn.Parameter(weight.detach()), nn.Parameter((bias + shift).detach())
             self.W3, self.W1 = conv, None
         return self

@@ -1,5 +1,7 @@
 """scSE: a gate for every channel and a gate for every position, at the same time, and four ways to join them."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +10,7 @@ from ..catalog import Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_feature_map, check_int
 from ..tap import tap
 
-FUSION = {
+FUSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
     "max": torch.maximum,
     "multiply": torch.mul,

@@ -1,5 +1,7 @@
 """Atrous spatial pyramid pooling (DeepLabv3): one map seen at several rates, and as a whole, side by side."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -135,7 +137,7 @@ class ASPP(nn.Module):
         branches = self.convs[:1 + len(self.rates)]
         f = [tap("f", branch(x), "B O H W") for branch in branches]                     # one a rate
         if self.image_pooling:
-            pooling = self.convs[-1]
+            pooling: Any = self.convs[-1]  # an nn.Sequential
             if pooling[2].training and len(x) == 1:
                 raise ValueError("x is a batch of 1; in training it must hold 2 images or more, for the BN of g; "
                                  "image_pooling=False takes one, and so does BN in evaluation mode")

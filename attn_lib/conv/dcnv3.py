@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_divisible, check_feature_map, check_int, check_odd, check_pair, check_positive
-from ..ops import bilinear_sample, in_float32, output_size, tap_positions
+from ..ops import Geometry, bilinear_sample, in_float32, output_size, same_padding, tap_positions
 from ..tap import tap
 
 Pair = int | tuple[int, int]  # (rows, columns); an integer stands for both
@@ -119,7 +119,7 @@ class DCNv3(nn.Module):
         for k in self.kernel_size:
             check_odd("kernel_size", k)
         self.stride, self.dilation = check_pair("stride", stride), check_pair("dilation", dilation)
-        self.centre = tuple(d * (k // 2) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        self.centre = same_padding(self.kernel_size, self.dilation)
         self.padding = self.centre if padding is None else check_pair("padding", padding, at_least=0)
         self.groups = check_int("groups", groups)
         check_divisible("channels", channels, "groups", groups)
@@ -127,13 +127,14 @@ class DCNv3(nn.Module):
         check_choice("form", form, FORMS)
         self.form, release = form, form == "release"
 
-        self.geometry = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
+        self.geometry = Geometry(stride=self.stride, padding=self.padding, dilation=self.dilation)
         self.taps = groups * self.kernel_size[0] * self.kernel_size[1]
         # The windows of both convolutions have the same centres: p₀ runs from −beyond to the last pixel + beyond.
-        self.beyond = tuple(p - c for p, c in zip(self.padding, self.centre, strict=True))
+        self.beyond = (self.padding[0] - self.centre[0], self.padding[1] - self.centre[1])
+        down, right = (n + dw // 2 for n in self.beyond)
         self.depthwise = nn.Conv2d(channels, channels, dw, stride=self.stride, groups=channels,
-                                   padding=tuple(max(0, n + dw // 2) for n in self.beyond))
-        self.cut = tuple(min(0, n + dw // 2) for n in self.beyond)
+                                   padding=(max(0, down), max(0, right)))
+        self.cut = (min(0, down), min(0, right))
         self.norm = nn.LayerNorm(channels, eps=1e-6) if release else nn.Identity()
         self.act = nn.GELU() if release else nn.Identity()
         self.Wdp = nn.Linear(channels, 2 * self.taps)
@@ -144,10 +145,11 @@ class DCNv3(nn.Module):
         for layer in filter(None, (self.Wdp, self.Wm, self.Wc)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
-        for layer in (self.Wv, self.Wo) if release else (self.Wo,):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for W in (self.Wv, self.Wo):
+            if isinstance(W, nn.Linear):
+                nn.init.xavier_uniform_(W.weight)
+                if W.bias is not None:
+                    nn.init.zeros_(W.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_divisible, check_feature_map, check_int, check_pair, check_positive, check_tensor
-from ..ops import bilinear_sample, output_size, same_padding, tap_positions
+from ..ops import Geometry, bilinear_sample, output_size, same_padding, tap_positions
 from ..tap import tap
 
 Pair = int | tuple[int, int]  # (rows, columns); an integer stands for both
@@ -182,14 +182,14 @@ class DeformConv2d(nn.Module):
         self.modulation = modulation
         self.mask_scale = check_positive("mask_scale", mask_scale)
 
-        self.geometry = dict(stride=self.stride, padding=self.padding, dilation=self.dilation)
+        self.geometry = Geometry(stride=self.stride, padding=self.padding, dilation=self.dilation)
         conv = nn.Conv2d(channels, self.out_channels, self.kernel_size, groups=groups, bias=bias)
         self.weight, self.bias = conv.weight, conv.bias  # its initialisation, and the names in its files
         self.taps = offset_groups * self.kernel_size[0] * self.kernel_size[1]
         self.offset_conv = nn.Conv2d(channels, (3 if modulation else 2) * self.taps, self.kernel_size,
                                      **self.geometry)
-        nn.init.zeros_(self.offset_conv.weight)
-        nn.init.zeros_(self.offset_conv.bias)
+        for parameter in self.offset_conv.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)
@@ -214,9 +214,12 @@ class DeformConv2d(nn.Module):
             raise ValueError(f"conv must be a torch.nn.Conv2d, not {type(conv).__name__}")
         if conv.padding_mode != "zeros":
             raise ValueError(f"padding_mode={conv.padding_mode!r} of conv must be 'zeros'")
-        padding = {"same": None, "valid": 0}[conv.padding] if isinstance(conv.padding, str) else conv.padding
-        deform = cls(conv.in_channels, conv.out_channels, kernel_size=conv.kernel_size, stride=conv.stride,
-                     padding=padding, dilation=conv.dilation, groups=conv.groups, bias=conv.bias is not None,
+        padding = ({"same": None, "valid": 0}[conv.padding] if isinstance(conv.padding, str)
+                   else check_pair("padding", conv.padding, at_least=0))
+        kernel_size, stride, dilation = (check_pair(name, getattr(conv, name))
+                                         for name in ("kernel_size", "stride", "dilation"))
+        deform = cls(conv.in_channels, conv.out_channels, kernel_size=kernel_size, stride=stride,
+                     padding=padding, dilation=dilation, groups=conv.groups, bias=conv.bias is not None,
                      **{"mask_scale": 2.0, **options})
         deform.load_state_dict(conv.state_dict(), strict=False)  # all but the offset convolution
         for name, parameter in conv.named_parameters():

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..catalog import Counterpart, Erratum, Paper, register
 from ..checks import check_at_most, check_choice, check_feature_map, check_int, check_pair, check_positive
-from ..ops import output_size, same_padding
+from ..ops import Geometry, output_size, same_padding
 from ..tap import tap
 
 Pair = int | tuple[int, int]  # (rows, columns); an integer stands for both
@@ -113,7 +113,7 @@ class DepthwiseSeparableConv(nn.Module):
         self.out_channels = check_int("out_channels", channels if out_channels is None else out_channels)
         self.kernel_size = check_pair("kernel_size", kernel_size)
         dilation = check_pair("dilation", dilation)
-        self.geometry = dict(
+        self.geometry = Geometry(
             stride=check_pair("stride", stride), dilation=dilation,
             padding=same_padding(self.kernel_size, dilation) if padding is None else check_pair("padding", padding, 0))
         self.multiplier = check_int("multiplier", multiplier)
@@ -157,16 +157,19 @@ class DepthwiseSeparableConv(nn.Module):
             raise ValueError(f"conv={conv} must be a torch.nn.Conv2d with groups=1 and zero padding")
         K, m = conv.weight[0, 0].numel(), check_int("multiplier", multiplier)
         check_at_most("multiplier", m, "min(out_channels, kernel size)", min(conv.out_channels, K))
-        padding = {"same": None, "valid": 0}[conv.padding] if isinstance(conv.padding, str) else conv.padding
-        separable = cls(conv.in_channels, conv.out_channels, kernel_size=conv.kernel_size, stride=conv.stride,
-                        padding=padding, dilation=conv.dilation, multiplier=m, bias=conv.bias is not None)
+        padding = ({"same": None, "valid": 0}[conv.padding] if isinstance(conv.padding, str)
+                   else check_pair("padding", conv.padding, at_least=0))
+        kernel_size, stride, dilation = (check_pair(name, getattr(conv, name))
+                                         for name in ("kernel_size", "stride", "dilation"))
+        separable = cls(conv.in_channels, conv.out_channels, kernel_size=kernel_size, stride=stride,
+                        padding=padding, dilation=dilation, multiplier=m, bias=conv.bias is not None)
         separable.to(conv.weight)
         with torch.no_grad():
             U, s, V_T = torch.linalg.svd(conv.weight.flatten(2).transpose(0, 1), full_matrices=False)  # of C O K
             separable.depthwise.weight.copy_(V_T[:, :m].reshape_as(separable.depthwise.weight))
             p = (U * s[:, None])[..., :m]  # C O m
             separable.pointwise.weight.copy_(p.transpose(0, 1).flatten(1)[..., None, None])
-            if conv.bias is not None:
+            if conv.bias is not None and separable.pointwise.bias is not None:
                 separable.pointwise.bias.copy_(conv.bias)
         return separable.train(conv.training)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_feature_map, check_int, check_pair
-from ..ops import output_size, same_padding
+from ..ops import Geometry, output_size, same_padding
 from ..tap import recording, tap
 
 Pair = int | tuple[int, int]  # (rows, columns); an integer stands for both
@@ -123,7 +123,7 @@ class DilatedConv(nn.Module):
         self.dilation = check_pair("dilation", dilation)
         padding = (same_padding(self.kernel_size, self.dilation) if padding is None
                    else check_pair("padding", padding, at_least=0))
-        self.geometry = dict(stride=check_pair("stride", stride), padding=padding, dilation=self.dilation)
+        self.geometry = Geometry(stride=check_pair("stride", stride), padding=padding, dilation=self.dilation)
         conv = nn.Conv2d(channels, self.out_channels, self.kernel_size, bias=bias)
         self.weight, self.bias = conv.weight, conv.bias  # its initialisation, and the names in its files
 
@@ -175,10 +175,10 @@ class ContextModule(nn.Module):
             raise ValueError(f"noise={noise!r} must be a number of at least 0")
         widths = [channels, *(channels * factor for factor in FORMS[form]), channels]
         kernels = [*((3, dilation) for dilation in CONTEXT), (1, 1)]
-        self.layers = nn.ModuleList(
-            DilatedConv(c, c_next, kernel_size=k, dilation=dilation)
-            for c, c_next, (k, dilation) in zip(widths[:-1], widths[1:], kernels, strict=True))
-        for layer in self.layers:
+        layers = [DilatedConv(c, c_next, kernel_size=k, dilation=dilation)
+                  for c, c_next, (k, dilation) in zip(widths[:-1], widths[1:], kernels, strict=True)]
+        self.layers = nn.ModuleList(layers)
+        for layer in layers:
             self._initialise(layer, noise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,7 +196,8 @@ class ContextModule(nn.Module):
         with torch.no_grad():
             passed = layer.weight[:, :, centre[0], centre[1]]
             passed.copy_(torch.where(group_a == group_b[:, None], share, passed))
-        nn.init.zeros_(layer.bias)
+        _, bias = layer.parameters()
+        nn.init.zeros_(bias)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, form={self.form!r}"

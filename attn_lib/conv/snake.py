@@ -1,6 +1,7 @@
 """Dynamic snake convolution: a line of taps that bends along thin, winding things; and the loss that counts them."""
 
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +139,7 @@ class DynamicSnakeConv(nn.Module):
         if offset_norm == "group":  # K + 1 offsets in pairs, of which the last, or the first, is another axis'
             first = 0 if axis == "x" else 1
             self.offset_conv = nn.Conv2d(channels, K + 1, 3, padding=1)
-            self.offset_norm = nn.GroupNorm((K + 1) // 2, K + 1)
+            self.offset_norm: nn.Module = nn.GroupNorm((K + 1) // 2, K + 1)
             self.used = [first + tap for tap in range(K) if tap != c]
         else:
             self.offset_conv = nn.Conv2d(channels, K - 1, 3, padding=1)
@@ -171,9 +172,8 @@ class DynamicSnakeConv(nn.Module):
     def _positions(self, aside: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns of the taps, (B, K, H, W) each."""
         H, W = aside.shape[2:]
-        options = dict(dtype=aside.dtype, device=aside.device)
-        i, j = torch.arange(H, **options)[:, None], torch.arange(W, **options)
-        c = (torch.arange(self.kernel_size, **options) - self.kernel_size // 2)[:, None, None]
+        i, j, k = (torch.arange(n, dtype=aside.dtype, device=aside.device) for n in (H, W, self.kernel_size))
+        i, c = i[:, None], (k - self.kernel_size // 2)[:, None, None]
         rows, cols = (i + aside, j + c) if self.axis == "x" else (i + c, j + aside)
         if self.border == "replicate":
             rows, cols = _onto(rows, H), _onto(cols, W)
@@ -214,7 +214,7 @@ class MultiViewFusion(nn.Module):
         Qi, He, Qi, Zhang and Yang, ICCV 2023, arXiv 2307.08388, as of `DynamicSnakeConv`.
     """
 
-    def __init__(self, channels: int, out_channels: int | None = None, **options: int | float | str | None):
+    def __init__(self, channels: int, out_channels: int | None = None, **options: Any):
         super().__init__()
         self.channels = check_int("channels", channels)
         self.snake_x, self.snake_y = (DynamicSnakeConv(channels, out_channels, axis=axis, **options) for axis in AXES)
@@ -270,7 +270,7 @@ class TCLoss(nn.Module):
         self.weight = check_positive("weight", weight)
         check_choice("norm", norm, NORMS)
         self.diagram = dict(filtration=filtration, cells=cells, essential=essential)
-        self.distance = dict(norm=norm, diagonal=diagonal)
+        self.distance: dict[str, Any] = dict(norm=norm, diagonal=diagonal)
         persistence_diagrams(torch.zeros(1, 1), **self.diagram)  # so that what is wrong or missing is said at once
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

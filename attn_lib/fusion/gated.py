@@ -87,11 +87,12 @@ class GatedFusion(nn.Module):
         self.layout = layout
         linear = nn.Linear if layout == "B T N C" else partial(nn.Conv2d, kernel_size=1)
         self.Wz1 = linear(channels, channels, bias=False)
-        self.Wz2 = linear(channels, channels)  # its bias is b_z
+        self.Wz2 = linear(channels, channels)
         self.mlp = OutputMLP(linear, channels, layout.split().index("C")) if output_mlp else None
         for W in (self.Wz1, self.Wz2):  # as released; the paper does not say
             nn.init.xavier_uniform_(W.weight)
-        nn.init.zeros_(self.Wz2.bias)
+        _, b_z = self.Wz2.parameters()
+        nn.init.zeros_(b_z)
 
     def forward(self, H_S: Tensor, H_T: Tensor) -> Tensor:
         self._check(H_S, H_T)

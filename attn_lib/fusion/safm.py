@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_feature_map, check_int, check_positive
-from ..ops import at_one_size, resize
+from ..ops import at_one_size, resize, traced
 from ..tap import tap
 
 
@@ -83,7 +83,7 @@ class SAFM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        if not torch.jit.is_tracing():  # which alone leaves the grid of the maxima open
+        if not traced():  # which alone leaves the grid of the maxima open
             x, *_ = at_one_size(x, 2, 3)
         H, W = x.shape[2:]
         X_hat = []

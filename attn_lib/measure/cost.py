@@ -204,7 +204,7 @@ def peak_bytes(module: Callable[..., Any], inputs: Inputs) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
 
 
-def fit_exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
+def fit_exponent(xs: Iterable[float], ys: Iterable[float]) -> float:
     """The power p of the law y ∝ x^p that fits best: the least-squares slope of log y over log x.
 
     Args:

@@ -13,7 +13,8 @@ def progress(items: Sequence[T], label: str = "") -> Iterable[T]:
         from tqdm import tqdm
     except ImportError:
         return _counter(items, label)
-    return tqdm(items, desc=label, file=sys.stderr)
+    bar: Iterable[T] = tqdm(items, desc=label, file=sys.stderr)
+    return bar
 
 
 def _counter(items: Sequence[T], label: str) -> Iterator[T]:

@@ -243,7 +243,8 @@ class _CUDAStopwatch:
         call()
         end.record(self.stream)
         end.synchronize()
-        return begin.elapsed_time(end) * 1e-3
+        milliseconds: float = begin.elapsed_time(end)
+        return milliseconds * 1e-3
 
 
 def _summary(taken: list[float], device: torch.device, host: float | None) -> Timing:

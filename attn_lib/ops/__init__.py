@@ -12,16 +12,17 @@
     bilinear_sample  a feature map at positions between its pixels; `resize` at another size
     output_size      of a convolution; its `same_padding` and `tap_positions`
     open_size        whether a recorded graph leaves a size open; `at_one_size` binds the graph to one; `ceil_div`
+    traced           whether `torch.jit.trace` records a graph
     conv2d_per_image a convolution with a kernel for each image; `KernelMixture` mixes it from several
     channel_shuffle  the channels of groups dealt out; `covariance` of channels over positions
-    scale_weights    weights of several maps by what each holds on average; `weighted_sum` applies them
+    scale_weights    weights of several maps by what each holds on average; `weighted_sum` applies them, `total` adds up
     to_tokens        a feature map as tokens; `from_tokens` is the way back
     in_float32       a product of features that half precision cannot hold; `widened` is a layer behind it
 """
 
 from .attention import SelfAttention, attend
 from .channels import channel_shuffle, covariance
-from .geometry import at_one_size, ceil_div, open_size, output_size, same_padding, tap_positions
+from .geometry import Geometry, at_one_size, ceil_div, open_size, output_size, same_padding, tap_positions, traced
 from .kernels import KernelMixture, conv2d_per_image
 from .layouts import from_tokens, to_tokens
 from .neighbours import neighbour_logits, neighbour_sum
@@ -29,10 +30,11 @@ from .pooling import grid_means, maximum, mean_and_max, strip_means
 from .positions import relative_bias, relative_logits
 from .precision import in_float32, widened
 from .sampling import bilinear_sample, resize
-from .scales import scale_weights, weighted_sum
+from .scales import scale_weights, total, weighted_sum
 from .windows import cropped, neighbourhoods, neighbours_on_map, pad_to_multiple, unwindows, windows
 
 __all__ = [
+    "Geometry",
     "KernelMixture",
     "SelfAttention",
     "at_one_size",
@@ -63,6 +65,8 @@ __all__ = [
     "strip_means",
     "tap_positions",
     "to_tokens",
+    "total",
+    "traced",
     "unwindows",
     "weighted_sum",
     "widened",

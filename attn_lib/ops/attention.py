@@ -101,7 +101,7 @@ def _differentiable(gradients: tuple[Tensor | None, ...], incoming: tuple[Tensor
     """The gradients of q, k, v and perhaps a bias once more, from products, where they will be differentiated."""
     if not torch.is_grad_enabled():
         return None
-    node = torch._C._current_autograd_node()  # it holds q, k and v anyway: held here they would outlive their use
+    node: Any = torch._C._current_autograd_node()  # it holds q, k and v anyway: held here they would outlive their use
     bias = next((getattr(node, name) for name in ("_saved_attn_mask", "_saved_attn_bias") if hasattr(node, name)), None)
     given = [t for t in (node._saved_query, node._saved_key, node._saved_value, bias) if t is not None]
     q, k, v, *bias = own = [t.view_as(t) for t in given]  # q may be k: each has a gradient of its own

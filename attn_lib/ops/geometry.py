@@ -3,12 +3,27 @@
 And what is known of a size: in a graph that is recorded for any size it is no number.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 Pair = tuple[int, int]  # (rows, columns)
+
+
+class Geometry(TypedDict):
+    """What a convolution is told besides its kernel."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+class GroupedGeometry(Geometry):
+    """The same with groups."""
+
+    groups: int
 
 
 def same_padding(kernel_size: Pair, dilation: Pair) -> Pair:
@@ -24,7 +39,7 @@ def same_padding(kernel_size: Pair, dilation: Pair) -> Pair:
     return reach[0] // 2, reach[1] // 2
 
 
-def output_size(size: Pair, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+def output_size(size: Sequence[int], kernel_size: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     """(Ho, Wo) of a convolution of x, a map of size (H, W).
 
     Raises:
@@ -43,8 +58,9 @@ def tap_positions(n: int, k: int, stride: int, padding: int, dilation: int, like
 
     On the device of `like`, in float32 at least: bfloat16 cannot tell pixel 256 from pixel 257.
     """
-    options = dict(device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-    return torch.arange(n, **options)[:, None] * stride - padding + torch.arange(k, **options) * dilation
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    outputs, taps = (torch.arange(m, device=like.device, dtype=dtype) for m in (n, k))
+    return outputs[:, None] * stride - padding + taps * dilation
 
 
 def ceil_div(n: int, d: int) -> int:
@@ -62,6 +78,11 @@ def open_size(*sizes: int) -> bool:
     return any(type(n) is not int for n in sizes)
 
 
+def traced() -> bool:
+    """Whether `torch.jit.trace` records a graph."""
+    return torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's types lack it
+
+
 def at_one_size(x: Tensor, *dims: int) -> tuple[Any, ...]:
     """x, and its sizes along `dims` as numbers that Python may decide by: a graph recorded here refuses other sizes.
 
@@ -69,7 +90,7 @@ def at_one_size(x: Tensor, *dims: int) -> tuple[Any, ...]:
     split into one part, which fails for any other size, also in ONNX.
     """
     sizes = [int(x.shape[dim]) for dim in dims]
-    if torch.jit.is_tracing():
+    if traced():
         for dim, n in zip(dims, sizes, strict=True):
             x = x.split([n], dim)[0]
     return x, *sizes

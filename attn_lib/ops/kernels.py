@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checks import check_divisible, check_int, check_pair
-from .geometry import same_padding
+from .geometry import GroupedGeometry, same_padding
 
 Pair = int | tuple[int, int]  # (rows, columns); an integer stands for both
 
@@ -55,11 +55,13 @@ class KernelMixture(nn.Module):
         padding = same_padding(kernel_size, dilation) if padding is None else check_pair("padding", padding, at_least=0)
         check_divisible("channels", channels, "groups", check_int("groups", groups))
         check_divisible("out_channels", out_channels, "groups", groups)
-        self.geometry = dict(stride=check_pair("stride", stride), padding=padding, dilation=dilation, groups=groups)
+        self.geometry = GroupedGeometry(stride=check_pair("stride", stride), padding=padding, dilation=dilation,
+                                        groups=groups)
         each = [nn.Conv2d(channels, out_channels, kernel_size, groups=groups, bias=bias) for _ in range(kernels)]
         self.kernel_shape = tuple(each[0].weight.shape)
         self.weight = nn.Parameter(torch.stack([conv.weight.detach().flatten() for conv in each]))
-        self.bias = nn.Parameter(torch.stack([conv.bias.detach() for conv in each])) if bias else None
+        biases = [conv.bias.detach() for conv in each if conv.bias is not None]
+        self.bias = nn.Parameter(torch.stack(biases)) if bias else None
 
     def mixed(self, a: Tensor) -> tuple[Tensor, Tensor | None]:
         """Kernels (B, O, C/groups, kH, kW) and biases (B, O) of weights a (B, M)."""

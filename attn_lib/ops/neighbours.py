@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .geometry import traced
 from .precision import in_float32
 
 
@@ -52,7 +53,7 @@ def neighbour_sum(A: Tensor, v: Tensor, kernel_size: tuple[int, int], dilation: 
 
 def _recorded() -> bool:
     """Whether a graph is made: a compiler fuses what it can look into, and who loads a traced graph may not have us."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or traced()
 
 
 def _geometry(kernel_size: tuple[int, int], dilation: int, stride: int, padding: tuple[int, int] | None) -> list[int]:
@@ -61,10 +62,10 @@ def _geometry(kernel_size: tuple[int, int], dilation: int, stride: int, padding:
 
 def _unfolded(t: Tensor, geometry: Sequence[int]) -> Tensor:
     """The neighbours (B, h, d, K, Ho, Wo) side by side."""
-    kH, kW, dilation, stride, *padding = geometry
+    kH, kW, dilation, stride, rows, cols = geometry
     Ho, Wo = ((n + 2 * p - dilation * (k - 1) - 1) // stride + 1
-              for n, p, k in zip(t.shape[3:], padding, (kH, kW), strict=True))
-    near = F.unfold(t.flatten(1, 2), (kH, kW), dilation, padding, stride)
+              for n, p, k in zip(t.shape[3:], (rows, cols), (kH, kW), strict=True))
+    near = F.unfold(t.flatten(1, 2), (kH, kW), dilation, (rows, cols), stride)
     return near.view(*t.shape[:3], kH * kW, Ho, Wo)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import open_size
+from .geometry import open_size, traced
 from .precision import in_float32
 
 
@@ -24,8 +24,8 @@ def maximum(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """
     # The compiler writes a backward pass of its own, and does not take a function that has a `jvp`; a trace with such a
     # function in it cannot be saved.
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return x.amax(dim, keepdim=True) if recorded else _Maximum.apply(x, dim)
+    recorded = torch.compiler.is_compiling() or traced()
+    return x.amax(dim, keepdim=True) if recorded else _Maximum.apply(x, dim)  # type: ignore[no-untyped-call]
 
 
 class _Maximum(torch.autograd.Function):

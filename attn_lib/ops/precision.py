@@ -1,29 +1,31 @@
 """Products of features, and layers behind them, where the input is in half precision."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 _HALF = (torch.float16, torch.bfloat16)
 # Asked here: torch.compile of the oldest torch cannot ask, and `is_autocast_enabled` refuses other devices (meta).
 _AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 
-def in_float32(fn: Callable[..., Tensor], *args: Any) -> Tensor:
+def in_float32(fn: Callable[..., T], *args: Any) -> T:
     """`fn(*args)` with its tensors in float32 at least, under autocast as well.
 
     For products of features: float16 ends at 65,504, which two vectors of a trained network exceed, and bfloat16
     has three digits. In float32 outside autocast this is the plain call.
     """
-    args = [t.float() if isinstance(t, Tensor) and t.dtype in _HALF else t for t in args]
-    device = next(t.device.type for t in args if isinstance(t, Tensor))
+    wide = [t.float() if isinstance(t, Tensor) and t.dtype in _HALF else t for t in args]
+    device = next(t.device.type for t in wide if isinstance(t, Tensor))
     if device not in _AUTOCAST or not torch.is_autocast_enabled(device):
-        return fn(*args)
+        return fn(*wide)
     with torch.autocast(device, enabled=False):
-        return fn(*args)
+        return fn(*wide)
 
 
 def widened(layer: nn.Module, x: Tensor) -> Tensor:

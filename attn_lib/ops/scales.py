@@ -1,6 +1,6 @@
 """Choosing among maps of one size by what each holds on average."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,4 +34,9 @@ def scale_weights(maps: Sequence[Tensor], W: Tensor, norm: nn.Module | None = No
 
 def weighted_sum(maps: Sequence[Tensor], w: Tensor) -> Tensor:
     """Σ_m w_m ⊙ y_m of M maps (B, C, H, W) with weights (B, M, C): the maps are not copied side by side."""
-    return sum([w_m[..., None, None].to(y.dtype) * y for w_m, y in zip(w.unbind(1), maps, strict=True)])
+    return total([w_m[..., None, None].to(y.dtype) * y for w_m, y in zip(w.unbind(1), maps, strict=True)])
+
+
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """Σ of one tensor or more, added up one after the other."""
+    return sum(terms)  # type: ignore[return-value]  # which would be a plain 0 without any

@@ -73,7 +73,8 @@ def neighbourhoods(x: Tensor, kernel_size: tuple[int, int], dilation: int = 1,
         (B, C, K, Ho, Wo), neighbours row by row, and which of them lie on the map, (K, Ho, Wo) in bool, Ho = ⌈H/stride⌉
         and Wo = ⌈W/stride⌉.
     """
-    on_map = neighbours_on_map(*x.shape[2:], kernel_size, dilation, stride, device=x.device)
+    H, W = x.shape[2:]
+    on_map = neighbours_on_map(H, W, kernel_size, dilation, stride, device=x.device)
     padding = tuple(dilation * (k // 2) for k in kernel_size)
     return F.unfold(x, kernel_size, dilation, padding, stride).view(*x.shape[:2], *on_map.shape), on_map
 

@@ -25,3 +25,4 @@ from .weights import convert
 
 __all__ = ["Inserted", "Merge", "Merges", "Place", "Report", "Site", "convert", "fuse", "insert", "inserted", "merges",
            "remove", "replace"]
+__all__ = ["Inserted", "Place", "Report", "Site", "convert", "fuse", "insert", "inserted", "remove", "replace"]

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import nn
 
-from .followed import SITE, Followed, places, put, wrappers_of
+from .followed import SITE, Followed, Wrapper, places, put, wrappers_of
 from .fused import Fused, Handover, Offered
 from .merged import Merged, Spot, beneath, close_scopes, is_intact, is_owner, open_scope
 from .probe import device_and_dtype
@@ -67,7 +67,9 @@ class Fusion:
     def __init__(self, model: nn.Module, path: str, site: nn.Module, skips: dict[str, tuple[nn.Module, bool]],
                  child: nn.Module, name: str, copies: bool):
         self.path, self.model, self.handover = path, model, Handover()
-        wrappers = [(skip, Offered(skip, key, self.handover, copied)) for key, (skip, copied) in skips.items()]
+        wrappers: list[tuple[nn.Module, Wrapper]] = [
+            (skip, Offered(skip, key, self.handover, copied)) for key, (skip, copied) in skips.items()
+        ]
         wrappers.append((site, Fused(site, child, name, copies, self.handover, tuple(skips))))
         self.held = []
         for old, wrapper in wrappers:
@@ -130,7 +132,7 @@ class Replacement:
 
     def revert(self) -> None:
         here = device_and_dtype(self.new)
-        if here != self.type:  # the network moved in between
+        if here is not None and here != self.type:  # the network moved in between
             self.old.to(*here)
         self.old.train(self.new.training)
         put(self.places, self.old)

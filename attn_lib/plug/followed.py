@@ -53,9 +53,15 @@ class Wrapper(nn.Module):
         self.add_module(SITE, site)
         if child is not None:
             self.add_module(name, child)
-        self._register_state_dict_hook(_write_as_the_site)
-        self.register_load_state_dict_post_hook(_name_as_the_site)
+        self._register_state_dict_hook(_write_as_the_site)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_name_as_the_site)  # type: ignore[no-untyped-call]
         self.register_forward_pre_hook(_stand_in_the_way)
+
+    def _held(self, name: str) -> nn.Module:
+        """The module of that name, of which torch's types think that it may be None."""
+        module = self._modules[name]
+        assert module is not None
+        return module
 
     @property
     def _inserted(self) -> nn.Module | None:
@@ -80,7 +86,7 @@ class Wrapper(nn.Module):
         mine = name in self.__dict__ or name in self._modules or hasattr(type(self), name)
         if getattr(value, "__self__", self) is site and site is not None:  # `m.forward = m.forward_fused`
             setattr(site, name, value)
-        elif mine or (name.startswith("_") and not hasattr(site, name)):
+        elif mine or site is None or (name.startswith("_") and not hasattr(site, name)):
             super().__setattr__(name, value)
         elif name in site._parameters or name in site._buffers:
             if value is getattr(site, name):  # `norm.weight *= 2` has changed it in place, and sets what is there
@@ -90,7 +96,8 @@ class Wrapper(nn.Module):
             setattr(site, name, value)
 
     def __getitem__(self, key: Any) -> Any:
-        return self._modules[SITE][key]
+        site: Any = self._held(SITE)
+        return site[key]
 
     @property
     def _innermost(self) -> nn.Module:
@@ -115,7 +122,7 @@ class Wrapper(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         inner = prefix + SITE + "."
-        site = self._modules[SITE]
+        site = self._held(SITE)
         kept = [f"{prefix}{self._child}."] if self._child else []
         if isinstance(site, Wrapper) or SITE not in site._modules:  # then keys with `.site.` can only be ours
             kept.append(inner)
@@ -144,7 +151,7 @@ class Followed(Wrapper):
         self._copies, self._view = copies, view
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        output = self._modules[SITE](*args, **kwargs)
+        output = self._held(SITE)(*args, **kwargs)
         y = self._after(output)
         if not isinstance(output, Proxy):
             # In the memory format the network had here: later kernels, and with them the rounding, depend on it.
@@ -154,7 +161,7 @@ class Followed(Wrapper):
         return y.clone() if self._copies or recording() else y
 
     def _after(self, output: Tensor) -> Tensor:
-        child = self._modules[self._child]
+        child = self._held(self._child)
         return child(output) if self._view is None else self._view.leave(child(self._view.enter(output)), output)
 
 

@@ -91,7 +91,7 @@ class Offered(Wrapper):
     """
 
     _name = ""
-    _handover: Handover | None = None
+    _handover = Handover()  # of the class as well, as all of them: each wrapper is given its own
     _copies = False
 
     def __init__(self, site: nn.Module, name: str, handover: Handover, copies: bool):
@@ -99,7 +99,7 @@ class Offered(Wrapper):
         self._name, self._handover, self._copies = name, handover, copies
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        output = self._modules[SITE](*args, **kwargs)
+        output = self._held(SITE)(*args, **kwargs)
         self._handover.offer(self._name, output.clone() if self._copies else output)
         return output
 
@@ -117,7 +117,7 @@ class Fused(Followed):
         skips: their names.
     """
 
-    _handover: Handover | None = None
+    _handover = Handover()  # of the class as well, as all of them: each wrapper is given its own
     _skips: tuple[str, ...] = ()
 
     def __init__(self, site: nn.Module, child: nn.Module, name: str, copies: bool, handover: Handover,
@@ -126,4 +126,4 @@ class Fused(Followed):
         self._handover, self._skips = handover, skips
 
     def _after(self, output: Tensor) -> Tensor:
-        return self._modules[self._child](output, *(self._handover.take(skip, output) for skip in self._skips))
+        return self._held(self._child)(output, *(self._handover.take(skip, output) for skip in self._skips))

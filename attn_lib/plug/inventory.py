@@ -56,7 +56,7 @@ def inserted(model: nn.Module, example: Example = None) -> list[Inserted]:
                 found.append((Inserted("fuse", merge, f"{path}.{wrapper._child}", wrapper._inserted), None))
             elif not isinstance(wrapper, Offered):
                 kind = "fuse" if isinstance(wrapper, Fused) else "insert"
-                row = Inserted(kind, path, f"{path}.{wrapper._child}", wrapper._inserted)
+                row = Inserted(kind, path, f"{path}.{wrapper._child}", wrapper._held(wrapper._child))
                 found.append((row, wrapper.site))
         site = wrappers[-1].site if wrappers else module
         if REPLACED in vars(site):

@@ -149,15 +149,16 @@ def one_output(path: str, flow: Flow) -> Tensor:
     """
     if not flow.calls:
         raise ValueError(f"site {path!r} is not called in a forward pass of the example")
+    outputs = [output for output in flow.outputs if isinstance(output, Tensor)]
     for output in flow.outputs:
         if not isinstance(output, Tensor):
             raise ValueError(f"site {path!r} returns a {output.__name__}; it must return one tensor")
-    shapes = [tuple(output.shape) for output in flow.outputs]
+    shapes = [tuple(output.shape) for output in outputs]
     if len(set(shapes)) > 1:
         listed = ", ".join(map(str, dict.fromkeys(shapes)))
         raise ValueError(f"site {path!r} is one module used {len(shapes)} times, for shapes {listed}; "
                          "name a module that is used once")
-    return flow.outputs[0]
+    return outputs[0]
 
 
 def channels_of(path: str, site: nn.Module, output: Tensor | None, axes: Sequence[str] | None) -> int:

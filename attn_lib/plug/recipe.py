@@ -56,17 +56,20 @@ class Recipe:
     """
 
     def __init__(self, module: Module, options: dict[str, Any], fuses: bool = False):
+        self.entry: catalog.Entry | None
+        self._make: Callable[..., nn.Module]
         if isinstance(module, str):
             self.label = self._name = module
             self.entry = catalog.entry(module)
+            self._make = self.entry.cls
         elif isinstance(module, nn.Module) or not callable(module):
             raise ValueError(f"module={module!r} must be an id, a class, or a function that makes a module: every "
                              "site needs one of its own")
         else:
-            self.entry = catalog.entry_of(module)
+            self.entry = catalog.entry_of(module) if isinstance(module, type) else None
+            self._make = module
             self._name = getattr(module, "__name__", type(module).__name__)
             self.label = self.entry.id if self.entry else (self._name if self._name.isidentifier() else "module")
-        self._make = self.entry.cls if self.entry else module
         self._options = options
         self.axes = self._axes(fuses)
 
@@ -95,7 +98,7 @@ class Recipe:
 
     def _in_place_of(self, path: str, site: nn.Module, flow: Flow | None, view: View | None) -> nn.Module:
         seen = None if flow is None else one_output(path, flow)
-        if view is not None:
+        if view is not None and seen is not None:
             seen = view.enter(seen)
         shape = None if seen is None else tuple(seen.shape)
         place = Place(path, site, getattr(site, "out_channels", None), shape)
@@ -140,7 +143,7 @@ class Recipe:
                 raise
             if place.shape is None:
                 raise ValueError(f"{error}; it can be read off example=, an input of the network") from None
-            made = self._made(make, given, options | self._sizes(place, parameters, options))
+            made = self._made(make, given, options | self._sizes(place.shape, parameters, options))
         if not isinstance(made, nn.Module):
             raise ValueError(f"{self._name} must make a torch.nn.Module, not a {type(made).__name__}")
         return made
@@ -157,11 +160,11 @@ class Recipe:
                 raise
             raise ValueError(f"{self._name}: {error}") from error
 
-    def _sizes(self, place: Place, parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]
+    def _sizes(self, shape: tuple[int, ...], parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]
                ) -> dict[str, int]:
         """The sizes that a place has, for the options that take them and are not given."""
         axes = self.axes or ("B", "C", "H", "W")
-        sizes = dict(zip(axes, place.shape, strict=True)) if len(axes) == len(place.shape) else {}
+        sizes = dict(zip(axes, shape, strict=True)) if len(axes) == len(shape) else {}
         return {name: sizes[axis] for name, axis in SIZES.items()
                 if axis in sizes and name in parameters and name not in options}
 
@@ -177,10 +180,10 @@ def settle(child: nn.Module, site: nn.Module, output: Tensor | None, model: nn.M
     if own:
         device, dtype = own
         if output is None and isinstance(site, NORMS):
-            dtype = usual_dtype(model)
+            dtype = usual_dtype(model) or dtype
         elif output is not None and any(t.dtype == output.dtype for t in state(model)):
             dtype = output.dtype
         child.to(device, dtype)
     if output is not None:
-        child.to(memory_format=memory_format(output))
+        child.to(memory_format=memory_format(output))  # type: ignore[call-overload]  # torch's types lack it
     child.train(site.training)

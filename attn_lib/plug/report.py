@@ -69,7 +69,7 @@ class Report:
     skips: tuple[str, ...] = ()
     identity: bool | None = None
     time: Comparison | None = None
-    _model: nn.Module | None = field(default=None, repr=False)
+    _model: nn.Module = field(kw_only=True, repr=False)
     _edits: list[Edit] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
@@ -114,7 +114,7 @@ class Report:
             return "unchanged, bit for bit"
         where = "" if self.tensor is None else f" in tensor {self.tensor} of the output"
         size = f"{self.change:.1e}{where}, largest entry {self.scale:.2g}"
-        if self.change <= self.rounding:
+        if self.rounding is not None and self.change <= self.rounding:
             return f"unchanged up to rounding (largest change {size})"
         if self.change != self.change:
             return "not a number somewhere, before or after"
@@ -158,7 +158,7 @@ def _or_dash(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def table(rows: list[tuple[str, ...]], left: Sequence[int] = (0, 2)) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]], left: Sequence[int] = (0, 2)) -> list[str]:
     """Names to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) if i in left else cell.rjust(w)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .edits import Fusion, Insertion, Merging, Replacement, check_calls, check_replaceable, free_name, revert_all
+from ..measure.call import Inputs
+from .edits import Edit, Fusion, Insertion, Merging, Replacement, check_calls, check_replaceable, free_name, revert_all
 from .followed import wrappers_of
 from .merged import Spot
 from .merges import Merge, merges
@@ -91,27 +92,28 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
         output = None if flow is None else one_output(path, flow)
         view = view_of(path, site, output, recipe.axes, tokens, prefix)
         channels = channels_of(path, site, output, view.axes if view else recipe.axes)
-        seen[site] = output if view is None else view.enter(output)
-        shape = None if output is None else tuple(seen[site].shape)
+        seen[site] = look = output if view is None or output is None else view.enter(output)
+        shape = None if look is None else tuple(look.shape)
         new[site] = child = recipe.for_place(Place(path, site, channels, shape))
         views[site] = view
         if any(type(wrapper._inserted) is type(child) for wrapper in wrappers_of(site)):
             raise ValueError(f"site {path!r} has a {type(child).__name__} inserted already; undo() that first")
-        settle(child, site, seen[site], model)
+        settle(child, site, look, model)
         rows.append(_row(path, channels, flow, child, f"{path}.{free_name(model, site, recipe.label)}"))
         if flow is not None and flow.calls > 1:
             warnings.warn(f"site {path!r} is called {flow.calls} times in a forward pass; the one new module acts "
                           "each time", UserWarning, stacklevel=2)
 
-    edits: list[Insertion] = []
+    edits: list[Edit] = []
     try:
         for row, (site, child) in zip(rows, new.items(), strict=True):
-            copies = row.shape is None or keeps_its_output(row.path, child, tuple(seen[site].shape))
+            look = seen[site]
+            copies = look is None or keeps_its_output(row.path, child, tuple(look.shape))
             name = row.name.rpartition(".")[2]
             edits.append(Insertion(model, row.path, site, child, name, copies, views[site]))
         effect, flows = probe.again()
-        for edit in edits if flows else ():
-            check_calls(edit.path, probe.flows[edit.site].calls, flows[edit.child].calls)
+        for row, (site, child) in zip(rows, new.items(), strict=True) if flows else ():
+            check_calls(row.path, probe.flows[site].calls, flows[child].calls)
     except BaseException:
         revert_all(edits)
         raise
@@ -167,10 +169,11 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
     row_of = dict(zip(new.values(), rows, strict=True))
 
     def check(module: nn.Module, y: Any) -> None:
-        if module in row_of:
-            check_fits(row_of[module].path, row_of[module].shape, y)
+        row = row_of.get(module)
+        if row is not None and row.shape is not None:
+            check_fits(row.path, row.shape, y)
 
-    edits: list[Replacement] = []
+    edits: list[Edit] = []
     try:
         for path, site in sites.items():
             edits.append(Replacement(model, path, site, new[site]))
@@ -183,7 +186,7 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
 
 
 def fuse(model: nn.Module, site: str | int, module: Module, *, skip: str | Sequence[str] | None = None,
-         example: Example, measure_time: bool = False, **options: Any) -> Report:
+         example: Inputs, measure_time: bool = False, **options: Any) -> Report:
     """Fuse the output of a sub-module with those of others, y = module(site(x), skip, …), or what the network merges.
 
     The site's output is then y; those of the others go on as they did. They are handed over within one forward pass of
@@ -249,7 +252,7 @@ def fuse(model: nn.Module, site: str | int, module: Module, *, skip: str | Seque
     row = _row(path, channels, probe.flows[target], child, f"{path}.{name}")
     copies = keeps_its_output(path, child, *(tuple(x.shape) for x in (output, *others)))
 
-    edits: list[Fusion] = []
+    edits: list[Edit] = []
     try:
         copied = dict(zip(skips, zip(skips.values(), written[1:], strict=True), strict=True))
         edits.append(Fusion(model, path, target, copied, child, name, copies))

@@ -44,6 +44,7 @@ class View:
         rest = tokens[:, self.prefix:]
         if not self.as_map:
             return rest
+        assert self.size is not None  # of a sequence that is seen as a map
         if not isinstance(tokens, Proxy) and rest.shape[1] != math.prod(self.size):
             raise ValueError(f"the sequence has {tokens.shape[1]} tokens; tokens={self.size} and prefix={self.prefix} "
                              f"make {math.prod(self.size) + self.prefix}")

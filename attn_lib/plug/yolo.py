@@ -76,7 +76,7 @@ def register() -> dict[str, type[nn.Module]]:
     Warns:
         UserWarning: if a name was taken.
     """
-    tasks = _ultralytics()
+    tasks: Any = _ultralytics()
     layers: dict[str, type[_Layer]] | None = getattr(tasks.parse_model, "attn_lib", None)
     if layers is None:
         _check(tasks)
@@ -123,7 +123,7 @@ class _Layer(nn.Module):
 
     entry: catalog.Entry
 
-    def __new__(cls, *arguments: Any) -> nn.Module:
+    def __new__(cls, *arguments: Any) -> Any:  # an nn.Module, but none of this class
         if not arguments or not isinstance(arguments[-1], _Row):
             raise RuntimeError(f"{cls.__name__} was built by a parse_model that was imported before "
                                "attn_lib.plug.yolo.register() was called: use ultralytics.nn.tasks.parse_model")
@@ -296,13 +296,14 @@ def _parser(parse_model: Parser, layers: dict[str, type[_Layer]]) -> Parser:
         if len(built) != len(d["backbone"] + d["head"]):
             raise _different("it does not read the rows of backbone and head together")
         for i, row in ours.items():
-            built[i].f = list(row.f) if isinstance(row.f, _From) else row.f
+            layer: Any = built[i]  # on which ultralytics writes what it knows of it
+            layer.f = list(row.f) if isinstance(row.f, _From) else row.f
             if "batch_one" in row.entry.forbids:
-                built[i].eval()  # older versions look for the strides with one image, in training mode; `train` follows
-            built[i].np = sum(p.numel() for p in built[i].parameters())  # older versions leave it at the class
+                layer.eval()  # older versions look for the strides with one image, in training mode; `train` follows
+            layer.np = sum(p.numel() for p in layer.parameters())  # older versions leave it at the class
         return built, save
 
-    parse.attn_lib = layers
+    vars(parse)["attn_lib"] = layers
     return parse
 
 

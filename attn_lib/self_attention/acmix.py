@@ -158,18 +158,22 @@ class ACmix(nn.Module):
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         p = tap("p", self.Wp(_coordinates(q)), "1 d H W")
         q, k, v = (t.unflatten(1, (self.heads, -1)) for t in (q[..., ::self.stride, ::self.stride], k, v))
-        around = dict(kernel_size=(self.kernel_size, self.kernel_size), dilation=self.dilation, stride=self.stride)
-        k, bias = k - p[:, None], 0  # without p_i: q_i · p_i is the same for all j, which a softmax does not notice
+        around = (self.kernel_size, self.kernel_size), self.dilation, self.stride
+        k = k - p[:, None]  # without p_i: q_i · p_i is the same for all j, which a softmax does not notice
+        padding: tuple[int, int] | None = None
+        bias: Tensor | int = 0
         if self.padding == "masked":
-            off = ~neighbours_on_map(*k.shape[3:], **around, device=k.device)
+            H, W = k.shape[3:]
+            off = ~neighbours_on_map(H, W, *around, device=k.device)
             bias = q.new_zeros(off.shape).masked_fill(off, -torch.inf)
         else:
             reach = self.dilation * (self.kernel_size // 2)
             k, v = (_mirrored(_mirrored(t, reach, 3), reach, 4) for t in (k, v))
-            around["padding"] = (0, 0)
-        A = (neighbour_logits(q * q.shape[2] ** -0.5, k, **around) + bias).softmax(2)
+            padding = (0, 0)
+        A = (neighbour_logits(q * q.shape[2] ** -0.5, k, *around, padding=padding) + bias).softmax(2)
         A = tap("A", rearrange(A, "B h K H W -> B h (H W) 1 K"), "B h N 1 K")  # N = Ho·Wo
-        return neighbour_sum(rearrange(A, "B h (H W) 1 K -> B h K H W", H=q.shape[3]), v, **around).flatten(1, 2)
+        A = rearrange(A, "B h (H W) 1 K -> B h K H W", H=q.shape[3])
+        return neighbour_sum(A, v, *around, padding=padding).flatten(1, 2)
 
     def convolution(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         H, W = q.shape[2:]

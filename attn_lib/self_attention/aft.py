@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_choice, check_divisible, check_int, check_odd, check_tensor
-from ..ops import from_tokens, in_float32, to_tokens
+from ..ops import from_tokens, in_float32, to_tokens, total
 from ..tap import tap
 
 FORMS = ("full", "local", "simple", "conv")
@@ -119,7 +119,7 @@ class AFTAttention(nn.Module):
             check_int("rank", rank)
         check_odd("kernel_size", kernel_size)
         if form in ("full", "local"):
-            check_int("length", length)
+            most = check_int("length", length)
         elif length is not None:
             raise ValueError(f"length={length} must be left out with form={form!r}, which takes any number of tokens")
         if layout != "B N C" and (causal or form in ("full", "local")):
@@ -130,11 +130,11 @@ class AFTAttention(nn.Module):
         self.Wk = nn.Linear(channels, heads if form == "conv" else channels, bias=False)
         self.w = self.u = self.v = None
         if form == "full" and rank is not None:
-            self.u, self.v = (nn.Parameter(torch.randn(length, rank) * 0.1 * rank**-0.25) for _ in range(2))
+            self.u, self.v = (nn.Parameter(torch.randn(most, rank) * 0.1 * rank**-0.25) for _ in range(2))
         elif form == "full":
-            self.w = nn.Parameter(torch.randn(length, length) * 0.01)
+            self.w = nn.Parameter(torch.randn(most, most) * 0.01)
         elif form == "local":
-            self.w = nn.Parameter(torch.randn(length, 2 * window - 1) * 0.01)
+            self.w = nn.Parameter(torch.randn(most, 2 * window - 1) * 0.01)
         elif form == "conv":
             check_divisible("channels", channels, "heads", heads)
             self.w = nn.Parameter(torch.randn(heads, *[kernel_size] * (1 if layout == "B N C" else 2)))
@@ -151,11 +151,11 @@ class AFTAttention(nn.Module):
         V = tap("V", self.Wv(tokens), "B N C")
         if self.form == "conv":
             mean = in_float32(self._conv, K, V, self.w, self.gamma, self.beta, x.shape[2:] if x.ndim == 4 else (N,))
-        elif self.form == "full" and self.w is None:
+        elif self.u is not None and self.v is not None:
             mean = in_float32(lambda K, V, u, v: self._full(K, V, u @ v.T), K, V, self.u[:N], self.v[:N])
-        elif self.form == "full":
+        elif self.form == "full" and self.w is not None:
             mean = in_float32(self._full, K, V, self.w[:N, :N])
-        elif self.form == "local":
+        elif self.form == "local" and self.w is not None:
             mean = in_float32(self._local, K, V, self.w[:N])
         else:
             mean = in_float32(lambda K, V: self._all(K, V)[1], K, V)
@@ -171,6 +171,7 @@ class AFTAttention(nn.Module):
     def _full(self, K: Tensor, V: Tensor, w: Tensor) -> Tensor:
         tap("w", w, "N N")
         if self.causal:
+            assert self.length is not None
             return _causal_full(K, V, w, 1 << (self.length - 1).bit_length())
         exp_w = (w - w.amax(1, keepdim=True).detach()).exp()
         exp_K = (K - K.amax(1, keepdim=True).detach()).exp()
@@ -186,7 +187,7 @@ class AFTAttention(nn.Module):
         exp_K = (K - log_sum).exp()
         near = torch.cat([exp_K * V, exp_K], 2)
         N, near = near.shape[1], F.pad(near, (0, 0, s - 1, s - 1))
-        near = sum([exp_w_1[:, tap_, None] * near[:, tap_:tap_ + N] for tap_ in range(2 * s - 1)])
+        near = total([exp_w_1[:, tap_, None] * near[:, tap_:tap_ + N] for tap_ in range(2 * s - 1)])
         num, den = near.chunk(2, 2)
         return (mean + num) / (1 + den)
 
@@ -233,13 +234,15 @@ def _window_so_far(K: Tensor, V: Tensor, log_sum: Tensor, exp_w_1: list[Tensor])
     Args:
         exp_w_1: exp(w) − 1 of no step back, of one, of two …
     """
-    num, den, N = 0, 0, K.shape[1]
+    num: Tensor | int = 0
+    den: Tensor | int = 0
+    N = K.shape[1]
     for back, weight in enumerate(exp_w_1):
         K_back = F.pad(K, (0, 0, back, 0), value=-torch.inf)[:, :N]
         V_back = F.pad(V, (0, 0, 0, 0, back, 0))[:, :N]
         a = weight * (K_back - log_sum).exp()
         num, den = num + a[..., None] * V_back, den + a
-    return num, den
+    return num, den  # type: ignore[return-value]  # no longer 0: there is one weight or more
 
 
 def _causal_full(K: Tensor, V: Tensor, w: Tensor, P: int) -> Tensor:

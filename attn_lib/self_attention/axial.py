@@ -179,6 +179,7 @@ class AxialAttention(nn.Module):
 
     def positions(self, H: int, W: int) -> Tensor:
         """P (C, H, W), of the first H rows and W columns."""
+        assert self.height is not None and self.width is not None
         for axis, size, name, most in (("H", H, "height", self.height), ("W", W, "width", self.width)):
             if size > most:
                 raise ValueError(f"x has {axis}={size}; it must be at most {name}={most}, beyond it are no positions")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_divisible, check_feature_map, check_int, check_odd
-from ..ops import in_float32
+from ..ops import in_float32, total
 from ..tap import tap
 
 
@@ -149,8 +149,8 @@ class CoTAttention(nn.Module):
         k, H, W = self.kernel_size, *V.shape[2:]
         V = F.pad(V, (k // 2,) * 4)
         V = rearrange(V, "B (M S G) H W -> B M S G H W", M=self.cardinality, S=self.share)
-        A = rearrange(A, "B (M G) K H W -> B K M 1 G H W", M=self.cardinality).unbind(1)
-        y = sum(A[i * k + j] * V[..., i:i + H, j:j + W] for i in range(k) for j in range(k))  # of views
+        weights = rearrange(A, "B (M G) K H W -> B K M 1 G H W", M=self.cardinality).unbind(1)
+        y = total(weights[i * k + j] * V[..., i:i + H, j:j + W] for i in range(k) for j in range(k))  # of views
         return y.flatten(1, 3)
 
     def extra_repr(self) -> str:

@@ -156,12 +156,13 @@ class LongShortDistanceAttention(nn.Module):
 
     def groups(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """How many rows and columns a group has, and how many the block has that it spans."""
-        G, I = self.group, 1 if self.distance == "short" else self.interval  # noqa: E741  the paper's letters
+        G = self.group or 0                                             # 0: what is not given follows from the other
+        I = 1 if self.distance == "short" else self.interval or 0       # noqa: E741  the paper's letters
         if self.shrink and min(H, W) <= G:
             G, I = min(H, W), 1  # noqa: E741
-        size = tuple(G or ceil_div(n, I) for n in (H, W))
-        apart = tuple(I or ceil_div(n, G) for n in (H, W))
-        return size, (size[0] * apart[0], size[1] * apart[1])
+        rows, columns = (G or ceil_div(n, I) for n in (H, W))
+        down, right = (I or ceil_div(n, G) for n in (H, W))
+        return (rows, columns), (rows * down, columns * right)
 
     def extra_repr(self) -> str:
         names = ("channels", "heads", "group", "interval", "distance", "shrink")

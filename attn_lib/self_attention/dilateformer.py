@@ -123,9 +123,9 @@ class DilateAttention(nn.Module):
         if self.padding == "masked":
             logits = logits + self.bias(logits)
         A = tap("A", rearrange(logits.softmax(2), "B h K H W -> B h (H W) 1 K"), "B h N 1 K")
-        A = rearrange(A, "B h (H W) 1 K -> B h K H W", H=x.shape[2]).chunk(len(self.dilations), 1)
+        weights = rearrange(A, "B h (H W) 1 K -> B h K H W", H=x.shape[2]).chunk(len(self.dilations), 1)
         y = torch.cat([neighbour_sum(a, v, K, r)                                           # eq. 2
-                       for a, v, r in zip(A, groups[2], self.dilations, strict=True)], 1)
+                       for a, v, r in zip(weights, groups[2], self.dilations, strict=True)], 1)
         return tap("y", self.Wo(y.flatten(1, 2)), "B C H W")
 
     def around(self, t: Tensor) -> Tensor:
@@ -136,8 +136,8 @@ class DilateAttention(nn.Module):
 
     def bias(self, logits: Tensor) -> Tensor:
         """−∞ for keys outside the map (h, K, H, W)."""
-        K = (self.kernel_size, self.kernel_size)
-        off = ~torch.stack([neighbours_on_map(*logits.shape[3:], K, r, device=logits.device) for r in self.dilations])
+        K, (H, W) = (self.kernel_size, self.kernel_size), logits.shape[3:]
+        off = ~torch.stack([neighbours_on_map(H, W, K, r, device=logits.device) for r in self.dilations])
         off = off.repeat_interleave(self.heads // len(self.dilations), 0)
         return logits.new_zeros(off.shape).masked_fill(off, -torch.inf)
 

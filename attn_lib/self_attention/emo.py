@@ -12,7 +12,7 @@ from ..checks import check_choice, check_divisible, check_feature_map, check_int
 from ..ops import attend, cropped, open_size, pad_to_multiple, unwindows, windows
 from ..tap import tap
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 NORMS = ("layer", "batch", None)
 PADDING = ("masked", "zeros")
 

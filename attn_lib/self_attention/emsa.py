@@ -127,6 +127,7 @@ class EMSA(nn.Module):
 
     def transformed(self, q: Tensor, k: Tensor) -> Tensor:
         """IN(softmax(Conv(q kᵀ / √d))), in float32 at least: the variance of a map is far too small for half."""
+        assert self.Wt is not None
         logits = in_float32(torch.matmul, q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
         A = in_float32(F.conv2d, logits, self.Wt.weight, self.Wt.bias).softmax(-1)
         centred = A - 1 / A.shape[-1]  # rows sum to 1, so this is their mean; taken away first, nothing cancels

@@ -109,8 +109,7 @@ class MHSA2d(nn.Module):
                 if value is not None:
                     raise ValueError(f"{name}={value} must be left out with position=None, which takes any size")
             return
-        check_int("height", height)
-        check_int("width", width)
+        height, width = check_int("height", height), check_int("width", width)
         rows, columns = (height, width) if position == "absolute" else (2 * height - 1, 2 * width - 1)
         self.Rh = nn.Parameter(torch.randn(rows, d) * d**-0.5)
         self.Rw = nn.Parameter(torch.randn(columns, d) * d**-0.5)
@@ -140,6 +139,7 @@ class MHSA2d(nn.Module):
 
     def positions(self, H: int, W: int) -> tuple[Tensor, Tensor]:
         """R_h and R_w as far as a map of H × W needs them."""
+        assert self.height is not None and self.width is not None
         for axis, size, name, most in (("H", H, "height", self.height), ("W", W, "width", self.width)):
             if size > most:
                 raise ValueError(f"x has {axis}={size}; it must be at most {name}={most}, beyond it are no positions")

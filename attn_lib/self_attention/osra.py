@@ -101,8 +101,8 @@ class OSRAttention(nn.Module):
         self.Wq, self.Wk, self.Wv = (nn.Conv2d(channels, channels, 1) for _ in range(3))
         self.height, self.width, self.bias = height, width, None
         if (height, width) != (None, None):
-            N = check_int("height", height) * check_int("width", width)
-            self.bias = nn.Parameter(torch.zeros(heads, N, _reduced(height, s) * _reduced(width, s)))
+            H, W = check_int("height", height), check_int("width", width)
+            self.bias = nn.Parameter(torch.zeros(heads, H * W, _reduced(H, s) * _reduced(W, s)))
 
     def forward(self, x: Tensor) -> Tensor:
         H, W = check_feature_map(x, self.channels).shape[2:]
@@ -117,6 +117,7 @@ class OSRAttention(nn.Module):
 
     def resized(self, N: int, Nk: int) -> Tensor:
         """B for another number of queries and keys (h, N, Nk)."""
+        assert self.bias is not None
         if not open_size(N, Nk) and self.bias.shape[1:] == (N, Nk):
             return self.bias  # the interpolation would be the identity, and dear
         return F.interpolate(self.bias[None], (N, Nk), mode="bicubic", align_corners=False)[0]

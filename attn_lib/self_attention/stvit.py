@@ -131,10 +131,10 @@ class SuperTokenAttention(nn.Module):
         padded, real = pad_to_multiple(x, *self.token_size)
         X = tap("X", windows(padded, *self.token_size), "B R n C")
         if self.padding == "zeros" or (not open_size(H, W) and padded.shape == x.shape):
-            real = None  # all are
+            inside = None  # all are
         else:
-            real = windows(real[None, None].to(x), *self.token_size).transpose(-2, -1)  # 1 R 1 n, of ones and zeros
-        S, a = self.sample(X, real, padded.shape[2] // self.token_size[0])
+            inside = windows(real[None, None].to(x), *self.token_size).transpose(-2, -1)  # 1 R 1 n, of ones and zeros
+        S, a = self.sample(X, inside, padded.shape[2] // self.token_size[0])
         S = tap("S", S.to(x.dtype), "B C P Q")
         near = _around(tap("S'", self.attention(S), "B C P Q"))[0]
         y = unwindows(a.to(near.dtype) @ near, *self.token_size, *padded.shape[2:])

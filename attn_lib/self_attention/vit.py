@@ -109,7 +109,7 @@ class EncoderBlock(nn.Module):
         self.MSA = SelfAttention(channels, heads)
         self.W1, self.W2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
         self.dropout = nn.Dropout(_rate(dropout))
-        for W in (*self.MSA.children(), self.W1, self.W2):
+        for W in (self.MSA.Wq, self.MSA.Wk, self.MSA.Wv, self.MSA.Wo, self.W1, self.W2):
             nn.init.xavier_uniform_(W.weight)
             nn.init.normal_(W.bias, std=1e-6) if W in (self.W1, self.W2) else nn.init.zeros_(W.bias)
 
@@ -170,19 +170,21 @@ class VisionTransformer(nn.Module):
         check_choice("pool", pool, POOLS)
         self.E = nn.Conv2d(in_channels, channels, P, stride=P)
         self.x_class = nn.Parameter(torch.zeros(channels)) if pool == "token" else None
-        self.height, self.width = height, width
+        self.height, self.width, self.fixed = height, width, {}
         if positions:
-            N = check_divisible("height", check_int("height", height), "patch_size", P) \
-                * check_divisible("width", check_int("width", width), "patch_size", P)
-            self.Epos = nn.Parameter(torch.randn(N + (pool == "token"), channels) * 0.02)
+            self.fixed = {"H": check_int("height", height), "W": check_int("width", width)}
+            N = check_divisible("height", self.fixed["H"], "patch_size", P) \
+                * check_divisible("width", self.fixed["W"], "patch_size", P)
+            self.Epos: nn.Parameter | None = nn.Parameter(torch.randn(N + (pool == "token"), channels) * 0.02)
         else:
             self.Epos = None
             for name, value in (("height", height), ("width", width)):
                 if value is not None:
                     raise ValueError(f"{name}={value} must be left out with positions=False, which takes any size")
         self.dropout = nn.Dropout(_rate(dropout))
-        options = dict(heads=heads, mlp_ratio=mlp_ratio, approximate=approximate, dropout=dropout, epsilon=epsilon)
-        self.blocks = nn.Sequential(*(EncoderBlock(channels, **options) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(
+            EncoderBlock(channels, heads=heads, mlp_ratio=mlp_ratio, approximate=approximate, dropout=dropout,
+                         epsilon=epsilon) for _ in range(depth)))
         self.norm = nn.LayerNorm(channels, eps=epsilon)
         self.Wrep = self.Whead = None
         if representation_size is not None:
@@ -193,8 +195,7 @@ class VisionTransformer(nn.Module):
             nn.init.zeros_(self.Whead.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes = {} if self.Epos is None else {"H": self.height, "W": self.width}
-        _, _, H, W = check_tensor(x, "B C H W", {"C": self.in_channels, **sizes}).shape
+        _, _, H, W = check_tensor(x, "B C H W", {"C": self.in_channels, **self.fixed}).shape
         check_divisible("H", H, "patch_size", self.patch_size)
         check_divisible("W", W, "patch_size", self.patch_size)
         z = self.E(x).flatten(2).transpose(-2, -1)

@@ -127,11 +127,11 @@ class GatherExcite(nn.Module):
         self.excite = excite
 
     def forward(self, x: Tensor) -> Tensor:
-        check_tensor(x, "B C H W", {"C": self.channels, **self.fixed})
+        _, _, H, W = check_tensor(x, "B C H W", {"C": self.channels, **self.fixed}).shape
         x_hat = tap("x_hat", self.gathered(x), "B C P Q")
         s = tap("s", torch.sigmoid(self.W2(F.relu(self.W1(self._rectified(x_hat))))
                                    if self.excite == "mlp" else x_hat), "B C P Q")
-        return tap("y", x * (s if self.extent is None else resize(s, *x.shape[2:], mode="nearest")), "B C H W")
+        return tap("y", x * (s if self.extent is None else resize(s, H, W, mode="nearest")), "B C H W")
 
     def gathered(self, x: Tensor) -> Tensor:
         """x̂: (B, C, ⌈H/e⌉, ⌈W/e⌉), or (B, C, 1, 1)."""
@@ -149,17 +149,17 @@ class GatherExcite(nn.Module):
         return x_hat if self.gather is None else F.relu(x_hat)
 
     def _convs(self) -> nn.Sequential:
-        def conv(*kernel: int, **options: int) -> list[nn.Module]:
-            return [nn.Conv2d(self.channels, self.channels, kernel, groups=self.channels, bias=False, **options),
+        def conv(kernel: tuple[int, int], stride: int = 1, padding: int = 0) -> list[nn.Module]:
+            return [nn.Conv2d(self.channels, self.channels, kernel, stride, padding, groups=self.channels, bias=False),
                     nn.BatchNorm2d(self.channels)]
 
         if self.extent is None:
-            return nn.Sequential(*conv(*self.fixed.values()))
+            return nn.Sequential(*conv((self.fixed["H"], self.fixed["W"])))
         steps = self.extent.bit_length() - 1
         if steps == 0 or self.extent != 2**steps:
             raise ValueError(f"extent={self.extent} must be a power of two with gather='conv'; {max(2, 2**steps)} and "
                              f"{max(4, 2 ** (steps + 1))} are")
-        layers = [layer for _ in range(steps) for layer in (*conv(3, 3, stride=2, padding=1), nn.ReLU())]
+        layers = [layer for _ in range(steps) for layer in (*conv((3, 3), stride=2, padding=1), nn.ReLU())]
         return nn.Sequential(*layers[:-1])
 
     def extra_repr(self) -> str:

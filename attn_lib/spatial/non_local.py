@@ -141,8 +141,9 @@ class NonLocalAttention(nn.Module):
         if zero_init:
             for p in (self.norm if norm else self.Wz).parameters():
                 nn.init.zeros_(p)
-        pool = nn.MaxPool2d(subsample, ceil_mode=True) if subsample > 1 else nn.Identity()
-        self.pool_before, self.pool_after = (pool, nn.Identity()) if pool_first else (nn.Identity(), pool)
+        pool: nn.Module = nn.MaxPool2d(subsample, ceil_mode=True) if subsample > 1 else nn.Identity()
+        self.pool_before = pool if pool_first else nn.Identity()
+        self.pool_after = nn.Identity() if pool_first else pool
 
     def forward(self, x: Tensor) -> Tensor:
         check_feature_map(x, self.channels)

@@ -1,5 +1,7 @@
 """Point-wise spatial attention: every pixel draws a map of whom it listens to, and another of whom it speaks to."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,10 +123,11 @@ class PointwiseSpatialAttention(nn.Module):
             z = self.branch(self.branches[0], x, self.reduce, self.attention)
         return tap("y", torch.cat([x, _resize(self.proj(z), *x.shape[2:])], 1), "B O H W")
 
-    def branch(self, name: str, x: Tensor, reduce: nn.Module, attention: nn.Module) -> Tensor:
+    def branch(self, name: str, x: Tensor, reduce: nn.Module, attention: nn.Sequential) -> Tensor:
         """z of the collect branch, "c", or of the distribute branch, "d": (B, Cr, Hk, Wk)."""
         x = _resize(reduce(x), *self._small(*x.shape[2:]))
-        embedded, W2 = attention[:-1](x), attention[-1].weight.flatten(1)
+        last: Any = attention[-1]  # an nn.Conv2d
+        embedded, W2 = attention[:-1](x), last.weight.flatten(1)
         maps = F.linear(embedded.flatten(2).transpose(1, 2), W2)   # B N K: the map of each pixel in one piece
         m = tap(f"m_{name}", maps.transpose(1, 2).unflatten(2, x.shape[2:]), "B K Hk Wk")
         A = self.on_the_map(m)                                     # B N N: who predicts, and of whom

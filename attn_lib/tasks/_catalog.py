@@ -6,6 +6,7 @@ A task enters the table by the constant `TASK` at the end of its file; nothing e
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
@@ -111,6 +112,7 @@ class Task:
             ValueError: if the task has no network, or the module does not fit; says what the place offers.
         """
         make = self._maker(module)
+        assert self.build is not None  # or `_maker` would have raised
         return self.build(make)
 
     def fits(self, module: Module) -> bool:
@@ -135,6 +137,7 @@ class Task:
             return self.nothing
         if entry := _entry_of(module):
             return self._from(entry)
+        assert not isinstance(module, str)  # each id has an entry
 
         def make() -> nn.Module:
             made = module(self.channels)
@@ -183,10 +186,13 @@ class Task:
             theirs, ours = (" or ".join(one.replace(", ", " and ") for one in some) for some in (layouts, self.takes))
             raise ValueError(f"module {entry.id!r} takes {theirs}, but the place in task {self.id!r} offers {ours}")
         sizes = dict(zip(Layout(self.layout).free, self.size, strict=bool(self.size)))
-        sizes.setdefault("N", sizes["H"] * sizes["W"] if sizes.keys() == {"H", "W"} else sizes.get("L"))
-        size = tuple(sizes.get(axis) for axis in Layout(layout).free)
-        known = None not in size
-        options = entry.options(layouts[layout], size if known else None)
+        if sizes.keys() == {"H", "W"}:
+            sizes["N"] = sizes["H"] * sizes["W"]
+        elif "L" in sizes:
+            sizes.setdefault("N", sizes["L"])
+        axes = Layout(layout).free
+        known = sizes.keys() >= set(axes)
+        options = entry.options(layouts[layout], tuple(sizes[axis] for axis in axes) if known else None)
         if not known and options.keys() & {"height", "width"}:
             raise ValueError(f"module {entry.id!r} is made for one size of input; in task {self.id!r} the sizes vary")
         return layout, options
@@ -258,7 +264,7 @@ def compare(
     named = _named(modules)
     for module in named.values():
         task._maker(module)  # refuses what does not fit before anything is trained
-    builders = {label: lambda module=module: task.network(module) for label, module in named.items()}
+    builders = {label: partial(task.network, module) for label, module in named.items()}
     parts = task.data() if data is None else data
     options = {**task.training, **training}
     return train.compare(builders, *parts, seeds=seeds, metric=metric or task.score, **options)

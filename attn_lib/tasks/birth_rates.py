@@ -11,6 +11,7 @@ To read 0 where nothing was measured is the experiment of GMAN's Figure 8, which
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from ..checks import check_choice
 from ..toys.train import answers
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 YEARS = range(1960, 2012)
 SPLIT = 1990  # training before, test from here on
@@ -85,7 +89,11 @@ def _draw(part: str, batch: int, generator: torch.Generator, fails: float) -> tu
     now, before = rates[parts[part]], rates.roll(1, 0)[parts[part]]  # the first year, which has no before, is in none
     reported = torch.rand((batch, *now.shape), generator=generator) >= fails
     spatial = rates[:, alike].mean(-1)[parts[part]]
-    return tuple(t.expand(batch, -1, -1)[..., None].contiguous() for t in (spatial, reported * before, now))
+
+    def batched(x: Tensor) -> Tensor:
+        return x.expand(batch, -1, -1)[..., None].contiguous()
+
+    return batched(spatial), batched(reported * before), batched(now)
 
 
 @cache
@@ -104,7 +112,7 @@ def _panel() -> tuple[tuple[str, ...], Tensor, Tensor]:
 class _Share(nn.Module):
     """One share of the spatial guess, the same for every country and year."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.share = nn.Parameter(torch.zeros(1))
 
@@ -112,7 +120,7 @@ class _Share(nn.Module):
         return torch.lerp(temporal, spatial, torch.sigmoid(self.share).expand_as(spatial))
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import curves
 
     n = panel().countries.index("Romania")

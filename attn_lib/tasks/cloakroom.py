@@ -11,6 +11,7 @@ Photographs and handwriting of the test part do not occur in the training part.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from ..toys.images import cut, image
 from ..toys.train import answers
 from ._catalog import Task
 from ._pieces import share_right
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 SIDE = 8  # pixels of the photograph on a card, and of the digit below it
 CARD = (2 * SIDE + 2, SIDE + 2)  # height and width of a card with its margin of one pixel
@@ -157,7 +161,7 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     return nn.Sequential(make(), nn.Conv2d(PHOTO + DIGIT, 64, 1), nn.ReLU(), nn.Conv2d(64, 10, 1))
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     shown = sheets(1, "test", seed=1).images[0].repeat_interleave(4, 1).repeat_interleave(4, 2)

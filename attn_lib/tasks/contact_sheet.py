@@ -14,6 +14,7 @@ photographs, those of the training part from the left halves.
 from collections.abc import Callable
 from functools import cache
 from math import factorial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 from ..checks import check_choice
 from ..toys.images import cut, image
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 GRID = (4, 5)  # rows and columns of crops
 TILE = 12  # pixels: side of a crop
@@ -131,7 +135,7 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     )
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     large, kind = crops("test", zoom=3)

@@ -8,12 +8,16 @@ the picture. Handwriting of the test part does not occur in the training part.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..toys.data import digits
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 HEIGHT, WIDTH = 11, 8  # of the strip; a digit is as wide as the strip
 CHANNELS = 16  # of every feature map
@@ -69,7 +73,7 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10))
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     ink, digit = digits("test")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from ..toys.data import digits, split
 from ..toys.train import answers, fit, seeded
 from ._catalog import Task
 from ._pieces import CELL, cell_layers, sheet
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 CHANNELS = 64  # of the backbone's features
 SPREAD = 0.7  # deviation of a feature: with 1, unscaled softmax attention starts so peaked that some runs stall
@@ -135,8 +139,9 @@ def _backbone(channels: int, kinds: int, seed: int) -> nn.Module:
     with torch.no_grad():  # fold mean and deviation into the last convolution
         deviation, mean = torch.std_mean(features(cells), (0, 2, 3))
         scale = SPREAD / deviation
-        features[2].bias.sub_(mean).mul_(scale)
-        features[2].weight.mul_(scale[:, None, None, None])
+        weight, bias = features[2].parameters()
+        bias.sub_(mean).mul_(scale)
+        weight.mul_(scale[:, None, None, None])
     return features.requires_grad_(False).eval()
 
 
@@ -157,7 +162,7 @@ def _frame() -> Tensor:
     return frame
 
 
-def _data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+def _data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
     """Features and truths; of the test part the cells that share neither row nor column with the frame count."""
     train, test = sheets(2048), sheets(2048, "test", seed=1)
     features = backbone()
@@ -171,7 +176,7 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     return nn.Sequential(make(), nn.Conv2d(CHANNELS, 64, 1), nn.ReLU(), nn.Conv2d(64, 2, 1))
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     shown = sheets(1, "test", seed=1)

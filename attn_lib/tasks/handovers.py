@@ -7,6 +7,7 @@ up to half of a window and more away.
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from ..checks import check_choice
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 STEPS = 256  # weeks in a window
 ANALYSERS = 4
@@ -108,7 +112,7 @@ class _Network(nn.Module):
         return self.head(x).transpose(-2, -1)  # B 4 L
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import curves
 
     x, whose = windows(1)

@@ -9,8 +9,9 @@ A five finds itself. For the others, whoever knows all digits of a sheet, but no
 name the commonest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from ..toys.data import digits
 from ..toys.train import answers, fit, seeded
 from ._catalog import Task
 from ._pieces import CELL, cell_layers, share_right, sheet
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 GRID = (6, 8)  # rows and columns of cells
 STEP = 2  # cells from a digit to the one it points at
@@ -93,7 +97,7 @@ def reader() -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def score(model: nn.Module, sheets: tuple[Tensor, Tensor]) -> float:
+def score(model: nn.Module, sheets: Sequence[Tensor]) -> float:
     """Fraction of right answers among the cells that are asked, in [0, 1]; the model's mode is put back."""
     asked = sheets[1] != SILENT
     return share_right(answers(model, sheets[0]), sheets[1], asked)
@@ -111,8 +115,9 @@ def _reader_weights() -> dict[str, Tensor]:
     fit(nn.Sequential(net, answer), (images[:, None], labels), steps=150, batch=64, lr=5e-3)
     with torch.no_grad():  # fold mean and deviation into the last convolution
         deviation, mean = torch.std_mean(net(images[:, None]), (0, 2, 3))
-        net[2].bias.sub_(mean).div_(deviation)
-        net[2].weight.div_(deviation[:, None, None, None])
+        weight, bias = net[2].parameters()
+        bias.sub_(mean).div_(deviation)
+        weight.div_(deviation[:, None, None, None])
     return net.state_dict()
 
 
@@ -129,14 +134,14 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     return nn.Sequential(reader(), layer, nn.Conv2d(CHANNELS, KINDS, 1))
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     (sheets, targets), kinds = held_out(1), shown(1)
     cells = sheets[0, 0].unfold(0, CELL, CELL).unfold(1, CELL, CELL)
     answer = torch.zeros_like(cells)
     for r, c in (targets[0] != SILENT).nonzero().tolist():
-        down, right = direction(kinds[0, r, c].item())
+        down, right = direction(int(kinds[0, r, c]))
         answer[r, c] = cells[r + down, c + right]
     return images({"a sheet": sheets[0, 0], "what each cell points at": sheet(answer)},
                   title="Which digit does each digit point at?",

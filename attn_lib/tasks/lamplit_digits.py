@@ -13,6 +13,7 @@ white-balanced (equal mean in red, green and blue), as a camera delivers them.
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from ..checks import check_choice
 from ..toys.data import digits
 from ..toys.images import cut, image
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 SIZE = 22  # pixels of the whole scene
 DISPLAY = slice(3, 19)  # rows and columns of the black display
@@ -135,7 +139,7 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     )
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     _, ink, digit = parts("test")

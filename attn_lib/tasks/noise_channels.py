@@ -7,6 +7,7 @@ through least are cut off behind it, and the rest of the network reads what is l
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from ..toys.data import digits
 from ..toys.train import answers
 from ._catalog import Task
 from ._two_screens import CHANNELS, INK, TRAINING, compose, level, network, windows
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 KEPT = 8
 SIGNAL = torch.arange(CHANNELS) % 2 == 0  # the channels with the digit
@@ -60,6 +64,8 @@ def passed(module: nn.Module, maps: Tensor) -> Tensor:
 class Keep(nn.Module):
     """Cuts off channels."""
 
+    mask: Tensor
+
     def __init__(self, mask: Tensor):
         super().__init__()
         self.register_buffer("mask", mask)
@@ -78,7 +84,7 @@ def prune(net: nn.Sequential, worth: Tensor, kept: int = KEPT) -> nn.Sequential:
     """
     mask = torch.zeros(CHANNELS)
     mask[worth.argsort(descending=True, stable=True)[:kept]] = 1
-    return nn.Sequential(net[0], Keep(mask), *net[1:])
+    return nn.Sequential(net[0], Keep(mask), *list(net)[1:])
 
 
 def score(net: nn.Module, data: Sequence[Tensor]) -> float:
@@ -89,7 +95,7 @@ def score(net: nn.Module, data: Sequence[Tensor]) -> float:
     return (answers(net, maps).argmax(1) == labels).float().mean().item()
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     maps, _ = held_out(1)

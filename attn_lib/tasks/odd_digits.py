@@ -4,8 +4,9 @@ Which digit is odd is decided by the other cells. Every digit is odd in as many 
 three looks like any three: whoever judges a cell by itself is right in half of the cases, whatever they learn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from ..toys.train import answers
 from . import framed_digit
 from ._catalog import Task
 from ._pieces import CELL, cell_layers, sheet
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 GRID = (5, 7)  # rows and columns of cells
 ODD = 4  # odd cells on a sheet of 35
@@ -77,7 +81,7 @@ def loss(answers: Tensor, odd: Tensor) -> Tensor:
     return F.cross_entropy(answers, odd, weight=answers.new_tensor([rare, 1 - rare]))
 
 
-def score(model: nn.Module, sheets: tuple[Tensor, Tensor]) -> float:
+def score(model: nn.Module, sheets: Sequence[Tensor]) -> float:
     """Balanced accuracy in [0, 1]: the mean of the hit rates on odd and on common cells; judging cells alone gets ½.
 
     The model is put into eval mode for it, and back.
@@ -93,7 +97,7 @@ def _handwriting(part: str) -> tuple[Tensor, Tensor, Tensor]:
     return F.pad(images[labels.argsort(stable=True), 0], (1, 1, 1, 1)), count.cumsum(0) - count, count
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     sheets, odd = held_out(4)

@@ -10,9 +10,10 @@ Two numbers of a picture may have the same colour. Photographs and handwriting o
 training part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ from ..toys.images import cut, image
 from ..toys.train import answers
 from ._catalog import Task
 from ._pieces import share_right
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 PIECES = 4  # pieces along each side of a sheet
 FIELDS = 2  # fields along each side of a piece
@@ -125,7 +129,7 @@ def examples(n: int, part: str = "train", *, seed: int = 0) -> tuple[Tensor, Ten
     return features(drawn.images), drawn.colour
 
 
-def score(model, data: tuple[Tensor, Tensor]) -> float:
+def score(model: nn.Module, data: Sequence[Tensor]) -> float:
     """Share of the pictures' fields that get their colour; guessing gets 1/4. The model's mode is put back."""
     asked = data[1] != SILENT
     return share_right(answers(model, data[0]), data[1], asked)
@@ -179,12 +183,12 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     return nn.Sequential(make(), nn.Conv2d(CHANNELS, COLOURS, 1))
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     drawn = sheets(1, "test", seed=1)
     pieces = rearrange(drawn.images[0], "C (P y) (Q x) -> (P Q) C y x", P=PIECES, Q=PIECES)
-    asks = is_picture(drawn.colour)[0].nonzero()[0].item()
+    asks = int(is_picture(drawn.colour)[0].nonzero()[0])
     return images({"a sheet": drawn.images[0], "a picture": pieces[asks], "its legend": pieces[drawn.legend[0, asks]]},
                   title="Which colour has each number of the picture?",
                   alt="A sheet of 4 by 4 pieces, each with four handwritten numbers on black plates, white or "

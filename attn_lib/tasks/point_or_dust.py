@@ -8,6 +8,7 @@ pixels of it tells which; the digits do, which are larger too, elsewhere on the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from ..toys.data import digits
 from ..toys.train import answers
 from ._catalog import Task
 from ._pieces import sheet
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 SIZE = (24, 32)  # rows and columns of a scan
 FIELD = (12, 16)  # of a field: one digit on the left, three dots on the right; a form has 2 × 2 fields
@@ -68,8 +72,8 @@ def sampler(part: str = "train") -> Callable[[int, torch.Generator], tuple[Tenso
     def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images, labels = _forms(ink, batch, generator)
         halves = zip(images.tensor_split(2), labels.tensor_split(2), ZOOMS, strict=True)
-        images, labels = zip(*(enlarge(*half) for half in halves), strict=True)
-        return torch.cat(images), torch.cat(labels)
+        enlarged = [enlarge(*half) for half in halves]
+        return torch.cat([images for images, _ in enlarged]), torch.cat([labels for _, labels in enlarged])
 
     return draw
 
@@ -151,7 +155,7 @@ def _data() -> tuple[Callable[[int, torch.Generator], tuple[Tensor, Tensor]], tu
     return sampler(), (test.images, test.labels)
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     coarse, fine = (1 - scans(1, "test", zoom=zoom, seed=3).images[0, 0] for zoom in ZOOMS)

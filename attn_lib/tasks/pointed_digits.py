@@ -13,6 +13,7 @@ see ink). Photographs and handwriting of the test part do not occur in the train
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from ..checks import check_choice
 from ..toys.data import digits
 from ..toys.images import cut, image
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 SIZE = (24, 40)  # pixels of a scene
 SCREENS = (2, 22)  # first column of the two screens of 16 × 16; their first row is 4
@@ -144,12 +148,12 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     )
 
 
-def _data() -> tuple[Callable[[int, torch.Generator], tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+def _data() -> tuple[Callable[[int, torch.Generator], tuple[Tensor, Tensor]], tuple[Tensor, ...]]:
     lit, framed = (held_out(cue) for cue in CUES)
     return sampler(), tuple(torch.cat(pair) for pair in zip(lit, framed, strict=True))
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     photographs, ink, digit = parts("test")

@@ -7,6 +7,7 @@ with the digit. A kernel whose taps sit on a fixed grid suits one size.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from ..checks import check_choice
 from ..toys.data import digits, split
 from ..toys.train import answers
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 SIZE = 24  # pixels of an image
 HEIGHTS = (8.0, 22.0)  # of the smallest and the largest digit, in pixels
@@ -83,7 +87,7 @@ def render(digit: Tensor, height: float | Tensor, centre: float | Tensor = 0.0) 
     centre = torch.as_tensor(centre).expand(n, 2) / (SIZE / 2)
     theta = torch.diag_embed(zoom[:, None].expand(n, 2))
     theta = torch.cat([theta, -(zoom[:, None] * centre.flip(1))[..., None]], 2)
-    grid = F.affine_grid(theta, (n, 1, SIZE, SIZE), align_corners=False)
+    grid = F.affine_grid(theta, [n, 1, SIZE, SIZE], align_corners=False)
     return F.grid_sample(F.pad(digit, (1, 1, 1, 1)), grid, align_corners=False)
 
 
@@ -144,7 +148,7 @@ def _data() -> tuple[Callable[[int, torch.Generator], tuple[Tensor, Tensor]], tu
     return sampler(), (test.images, test.labels)
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     sheet = held_out()

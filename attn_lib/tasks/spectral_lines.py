@@ -13,6 +13,7 @@ brightness there, or twice that in a line. Handwriting of the test part does not
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from ..toys.data import digits
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 BANDS = 16
 LINE = 2.0  # a line over the lamp's brightness in its band
@@ -115,7 +119,7 @@ def _network(make: Callable[[], nn.Module]) -> nn.Sequential:
     return nn.Sequential(make(), _Read(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import channels
 
     ink, digit = parts("test")

@@ -12,6 +12,7 @@ not occur in the training part.
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from ..checks import check_choice
 from ..toys.images import cut, image
 from ..toys.train import answers
 from ._catalog import Task
+
+if TYPE_CHECKING:
+    from ..viz import Figure
 
 RATIO = 4.0  # the long exposure lasts this many times the short one; it saturates at radiance 1, the short at 4
 NOISE = 0.1  # deviation of a sensor's reading; its range is 0 to 1
@@ -111,7 +115,7 @@ def _patches(part: str) -> Tensor:
 class _Shares(nn.Module):
     """One share for each colour, the same everywhere."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.share = nn.Parameter(torch.zeros(3, 1, 1))
 
@@ -120,7 +124,7 @@ class _Shares(nn.Module):
         return z * short + (1 - z) * long
 
 
-def _picture():
+def _picture() -> "Figure":
     from ..viz import images
 
     light = radiance("coffee", (64, 96))[None]

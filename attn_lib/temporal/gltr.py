@@ -98,8 +98,8 @@ class GLTR(nn.Module):
         self.pyramid = nn.ModuleList(
             nn.Conv1d(channels, channels, kernel_size, padding=r * (kernel_size // 2), dilation=r, bias=False)
             for r in self.dilations)
-        for conv in self.pyramid:
-            nn.init.normal_(conv.weight, std=0.001)
+        for weight in self.pyramid.parameters():
+            nn.init.normal_(weight, std=0.001)
         self.Wtheta, self.Wphi, self.Wg = (nn.Linear(O, O // reduction) for _ in range(3))
         self.Wz = nn.Linear(O // reduction, O)
         self.norm = nn.BatchNorm1d(O)

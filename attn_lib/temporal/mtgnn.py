@@ -163,9 +163,8 @@ class TemporalConv(nn.Module):
     def __init__(self, channels: int, out_channels: int | None = None, *,
                  kernel_sizes: tuple[int, ...] = KERNEL_SIZES, dilation: int = 1):
         super().__init__()
-        options = dict(kernel_sizes=kernel_sizes, dilation=dilation)
-        self.filter = DilatedInception(channels, out_channels, **options)
-        self.gate = DilatedInception(channels, out_channels, **options)
+        self.filter, self.gate = (
+            DilatedInception(channels, out_channels, kernel_sizes=kernel_sizes, dilation=dilation) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         f, g = _inception(x, self.filter, self.gate)
@@ -198,6 +197,8 @@ class GraphLearning(nn.Module):
         ValueError: for an argument out of range, or features that are no matrix of N rows.
     """
 
+    Z: Tensor | None
+
     def __init__(self, channels: int = 40, *, nodes: int, topk: int = 20, alpha: float = 3.0, bias: bool = False,
                  noise: float = 0.0, features: Tensor | None = None):
         super().__init__()
@@ -213,6 +214,7 @@ class GraphLearning(nn.Module):
 
     def forward(self, index: Tensor | None = None) -> Tensor:
         E1, E2 = (self.E1, self.E2) if self.Z is None else (self.Z, self.Z)
+        assert E1 is not None and E2 is not None
         if index is not None:
             E1, E2 = E1[index], E2[index]
         M1 = tap("M1", torch.tanh(self.alpha * self.Wm1(E1)), "N d")                  # eq. 1

@@ -35,18 +35,18 @@ def pyramid_neighbours(lengths: list[int], children: int, neighbours: int, devic
         Numbers of the nodes (N, K), and which of them are there (N, K): at the ends, at the top and at the bottom some
         are not. K = w + 1 + the most children that a node has: b, or more where a last parent takes a remainder.
     """
-    S, options = len(lengths), dict(device=device)
-    size = torch.tensor([0, *lengths, 0], **options)            # one empty scale below and one above
+    S = len(lengths)
+    size = torch.tensor([0, *lengths, 0], device=device)        # one empty scale below and one above
     start = size.cumsum(0) - size                               # number of each scale's first node
-    node = torch.arange(sum(lengths), **options)
+    node = torch.arange(sum(lengths), device=device)
     scale = (node[:, None] >= start[2:-1]).sum(1) + 1           # of each node: as many as begin before it
     p = node - start[scale]                                     # position within the scale
     p, own, above, below = (t[:, None] for t in (p, size[scale], size[scale + 1], size[scale - 1]))
 
-    same = p + torch.arange(neighbours, **options) - neighbours // 2
+    same = p + torch.arange(neighbours, device=device) - neighbours // 2
     most = max([0, *(lengths[s] - children * (lengths[s + 1] - 1) for s in range(S - 1))])
     parent = torch.minimum(p // children, above - 1)
-    child = p * children + torch.arange(most, **options)
+    child = p * children + torch.arange(most, device=device)
     theirs = torch.minimum(child // children, own - 1) == p     # the last parent takes the remainder
     there = torch.cat([(same >= 0) & (same < own), above > 0, theirs & (child < below)], 1)
     number = torch.cat([same + start[scale][:, None], parent + start[scale + 1][:, None],

@@ -1,9 +1,12 @@
 """Small real data sets that come inside scikit-learn's wheel, and a seeded split."""
 
 from functools import lru_cache
+from typing import overload
 
 import torch
 from torch import Tensor
+
+_Pair = tuple[Tensor, Tensor]
 
 
 def digits(part: str | None = None) -> tuple[Tensor, Tensor]:
@@ -33,6 +36,10 @@ def _digits() -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(raw.target).long()
 
 
+@overload
+def split(images: Tensor, labels: Tensor, /, *, test: float = ..., seed: int = ...) -> tuple[_Pair, _Pair]: ...
+@overload
+def split(*tensors: Tensor, test: float = ..., seed: int = ...) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]: ...
 def split(
     *tensors: Tensor, test: float = 0.25, seed: int = 0
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -6,6 +6,7 @@ the files are read from the package's folder rather than through `skimage.data`,
 
 from collections.abc import Iterable
 from functools import cache, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -89,7 +90,8 @@ def _read(name: str) -> Tensor:
 
     path = Path(skimage.__file__).parent / "data" / PHOTOGRAPHS[name]
     if not path.exists():
-        raise FileNotFoundError(f"scikit-image {skimage.__version__} does not package {path.name}; version 0.25 does")
+        here = version("scikit-image")
+        raise FileNotFoundError(f"scikit-image {here} does not package {path.name}; version 0.25 does")
     pixels = torch.from_numpy(io.imread(path)).float() / 255
     if pixels.dim() == 2:
         pixels = pixels[:, :, None].expand(-1, -1, 3)

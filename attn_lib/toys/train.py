@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -104,10 +104,10 @@ def fit(
     Raises:
         ValueError: for a non-positive `steps`, `batch` or `lr`, an unknown optimizer, or tensors of different length.
     """
-    for name, value in (("steps", steps), ("batch", batch), ("lr", lr)):
-        if value <= 0:
-            raise ValueError(f"{name}={value} must be positive")
-    makers = {
+    for name, number in (("steps", steps), ("batch", batch), ("lr", lr)):
+        if number <= 0:
+            raise ValueError(f"{name}={number} must be positive")
+    makers: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
         "adamw": lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=weight_decay),
         "sgd": lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=weight_decay),
     }
@@ -160,7 +160,7 @@ def accuracy(model: nn.Module, data: Sequence[Tensor], *, batch: int = 512) -> f
 
 
 def compare(
-    builders: dict[str, Callable[[], nn.Module]],
+    builders: Mapping[str, Callable[[], nn.Module]],
     train: Data,
     test: Sequence[Tensor],
     *,
@@ -229,7 +229,8 @@ def _progress(steps: Iterable[T]) -> Iterable[T]:
         from tqdm import tqdm
     except ImportError:
         return steps
-    return tqdm(steps, leave=False)
+    bar: Iterable[T] = tqdm(steps, leave=False)
+    return bar
 
 
 def _watched() -> bool:

@@ -14,6 +14,8 @@ from itertools import pairwise
 LANE = 0.3  # inches of room for a line that passes between boxes
 
 Lane = tuple[str, int]  # (source, layer)
+Place = str | Lane  # what stands in a layer: a node, or a lane beside nodes
+Link = tuple[Place, Place]
 
 
 @dataclass
@@ -26,9 +28,9 @@ class Arrangement:
         paths: edge → what it passes, source and target included.
     """
 
-    layers: list[list[str | Lane]]
-    x: dict[str | Lane, float] = field(default_factory=dict)
-    paths: dict[tuple[str, str], list[str | Lane]] = field(default_factory=dict)
+    layers: list[list[Place]]
+    x: dict[Place, float] = field(default_factory=dict)
+    paths: dict[tuple[str, str], list[Place]] = field(default_factory=dict)
 
 
 def arrange(
@@ -55,12 +57,13 @@ def arrange(
     links = {pair for path in arrangement.paths.values() for pair in pairwise(path)}
     order = sorted(links, key=lambda pair: [_rank(names, end) for end in pair])  # a set has no order
     arrangement.layers = _uncross(arrangement.layers, order)
-    widths = {**{lane: LANE for layer in arrangement.layers for lane in layer if isinstance(lane, tuple)}, **width}
+    widths = dict.fromkeys((place for layer in arrangement.layers for place in layer), LANE)
+    widths.update(width.items())
     arrangement.x = _straighten(arrangement.layers, order, widths, gap)
     return arrangement
 
 
-def _rank(names: Sequence[str], node: str | Lane) -> tuple[int, int]:
+def _rank(names: Sequence[str], node: Place) -> tuple[int, int]:
     return (names.index(node), -1) if isinstance(node, str) else (names.index(node[0]), node[1])
 
 
@@ -74,7 +77,7 @@ def _levels(names: Sequence[str], edges: Sequence[tuple[str, str]], pinned: Sequ
     return level
 
 
-def _uncross(layers: list[list], links: Sequence[tuple]) -> list[list]:
+def _uncross(layers: list[list[Place]], links: Sequence[Link]) -> list[list[Place]]:
     """Order each layer by the mean position of its neighbours, sweep by sweep; keep the best seen."""
     layers = [list(layer) for layer in layers]
     best, fewest = layers, _crossings(layers, links)
@@ -86,7 +89,9 @@ def _uncross(layers: list[list], links: Sequence[tuple]) -> list[list]:
             place = {node: k / max(1, len(other) - 1) for k, node in enumerate(other)}
             own = {node: k for k, node in enumerate(layers[i])}
 
-            def key(node, place=place, own=own):
+            def key(
+                node: Place, place: dict[Place, float] = place, own: dict[Place, int] = own
+            ) -> tuple[float, bool, int]:
                 ends = [b if a == node else a for a, b in links if node in (a, b)]
                 near = [place[end] for end in ends if end in place]
                 return sum(near) / len(near) if near else 0.5, isinstance(node, tuple), own[node]
@@ -97,7 +102,7 @@ def _uncross(layers: list[list], links: Sequence[tuple]) -> list[list]:
     return best
 
 
-def _crossings(layers: list[list], links: Sequence[tuple]) -> int:
+def _crossings(layers: list[list[Place]], links: Sequence[Link]) -> int:
     count = 0
     for upper, lower in pairwise(layers):
         top, bottom = ({n: k for k, n in enumerate(layer)} for layer in (upper, lower))
@@ -106,7 +111,9 @@ def _crossings(layers: list[list], links: Sequence[tuple]) -> int:
     return count
 
 
-def _straighten(layers: list[list], links: Sequence[tuple], width: Mapping, gap: float) -> dict:
+def _straighten(
+    layers: list[list[Place]], links: Sequence[Link], width: Mapping[Place, float], gap: float
+) -> dict[Place, float]:
     """Positions: what belongs in one column is exactly in one, and linked columns are drawn together."""
     column = {node: node for layer in layers for node in layer}
     for a, b in _straight_links(layers, links):
@@ -115,6 +122,7 @@ def _straighten(layers: list[list], links: Sequence[tuple], width: Mapping, gap:
             column = joined
     apart = _distances(layers, column, width, gap)
     order = _left_to_right(column.values(), apart)
+    assert order is not None  # columns are joined only where an order remains
     low, high = dict.fromkeys(order, 0.0), dict.fromkeys(order, 0.0)
     for c in order:
         low[c] = max((low[a] + d for (a, b), d in apart.items() if b == c), default=0.0)
@@ -133,11 +141,11 @@ def _straighten(layers: list[list], links: Sequence[tuple], width: Mapping, gap:
     return {node: x[c] for node, c in column.items()}
 
 
-def _straight_links(layers: list[list], links: Sequence[tuple]) -> list[tuple]:
+def _straight_links(layers: list[list[Place]], links: Sequence[Link]) -> list[Link]:
     """Links that should be vertical: within a lane, and between two that are each other's middle neighbour."""
     place = {node: k for layer in layers for k, node in enumerate(layer)}
 
-    def middle(ends: list) -> str | Lane | None:
+    def middle(ends: list[Place]) -> Place | None:
         boxes = sorted((e for e in ends if isinstance(e, str)), key=place.__getitem__) or ends
         return boxes[len(boxes) // 2] if len(boxes) % 2 else None
 
@@ -147,9 +155,11 @@ def _straight_links(layers: list[list], links: Sequence[tuple]) -> list[tuple]:
     return lanes + [(a, b) for a, b in links if (a, b) not in lanes and below[a] == b and above[b] == a]
 
 
-def _distances(layers: list[list], column: Mapping, width: Mapping, gap: float) -> dict[tuple, float]:
+def _distances(
+    layers: list[list[Place]], column: Mapping[Place, Place], width: Mapping[Place, float], gap: float
+) -> dict[Link, float]:
     """Least distance between the centres of two columns that are neighbours in some layer, left one first."""
-    apart: dict[tuple, float] = {}
+    apart: dict[Link, float] = {}
     for layer in layers:
         for a, b in pairwise(layer):
             pair = column[a], column[b]
@@ -157,7 +167,7 @@ def _distances(layers: list[list], column: Mapping, width: Mapping, gap: float) 
     return apart
 
 
-def _left_to_right(columns: Iterable, apart: Mapping[tuple, float]) -> list | None:
+def _left_to_right(columns: Iterable[Place], apart: Mapping[Link, float]) -> list[Place] | None:
     """The columns in order; None where two layers disagree about it."""
     try:
         return list(TopologicalSorter({c: [a for a, b in apart if b == c] for c in columns}).static_order())

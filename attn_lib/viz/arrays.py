@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Numbers = torch.Tensor | NDArray[Any] | Sequence[Any]  # as a reader has them; a list may be nested
+Panels = Numbers | Mapping[Any, Numbers]  # one, or several by name
 
 
-def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -> np.ndarray:
+def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -> Floats:
     """A float64 copy of `value` on the CPU.
 
     Args:
@@ -34,7 +39,7 @@ def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -
     return array
 
 
-def finite(array: np.ndarray, name: str) -> np.ndarray:
+def finite(array: Floats, name: str) -> Floats:
     """The array as it is.
 
     Raises:
@@ -51,7 +56,7 @@ def _off_the_device(value: Any) -> Any:
     return [_off_the_device(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def to_image(value: Any, name: str) -> np.ndarray:
+def to_image(value: Any, name: str) -> Floats:
     """A photograph as `(H, W)` or `(H, W, 3)` float64 in [0, 1].
 
     `(3, H, W)` and `(1, H, W)` are taken as channels first; uint8 is divided by 255. A grey picture
@@ -81,7 +86,7 @@ def to_image(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def grey(picture: np.ndarray) -> np.ndarray:
+def grey(picture: Floats) -> Floats:
     """The brightness `(H, W)` of a photograph as `to_image` returns it."""
     return picture if picture.ndim == 2 else picture @ (0.299, 0.587, 0.114)
 

@@ -69,7 +69,7 @@ class Card:
         lines = [f"{row.label:<{wide}}  {row.text}" for row in self.rows]
         return printable("\n".join([f"{self.name} ({self.id})", *lines]))
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"text/html": self._repr_html_(), "text/plain": repr(self)}
 
     def _repr_html_(self) -> str:

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from . import style
-from .arrays import called, panels, to_array
+from .arrays import Floats, Numbers, Panels, called, panels, to_array
 from .figures import Figure, Sheet
 
 
 def bars(
-    values: Any, *, title: str, alt: str, labels: Sequence[str] | None = None,
+    values: Numbers | Mapping[Any, Any], *, title: str, alt: str, labels: Sequence[str] | None = None,
     highlight: int | Iterable[int] | None = None, xlabel: str | None = None, ylabel: str | None = None,
 ) -> Figure:
     """Bars, one an entry: gates, weights, means of channels.
@@ -35,7 +35,7 @@ def bars(
         ValueError: lengths that differ, a highlight out of range, an empty title or alt.
     """
     nested = isinstance(values, Mapping) and any(isinstance(v, Mapping) for v in values.values())
-    drawn = {str(k): _series(v) for k, v in values.items()} if nested else {"": _series(values)}
+    drawn = {k: _series(v) for k, v in panels(values).items()} if nested else {"": _series(values)}
     everything = [(name, v) for series in drawn.values() for name, v in series.items()]
     n = len(everything[0][1])
     for name, v in everything:
@@ -66,11 +66,11 @@ def bars(
     return sheet.figure
 
 
-def _series(values: Any) -> dict[str, np.ndarray]:
+def _series(values: Any) -> dict[str, Floats]:
     return {k: to_array(v, called("values", k), 1) for k, v in panels(values).items()}
 
 
-def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int], titled: bool) -> None:
+def _draw_bars(ax: Axes, series: Mapping[str, Floats], chosen: set[int], titled: bool) -> None:
     width = 0.8 / len(series)
     for k, (name, v) in enumerate(series.items()):
         where = np.arange(len(v)) + (k - (len(series) - 1) / 2) * width
@@ -88,7 +88,7 @@ def _draw_bars(ax: Axes, series: Mapping[str, np.ndarray], chosen: set[int], tit
 
 
 def matrix(
-    A: Any, *, title: str, alt: str, xlabel: str | None = None, ylabel: str | None = None,
+    A: Panels, *, title: str, alt: str, xlabel: str | None = None, ylabel: str | None = None,
     values: bool = False,
 ) -> Figure:
     """A matrix as a picture, row 0 on top: an attention matrix has its queries as rows, its keys as columns.
@@ -127,22 +127,23 @@ def matrix(
             if values:
                 _write_values(ax, m, picture)
         bar = fig.colorbar(picture, ax=list(axes), shrink=0.9, aspect=22, pad=0.02)
-        bar.outline.set_visible(False)
+        bar.ax.spines["outline"].set_visible(False)
     return sheet.figure
 
 
-def _write_values(ax: Axes, m: np.ndarray, picture: AxesImage) -> None:
+def _write_values(ax: Axes, m: Floats, picture: AxesImage) -> None:
     whole = np.array_equal(m, np.round(m))
     digits = 0 if whole or np.abs(m).max() >= 100 else 1 if np.abs(m).max() >= 10 else 2
+    ground = picture.to_rgba(m)
     for (i, j), value in np.ndenumerate(m):
-        r, g, b, _ = picture.to_rgba(value)
+        r, g, b, _ = ground[i, j]
         colour = "white" if 0.299 * r + 0.587 * g + 0.114 * b < 0.55 else style.INK
         text = f"{value + 0.0:.{digits}f}".replace("-", "−")
         ax.text(j, i, text, ha="center", va="center", size=style.SMALL_SIZE, color=colour)
 
 
 def curves(
-    series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, ylabel: str,
+    series: Mapping[str, Numbers], *, title: str, alt: str, xlabel: str, ylabel: str,
     x: Sequence[float] | None = None, log: bool = False,
 ) -> Figure:
     """Training curves: the mean over seeds as a line, the range over seeds as a band.
@@ -183,7 +184,7 @@ def curves(
 
 
 def compare(
-    series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, reference: Mapping[str, float] | None = None,
+    series: Mapping[str, Numbers], *, title: str, alt: str, xlabel: str, reference: Mapping[str, float] | None = None,
 ) -> Figure:
     """Scores of several models over seeds: one row a model, one dot a seed, the mean as a bar with its value.
 
@@ -235,6 +236,6 @@ def _indices(highlight: Any) -> set[int]:
         return {operator.index(i) for i in highlight}
 
 
-def _tilt(labels: Sequence[str]) -> dict:
+def _tilt(labels: Sequence[str]) -> dict[str, Any]:
     crowded = sum(len(str(label)) + 2 for label in labels) > 90
     return {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if crowded else {}

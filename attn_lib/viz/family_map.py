@@ -18,7 +18,7 @@ from matplotlib.path import Path
 from .. import catalog
 from ..console import printable
 from . import style
-from .figures import Figure, Sheet, uri
+from .figures import Figure, MimeBundle, Sheet, uri
 from .words import at_limits
 
 Place = tuple[float, float, float, float]  # left, top, width, height
@@ -45,7 +45,7 @@ class FamilyMap:
     def __repr__(self) -> str:
         return printable(f"Map: {self.figure.title}")
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> MimeBundle:
         data, metadata = self.figure._repr_mimebundle_()
         return data | {"text/html": self._repr_html_(), "text/plain": repr(self)}, metadata
 

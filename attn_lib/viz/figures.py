@@ -11,11 +11,14 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as MatplotlibFigure
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..console import printable
@@ -23,6 +26,8 @@ from . import style
 
 SCALE = 1.5  # device pixels for each CSS pixel: sharp on most screens, half the bytes of 2
 DPI = style.CSS_PER_INCH * SCALE
+
+MimeBundle = tuple[dict[str, Any], dict[str, Any]]  # what a notebook shows, and how, by MIME type
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,11 @@ class Figure:
     def __repr__(self) -> str:
         return printable(f"Figure: {self.title}")
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> MimeBundle:
         data = {"image/png": base64.b64encode(self.png).decode("ascii"), "text/plain": repr(self)}
         return data, {"image/png": {"alt": self.alt, "width": self.width, "height": self.height}}
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the PNG to `path`, whole or not at all."""
         write_file(path, self.png)
 
@@ -73,7 +78,7 @@ class Sheet:
     """
 
     def __init__(self, title: str, alt: str, *, height: float, width: float = style.WIDTH,
-                 layout: str | None = "constrained"):
+                 layout: Literal["constrained", "compressed"] | None = "constrained"):
         check_texts(title, alt)
         self.title, self.alt, self.width = title, alt, width
         self._lines = style.wrap(title, width - 0.2, style.TITLE_SIZE, "bold")
@@ -92,7 +97,9 @@ class Sheet:
             self._fig.set_layout_engine(self._layout, rect=(0, 0, 1, bottom), w_pad=0.06, h_pad=0.06)
         return self._fig
 
-    def __exit__(self, kind, value, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._fig.text(
@@ -123,7 +130,7 @@ def check_texts(title: str, alt: str) -> None:
             raise ValueError(f"{name}={text!r} must be a non-empty string")
 
 
-def write_file(path: str | os.PathLike, content: bytes) -> None:
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write all of it or nothing; others may read it."""
     path = Path(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
@@ -144,13 +151,15 @@ def uri(picture: bytes) -> str:
 
 
 def _render(fig: MatplotlibFigure, title: str, alt: str) -> Figure:
-    fig.canvas.draw()
-    pixels = np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()
+    canvas = fig.canvas
+    assert isinstance(canvas, FigureCanvasAgg)  # as `Sheet` made it
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     height, width = pixels.shape[:2]
     return Figure(encode_png(pixels), title, alt, round(width / SCALE), round(height / SCALE))
 
 
-def encode_png(pixels: np.ndarray, colours: int = 256) -> bytes:
+def encode_png(pixels: NDArray[np.uint8], colours: int = 256) -> bytes:
     """PNG of an `(H, W, 3)` uint8 picture with a palette: a third of the bytes, hardly a difference to the eye.
 
     The commonest colours (paper, ink) are kept exactly. The others are weighted by the cube root of their
@@ -163,8 +172,8 @@ def encode_png(pixels: np.ndarray, colours: int = 256) -> bytes:
     if len(rgb) > colours:
         exact = rgb[np.argsort(-counts, kind="stable")[: colours // 8]]
         line = Image.fromarray(np.repeat(rgb, np.ceil(np.cbrt(counts)).astype(int), axis=0)[None])
-        rest = line.quantize(colours - len(exact), method=Image.Quantize.MEDIANCUT, kmeans=2).getpalette()
-        rest = np.array(rest, dtype=np.uint8).reshape(-1, 3)[: colours - len(exact)]
+        found = line.quantize(colours - len(exact), method=Image.Quantize.MEDIANCUT, kmeans=2).getpalette()
+        rest = np.array(found, dtype=np.uint8).reshape(-1, 3)[: colours - len(exact)]
         palette = np.concatenate([exact, rest])
         nearest = torch.cdist(torch.from_numpy(rgb).float(), torch.from_numpy(palette).float()).argmin(1)
         index = nearest.numpy()[index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import catalog
 from . import style
-from .arrangement import Arrangement, arrange, spread
+from .arrangement import Arrangement, Link, arrange, spread
 from .figures import Figure, Sheet, check_texts
 from .graph import Graph, Node, dependence
 from .words import printed
@@ -88,7 +89,7 @@ def _plan(graph: Graph) -> _Plan:
         boxes = {name: _box(node, room) for name, node in graph.nodes.items()}
         widths = {name: box.width for name, box in boxes.items()}
         arrangement = arrange(list(graph.nodes), graph.edges, widths, pinned, _GAP)
-        half = {node: widths.get(node, 0.1) / 2 for node in arrangement.x}
+        half = {node: widths[node] / 2 if isinstance(node, str) else 0.05 for node in arrangement.x}
         left = min(x - half[node] for node, x in arrangement.x.items())
         right = max(x + half[node] for node, x in arrangement.x.items())
         if right - left + 2 * _MARGIN <= style.WIDTH:
@@ -145,10 +146,11 @@ def _routes(plan: _Plan) -> dict[tuple[str, str], Path]:
     return routes
 
 
-def _ports(plan: _Plan) -> tuple[dict, dict]:
+def _ports(plan: _Plan) -> tuple[dict[Link, float], dict[Link, float]]:
     """Where each line leaves a box at its foot and enters it at its head: as near to its other end as can be."""
     links = list(dict.fromkeys(pair for stops in plan.arrangement.paths.values() for pair in pairwise(stops)))
-    leave, enter = {}, {}
+    leave: dict[Link, float] = {}
+    enter: dict[Link, float] = {}
     for name, box in plan.boxes.items():
         for ports, here, there in ((leave, 0, 1), (enter, 1, 0)):
             mine = [pair for pair in links if pair[here] == name]
@@ -159,8 +161,8 @@ def _ports(plan: _Plan) -> tuple[dict, dict]:
 
 
 def _draw_line(ax: Axes, path: Path) -> None:
-    tip, y = path.vertices[-1]
-    shaft = Path([*path.vertices[:-1], (tip, y - 0.06)], path.codes)
+    *points, (tip, y) = np.asarray(path.vertices)
+    shaft = Path([*points, (tip, y - 0.06)], path.codes)
     ax.add_patch(PathPatch(shaft, fill=False, edgecolor=style.MUTED, linewidth=1.3, zorder=1))
     head = [(tip - 0.045, y - _ARROW), (tip + 0.045, y - _ARROW), (tip, y - 0.01)]
     ax.add_patch(Polygon(head, facecolor=style.MUTED, linewidth=0, zorder=2))

@@ -93,7 +93,7 @@ class _Walk:
     def __init__(self, parameters: dict[int, str]):
         self.graph = Graph()
         self._parameters = parameters
-        self._named: dict[tuple, str] = {}  # place in autograd's graph → name
+        self._named: dict[tuple[Any, int], str] = {}  # place in autograd's graph → name
 
     def enter(self, node: Node, x: Tensor) -> None:
         """Add a node, with edges from the nearest nodes that are there already."""
@@ -138,7 +138,7 @@ class _Walk:
         if not sources:
             return [], "from " + ", ".join(dict.fromkeys(used[root])) if used[root] else ""
 
-        def say(functions: list) -> str:
+        def say(functions: list[Any]) -> str:
             return spell(functions, used, axes, result)
 
         parts = []
@@ -150,7 +150,7 @@ class _Walk:
                 parts.append(f"1 − {who}" if own == "1 −" else f"{who}: {own}")
         joint = [fn for fn in order if len(reach[fn]) >= min(2, len(sources))]
         words = say(joint)
-        if words in ("×", "+", "−") and all(operands := self._operands(joint)):
+        if words in ("×", "+", "−") and (operands := self._operands(joint)):
             words = f" {words} ".join(printed(name) for name in operands)
         return sources, " · ".join(filter(None, [*parts, words]))
 
@@ -169,11 +169,13 @@ class _Walk:
                         if _place_of(parent, number) not in self._named:
                             stack.append((parent, False))
 
-    def _operands(self, joint: list[Any]) -> list[str | None]:
-        """The nodes that enter the operations of `joint`, of which a × b × c is two, as they stand there."""
+    def _operands(self, joint: list[Any]) -> list[str]:
+        """The nodes that enter the operations of `joint`, of which a × b × c is two; none if one is no node."""
         chain = [fn for fn in joint if not silent(fn)]
         entering = [parent for fn in chain for parent in fn.next_functions if _loud(parent[0]) not in chain]
-        return [self._as_it_is(*parent) for parent in entering]
+        names = [self._as_it_is(*parent) for parent in entering]
+        known = [name for name in names if name]
+        return known if len(known) == len(names) else []
 
     def _as_it_is(self, fn: Any, number: int) -> str | None:
         while fn is not None and not (name := self._named.get(_place_of(fn, number))):
@@ -190,12 +192,12 @@ def _loud(fn: Any) -> Any:
     return fn
 
 
-def _place(x: Tensor) -> tuple:
+def _place(x: Tensor) -> tuple[Any, int]:
     """Where a tensor stands in autograd's graph."""
     return (x.grad_fn, x.output_nr) if x.grad_fn is not None else ("leaf", id(x))
 
 
-def _place_of(fn: Any, number: int) -> tuple:
+def _place_of(fn: Any, number: int) -> tuple[Any, int]:
     return ("leaf", id(fn.variable)) if hasattr(fn, "variable") else (fn, number)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,12 +12,12 @@ from matplotlib.colors import Colormap
 from matplotlib.patches import Rectangle
 
 from . import style
-from .arrays import called, finite, grey, of_panel, panels, to_array, to_image
+from .arrays import Floats, Numbers, Panels, called, finite, grey, of_panel, panels, to_array, to_image
 from .figures import Figure
 from .picture_grid import PictureGrid, average, upsample
 
 
-def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Figure:
+def images(images: Panels, *, title: str, alt: str, ncols: int | None = None) -> Figure:
     """Photographs side by side.
 
     Args:
@@ -43,7 +43,7 @@ def images(images: Any, *, title: str, alt: str, ncols: int | None = None) -> Fi
 
 
 def channels(
-    x: Any, *, title: str, alt: str, n: int = 16, signed: bool | None = None,
+    x: Numbers, *, title: str, alt: str, n: int = 16, signed: bool | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
     """The first channels of a feature map as a grid, all on one colour scale.
@@ -82,7 +82,7 @@ def _steps(cmap: str) -> Colormap:
 
 
 def overlay(
-    image: Any, heat: Any, *, title: str, alt: str, mark: tuple[float, float] | None = None,
+    image: Numbers, heat: Panels, *, title: str, alt: str, mark: tuple[float, float] | None = None,
     share: bool = True,
 ) -> Figure:
     """A heat map over a photograph: the hotter, the more colour; where it is cold the photograph shows in grey.
@@ -131,8 +131,8 @@ def overlay(
 
 
 def points(
-    image: Any, points: Any, *, title: str, alt: str, weights: Any = None,
-    anchor: tuple[float, float] | None = None,
+    image: Panels, points: Panels, *, title: str, alt: str, weights: Panels | None = None,
+    anchor: tuple[float, float] | Mapping[Any, tuple[float, float]] | None = None,
 ) -> Figure:
     """Sampling points on a photograph.
 
@@ -180,18 +180,19 @@ def points(
     return sheet.figure
 
 
-def _frame(size: tuple[int, int], where: np.ndarray) -> tuple[float, float, float, float]:
+def _frame(size: Sequence[int], where: Floats) -> tuple[float, float, float, float]:
     """Top, bottom, left, right of what is shown: the photograph, and points beside it up to a quarter of its size."""
-    sides = []
-    for n, positions in zip(size, where.T, strict=True):
-        pad, most = 0.04 * max(size), 0.25 * max(size)
+    pad, most = 0.04 * max(size), 0.25 * max(size)
+
+    def span(n: int, positions: Floats) -> tuple[float, float]:
         low = min(-0.5, positions.min() - pad) if positions.min() < 0 else -0.5
         high = max(n - 0.5, positions.max() + pad) if positions.max() > n - 1 else n - 0.5
-        sides += [max(low, -most), min(high, n + most)]
-    return tuple(sides)
+        return max(low, -most), min(high, n + most)
+
+    return *span(size[0], where[:, 0]), *span(size[1], where[:, 1])
 
 
-def _dots(ax: Axes, where: np.ndarray, weight: np.ndarray | None, centre: tuple[float, float] | None) -> None:
+def _dots(ax: Axes, where: Floats, weight: Floats | None, centre: tuple[float, float] | None) -> None:
     if centre is not None and len(where) <= 64:
         for row, col in where:
             ax.plot([centre[1], col], [centre[0], row], color="white", linewidth=0.8, alpha=0.7)

@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
 
 from . import style
+from .arrays import Floats
 from .figures import DPI, Sheet
 
 _MARGIN, _GAP, _BAR = 12, 18, 96  # pixels
@@ -33,7 +34,7 @@ class PictureGrid:
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[float, float]], labels: Sequence[str], ncols: int | None = None,
+        self, shapes: Sequence[tuple[float, ...]], labels: Sequence[str], ncols: int | None = None,
         *, bar: bool = False, widest: float = 4.2,
     ):
         if ncols is not None and (not isinstance(ncols, int) or ncols < 1):
@@ -81,7 +82,7 @@ class PictureGrid:
             bottom -= _GAP
         return result
 
-    def reduce(self, picture: np.ndarray, i: int) -> np.ndarray:
+    def reduce(self, picture: Floats, i: int) -> Floats:
         """Picture `i` averaged down to the detail that is drawn of it; a coarse one is returned as it is."""
         return average(picture, self.detail(i))
 
@@ -96,25 +97,26 @@ class PictureGrid:
         size = min(tall, 3 * DPI)
         box = ((self._right + _GAP) / width, (_MARGIN + (tall - size) / 2) / height, 16 / width, size / height)
         bar = fig.colorbar(ScalarMappable(Normalize(low, high), cmap), cax=fig.add_axes(box))
-        bar.outline.set_visible(False)
+        bar.ax.spines["outline"].set_visible(False)
         bar.ax.locator_params(nbins=5)
 
 
-def average(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def average(picture: Floats, size: Sequence[int]) -> Floats:
     """`(h, w)` or `(h, w, 3)` averaged down to `size`, along an axis only where it is longer than that."""
-    size = tuple(min(now, new) for now, new in zip(picture.shape, size, strict=False))
-    if size == picture.shape[:2]:
+    height, width = (min(now, new) for now, new in zip(picture.shape, size, strict=False))
+    if (height, width) == picture.shape[:2]:
         return picture
     planes = torch.from_numpy(np.atleast_3d(picture)).permute(2, 0, 1)[None]
-    small = F.interpolate(planes, size=size, mode="area")[0].permute(1, 2, 0).numpy()
+    small = F.interpolate(planes, size=(height, width), mode="area")[0].permute(1, 2, 0).numpy()
     return small if picture.ndim == 3 else small[..., 0]
 
 
-def upsample(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def upsample(heat: Floats, size: Sequence[int]) -> Floats:
     """`(h, w, …)` to `size` such that cell (i, j) covers exactly the pixels whose centres lie in it."""
     pairs = zip(size, heat.shape, strict=False)
     rows, cols = (np.floor((np.arange(big) + 0.5) * small / big).astype(int) for big, small in pairs)
-    return heat[np.ix_(rows, cols)]
+    large: Floats = heat[np.ix_(rows, cols)]
+    return large
 
 
 def _columns(n: int) -> int:

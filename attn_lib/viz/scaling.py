@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.ticker import NullLocator
 
 from ..measure import fit_exponent
 from . import style
-from .arrays import called, finite, panels, to_array
+from .arrays import Numbers, called, finite, panels, to_array
 from .figures import Figure, Sheet
 
 
 def scaling(
-    x: Sequence[float], series: Mapping[str, Any], *, title: str, alt: str, xlabel: str, ylabel: str,
+    x: Sequence[float], series: Mapping[str, Numbers], *, title: str, alt: str, xlabel: str, ylabel: str,
     theory: Mapping[str, float] | None = None,
 ) -> Figure:
     """Measurements on logarithmic axes with the exponent fitted to them beside the one theory gives.

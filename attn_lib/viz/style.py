@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from .arrays import Floats
+
 WIDTH = 7.0  # inches: a figure as wide as a page's column of text
 CSS_PER_INCH = 100  # a full-width figure is shown 700 CSS pixels wide
 BACKGROUND = "#ffffff"  # opaque, so that a figure also reads on a dark page
@@ -114,7 +116,8 @@ def series_marker(index: int) -> str:
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width of one line of text in inches; `size` in points."""
     font = FontProperties(family=FONT, size=size, weight=weight)
-    return _RENDERER.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+    width: float = _RENDERER.get_text_width_height_descent(text, font, ismath=False)[0]
+    return width / 72
 
 
 def wrap(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
@@ -151,7 +154,7 @@ def times(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape))
 
 
-def colour_scale(arrays: list[np.ndarray], signed: bool | None = None) -> tuple[float, float, str]:
+def colour_scale(arrays: list[Floats], signed: bool | None = None) -> tuple[float, float, str]:
     """The limits and the name of a colour map that several arrays share.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from .. import catalog
 from ..measure import Timing, records
+from ..measure.records import Row
 from . import style
 from .figures import Figure, Sheet
 
@@ -21,7 +23,7 @@ _KINDS = (("float32", "eager"), ("float32", "compiled"), ("bfloat16", "eager"), 
 
 
 def timing(
-    id: str, now: Timing | Mapping | None = None, *, title: str, alt: str, backward: bool = False,
+    id: str, now: Timing | Mapping[Any, Timing] | None = None, *, title: str, alt: str, backward: bool = False,
     batch: int = 1,
 ) -> Figure:
     """Recorded times of a module over the size of its input, beside those of the reader's machine.
@@ -111,7 +113,7 @@ def roofline(id: str, *, title: str, alt: str) -> Figure:
     return sheet.figure
 
 
-def latest(rows: Sequence[dict]) -> list[dict]:
+def latest(rows: Sequence[Row]) -> list[Row]:
     """Rows of one GPU and one CPU, those recorded last."""
     result = []
     for kind in ("cuda", "cpu"):
@@ -122,11 +124,11 @@ def latest(rows: Sequence[dict]) -> list[dict]:
     return result
 
 
-def _draw(ax: Axes, rows: list[dict]) -> None:
+def _draw(ax: Axes, rows: list[Row]) -> None:
     """One line: the same device, number type and mode over the sizes."""
     rows = sorted(rows, key=lambda r: math.prod(r["size"]))
     cpu, half, compiled = rows[0]["kind"] == "cpu", rows[0]["dtype"] != "float32", rows[0]["mode"] == "compiled"
-    look = {
+    look: dict[str, Any] = {
         "color": style.MUTED if cpu else style.series_colour(int(half)),
         "linestyle": (0, (4, 2)) if compiled else "-",
         "marker": "s" if cpu else "^" if compiled else "o",
@@ -144,13 +146,13 @@ def _size_axis(ax: Axes, sizes: list[Sequence[int]]) -> None:
     ax.set_xlabel("size of the input")
 
 
-def _roofs(ax: Axes, rows: list[dict]) -> None:
+def _roofs(ax: Axes, rows: list[Row]) -> None:
     counted = [r for r in rows if r["flops"]]
     bandwidth, types = rows[0]["bandwidth"], {r["dtype"] for r in counted}
     rates = {dtype: rate for dtype, rate in rows[0]["flop_rate"].items() if dtype in types}
     intensity = [r["flops"] / r["min_bytes"] for r in counted]
     ends = np.array([min(intensity) / 4, max([rate / bandwidth for rate in rates.values()] + intensity) * 4])
-    x = np.geomspace(*ends, 200)
+    x = np.geomspace(ends[0], ends[1], 200)
     for dtype, rate in rates.items():
         colour = style.series_colour(int(dtype != "float32"))
         ax.plot(x, np.minimum(bandwidth * x, rate), color=colour, linewidth=1.4, label=f"limit, {dtype}")
@@ -163,7 +165,7 @@ def _roofs(ax: Axes, rows: list[dict]) -> None:
     style.log_axis(ax.yaxis, style.si)
 
 
-def _bandwidths(ax: Axes, rows: list[dict]) -> None:
+def _bandwidths(ax: Axes, rows: list[Row]) -> None:
     ax.axhline(rows[0]["bandwidth"], color=style.MUTED, linewidth=1.4, label="limit, a large copy")
     for dtype, mode in _KINDS:
         mine = [r for r in rows if (r["dtype"], r["mode"]) == (dtype, mode)]
@@ -174,7 +176,7 @@ def _bandwidths(ax: Axes, rows: list[dict]) -> None:
     style.log_axis(ax.yaxis, style.si)
 
 
-def _marks(ax: Axes, x: list[float], y: list[float], rows: list[dict]) -> None:
+def _marks(ax: Axes, x: list[float], y: list[float], rows: list[Row]) -> None:
     dtype, mode = rows[0]["dtype"], rows[0]["mode"]
     order = sorted({math.prod(r["size"]) for r in rows})
     area = [22 + 26 * order.index(math.prod(r["size"])) for r in rows]
@@ -186,7 +188,7 @@ def _marks(ax: Axes, x: list[float], y: list[float], rows: list[dict]) -> None:
     )
 
 
-def _note(fig: MatplotlibFigure, rows: list[dict], id: str) -> None:
+def _note(fig: MatplotlibFigure, rows: list[Row], id: str) -> None:
     """What was recorded where, under the axes."""
     parts = [] if any(r["kind"] == "cuda" for r in rows) else [f"No GPU measurement of {id!r} is recorded."]
     for kind in ("cuda", "cpu"):

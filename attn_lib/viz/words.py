@@ -46,7 +46,9 @@ _SUBSCRIPT = dict(zip("0123456789aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇�
 
 def symbol(word: str) -> str:
     """A name as it is printed: Greek letters, primes, and a letter after `_` or digits at the end as subscripts."""
-    stem, digits = re.fullmatch(r"(.*?)(\d*)", word.replace("''", "″").replace("'", "′"), re.DOTALL).groups()
+    word = word.replace("''", "″").replace("'", "′")
+    stem = word.rstrip("0123456789")
+    digits = word[len(stem):]
     base, _, index = stem.partition("_")
     if index in _SUBSCRIPT:
         stem = _GREEK.get(base, base) + _SUBSCRIPT[index]

@@ -9,16 +9,21 @@ from html import escape
 from typing import Any
 
 from ...checks import check_choice
+from ...tap import trace as Trace
 from .. import style
-from ..figures import Figure, check_texts
-from .items import Dots, Grid, Item, names_of, picture
+from ..figures import Figure, MimeBundle, check_texts
+from .dots import Dots
+from .grids import Grid
+from .items import Item, names_of, picture
 from .layout import Arrow, Layout, lay_out
 from .render import figure, svg
-from .shapes import NOTE, Box, Outline, Rect, Words, base, wide
+from .shapes import NOTE, Box, Outline, Rect, Tone, Words, base, wide
 
 __all__ = ["Dots", "Drawing", "Grid", "drawing"]
 
 PAGE, PHONE = 700, 344  # CSS pixels there are for a drawing
+
+End = str | tuple[str, Any]  # of an arrow: a name, or (name, index)
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,14 +38,15 @@ class Drawing(Figure):
     html: str
     spoken: tuple[str, ...]
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> MimeBundle:
         data, metadata = super()._repr_mimebundle_(include, exclude)
         return {"text/html": self.html, **data}, metadata
 
 
 def drawing(
     rows: Sequence[Sequence[Item | str | Sequence[Item | str]]], *, title: str, alt: str,
-    arrows: Sequence[tuple] = (), trace: Any = None, key: Mapping[str, int | tuple[int]] | None = None,
+    arrows: Sequence[tuple[End, End, str] | tuple[End, End, str, Tone]] = (), trace: Trace | None = None,
+    key: Mapping[str, int | tuple[int]] | None = None,
 ) -> Drawing:
     """A mechanism drawn as a teacher would: small grids with their numbers, and arrows with what happens.
 
@@ -100,7 +106,7 @@ def _column(unit: Any) -> list[Item]:
     return [Grid(item) if isinstance(item, str) else item for item in units]
 
 
-def _arrow(arrow: tuple, names: Sequence[str]) -> Arrow:
+def _arrow(arrow: tuple[Any, ...], names: Sequence[str]) -> Arrow:
     if len(arrow) not in (3, 4):
         raise ValueError(f"an arrow is (from, to, label) or (from, to, label, colour), not {arrow!r}")
     ends = [(end, None) if isinstance(end, str) else end for end in arrow[:2]]

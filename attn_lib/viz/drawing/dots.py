@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ...checks import check_choice
-from ..arrays import finite, to_array
+from ..arrays import Floats, finite, to_array
 from ..words import printed
 from .grids import TINT
 from .shapes import NOTE, NUMBER, Disc, Line, Picture, Rect, Shape, Tone, Words, base, wide
@@ -100,7 +100,9 @@ def dots_picture(item: Dots) -> Picture:
     return Picture(shapes, max(width, heading_width(label, "")), height, {item.name: body}, {item.name: rects}, spoken)
 
 
-def _columns(levels, level_of, edges, step: float) -> list[float]:
+def _columns(
+    levels: Sequence[Floats], level_of: Sequence[int], edges: Sequence[tuple[int, int, str, Tone]], step: float
+) -> list[float]:
     """Where each node stands: the lowest level evenly, each other one over the middle of what it is linked to below."""
     start, x = np.cumsum([0, *map(len, levels)]), np.zeros(len(level_of))
     x[start[-2]:] = DOT + 2 + step * np.arange(len(levels[-1]))

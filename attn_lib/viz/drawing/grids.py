@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ...tap import trace as Trace
 from .. import style
-from ..arrays import finite, to_array
+from ..arrays import Floats, Numbers, finite, to_array
 from ..words import printed
-from .shapes import NOTE, NUMBER, Box, Disc, Line, Outline, Picture, Rect, Shape, Words, base, wide
+from .shapes import NOTE, NUMBER, Box, Disc, Line, Objects, Outline, Picture, Rect, Shape, Words, base, wide
 from .writing import HEADING, decimals, heading, heading_width, number
 
 CELL_HEIGHT, CELL_WIDTH, SIDE = 28, 30, 6  # least sizes of a cell; room beside its number
@@ -50,11 +52,11 @@ class Grid:
     """
 
     name: str
-    values: Any = None
+    values: Numbers | None = None
     label: str | None = None
     axes: str = ""
     note: str | None = None
-    colours: Any = None
+    colours: int | Numbers | None = None
     shade: bool = False
     rows: Sequence[str] | None = None
     cols: Sequence[str] | None = None
@@ -68,8 +70,9 @@ class Grid:
     below: Grid | None = None
 
 
-def _values(grid: Grid, trace: Any) -> tuple[np.ndarray, list[str]]:
+def _values(grid: Grid, trace: Trace | None) -> tuple[Floats, list[str]]:
     """The numbers, without axes of size 1 in front, and what their axes are called (as far as the trace says)."""
+    values: Numbers
     if grid.values is None:
         if trace is None:
             raise ValueError(f"{grid.name!r} has no values and the drawing no trace to take them from")
@@ -86,7 +89,7 @@ def _values(grid: Grid, trace: Any) -> tuple[np.ndarray, list[str]]:
     return array, axes if len(axes) == array.ndim else []
 
 
-def grid_picture(grid: Grid, trace: Any, limit: float) -> Picture:
+def grid_picture(grid: Grid, trace: Trace | None, limit: float) -> Picture:
     """The grid drawn; a stack stands side by side if it may and fits into `limit`.
 
     Raises:
@@ -109,7 +112,7 @@ def grid_picture(grid: Grid, trace: Any, limit: float) -> Picture:
     across = grid.across and sum(p.width + BETWEEN for p in one) - BETWEEN <= limit
 
     shapes: list[Shape] = []
-    cells: dict[str, list] = {}
+    cells: dict[str, list[Objects]] = {}
     x, y, height, width = 0.0, float(HEADING), 0.0, 0.0
     for part in one:
         shapes += [shape.moved(x, y) for shape in part.shapes]
@@ -141,10 +144,10 @@ class _Margin:
     """A vector beside a grid (of a stack: one beside each part)."""
 
     grid: Grid
-    values: np.ndarray
-    texts: np.ndarray  # parts, numbers
-    tints: np.ndarray
-    strengths: np.ndarray
+    values: Floats
+    texts: Objects  # parts, numbers
+    tints: NDArray[np.int_]
+    strengths: Floats
 
     @property
     def label(self) -> str:
@@ -154,7 +157,7 @@ class _Margin:
         return replace(self, texts=self.texts[i], tints=self.tints[i], strengths=self.strengths[i])
 
 
-def _margin(grid: Grid, side: str, trace: Any, stack: np.ndarray) -> _Margin | None:
+def _margin(grid: Grid, side: str, trace: Trace | None, stack: Floats) -> _Margin | None:
     margin = getattr(grid, side)
     if margin is None:
         return None
@@ -168,15 +171,16 @@ def _margin(grid: Grid, side: str, trace: Any, stack: np.ndarray) -> _Margin | N
     return _Margin(margin, values, _texts(margin, flat), tints[0], strengths[0])
 
 
-def _texts(grid: Grid, values: np.ndarray) -> np.ndarray:
+def _texts(grid: Grid, values: Floats) -> Objects:
     digits = decimals(values) if grid.digits is None else grid.digits
-    return np.vectorize(lambda v: number(v, digits), otypes=[object])(values)
+    texts: Objects = np.vectorize(lambda v: number(v, digits), otypes=[object])(values)
+    return texts
 
 
-def _tints(grid: Grid, values: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _tints(grid: Grid, values: Floats, shape: tuple[int, ...]) -> tuple[NDArray[np.int_], Floats]:
     """Series colour (-1 for none) and strength for each cell, in the shape that is drawn."""
     if grid.shade:
-        first = 0 if grid.colours is None else int(grid.colours)
+        first = 0 if grid.colours is None else int(np.asarray(grid.colours).item())
         colours = np.where(values < 0, first + 1, first)
         strengths = 0.06 + 0.5 * np.abs(values) / (np.abs(values).max() or 1.0)
     else:
@@ -205,8 +209,10 @@ def _part_names(grid: Grid, axes: Sequence[str], count: int, ndim: int) -> list[
     return [f"{axis} = {i}" if axis else str(i) for i in range(count)]
 
 
-def _part(grid: Grid, values, texts, tints, strengths, name: str, cell: float,
-          right: _Margin | None, below: _Margin | None) -> Picture:
+def _part(
+    grid: Grid, values: Floats, texts: Objects, tints: NDArray[np.int_], strengths: Floats, name: str, cell: float,
+    right: _Margin | None, below: _Margin | None,
+) -> Picture:
     """One grid with its indices and margins."""
     for option, labels, size in (("rows", grid.rows, len(values)), ("cols", grid.cols, values.shape[1])):
         if labels is not None and len(labels) != size:
@@ -250,7 +256,7 @@ def _part(grid: Grid, values, texts, tints, strengths, name: str, cell: float,
     return Picture(shapes, width, height, {}, cells)
 
 
-def _kind(shape: Shape) -> tuple:
+def _kind(shape: Shape) -> tuple[float, ...]:
     """Sorts what looks alike beside one another, which a file can say in one, and words in front of cells."""
     return (0, -1 if shape.colour is None else shape.colour, shape.strength) if isinstance(shape, Box) else (1,)
 
@@ -262,7 +268,7 @@ def _cell(rect: Rect, text: str, colour: int, strength: float, corner: bool = Fa
     return [box, Words(rect.middle[0], base(rect.middle[1], NUMBER), text)]
 
 
-def _moves(grid: Grid, cells: np.ndarray) -> list[Shape]:
+def _moves(grid: Grid, cells: Objects) -> list[Shape]:
     if grid.moves and cells.ndim != 2:
         raise ValueError(f"moves are drawn on a matrix; {grid.name!r} has {cells.ndim} axes")
     shapes: list[Shape] = []
@@ -276,20 +282,22 @@ def _moves(grid: Grid, cells: np.ndarray) -> list[Shape]:
     return shapes
 
 
-def _shift(rects: np.ndarray, dx: float, dy: float) -> np.ndarray:
+def _shift(rects: Objects, dx: float, dy: float) -> Objects:
     moved = np.empty_like(rects)
     for index, rect in np.ndenumerate(rects):
         moved[index] = rect.moved(dx, dy)
     return moved
 
 
-def _shape_of(name: str, grid: Grid, values: np.ndarray, right: _Margin | None, below: _Margin | None) -> tuple:
+def _shape_of(
+    name: str, grid: Grid, values: Floats, right: _Margin | None, below: _Margin | None
+) -> tuple[int, ...]:
     if name == grid.name:
         return values.shape
     return next(m.values.shape for m in (right, below) if m and m.grid.name == name)
 
 
-def _spoken(label: str, values: np.ndarray, texts: np.ndarray, names: Sequence[str], grid: Grid) -> list[str]:
+def _spoken(label: str, values: Floats, texts: Objects, names: Sequence[str], grid: Grid) -> list[str]:
     """A line a grid: its name, its shape, its rows."""
     lines = [f"{label} ({style.times(values.shape) or 'one number'}):"]
     for part, name in zip(texts.reshape(len(names), -1, texts.shape[-1]), names, strict=True):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from ...tap import trace as Trace
 from .dots import Dots, dots_picture
 from .grids import Grid, grid_picture
 from .shapes import Picture
@@ -11,7 +10,7 @@ from .shapes import Picture
 Item = Grid | Dots
 
 
-def picture(item: Item, trace: Any, limit: float) -> Picture:
+def picture(item: Item, trace: Trace | None, limit: float) -> Picture:
     """The item drawn, at most `limit` wide where it has a choice.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from matplotlib import patheffects
@@ -19,6 +20,8 @@ from .layout import Layout
 from .shapes import DROP, INDEX, Box, Disc, Line, Outline, Rect, Shape, Tone, Words, pieces, wide
 
 CORNER, TIP = 7.0, 9.0  # radius of a bend; length of an arrow's head
+
+Step = tuple[Any, ...]  # of a path: a letter of SVG, then coordinates
 
 # A page may set the variables (dark mode, its own font); the values behind the comma are those of a light page.
 _STYLE = f"""\
@@ -59,17 +62,17 @@ def _n(value: float) -> str:
 def _elements(shapes: Sequence[Shape], used: set[int]) -> Iterator[str]:
     """The shapes as elements; neighbours that look alike share one, which makes a drawing half as heavy."""
 
-    def look(shape: Shape) -> tuple:
+    def look(shape: Shape) -> tuple[Any, ...]:
         if isinstance(shape, Words):
             return Words, shape.size, shape.tone, shape.anchor, shape.bold, shape.halo
         return (Box, shape.colour, shape.strength) if isinstance(shape, Box) else (id(shape),)
 
-    for (kind, *_), run in groupby(shapes, look):
+    for _, run in groupby(shapes, look):
         alike = list(run)
-        if kind is Words:
-            yield _texts(alike, used)
-        elif kind is Box:
-            yield _boxes(alike, used)
+        if isinstance(alike[0], Words):
+            yield _texts([shape for shape in alike if isinstance(shape, Words)], used)
+        elif isinstance(alike[0], Box):
+            yield _boxes([shape for shape in alike if isinstance(shape, Box)], used)
         else:
             yield _element(alike[0], used)
 
@@ -145,7 +148,7 @@ def _bent(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[str, list
     return "".join(text), head
 
 
-def _corners(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[list[tuple], list[tuple[float, float]]]:
+def _corners(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[list[Step], list[tuple[float, float]]]:
     ps = [np.array(p, float) for p in points]
     head: list[tuple[float, float]] = []
     if arrow:
@@ -155,7 +158,7 @@ def _corners(points: Sequence[tuple[float, float]], arrow: bool) -> tuple[list[t
         foot = ps[-1] - TIP * along
         head = [tuple(ps[-1]), tuple(foot + TIP * 0.42 * aside), tuple(foot - TIP * 0.42 * aside)]
         ps[-1] = ps[-1] - 0.8 * TIP * along
-    path: list[tuple] = [("M", *ps[0])]
+    path: list[Step] = [("M", *ps[0])]
     for before, here, after in zip(ps, ps[1:], ps[2:], strict=False):
         a, b = before - here, after - here
         r = min(CORNER, np.hypot(*a) / 2, np.hypot(*b) / 2)
@@ -185,8 +188,9 @@ def _colour(tone: Tone) -> str:
 def _tinted(colour: int | None, strength: float) -> tuple[float, float, float]:
     if colour is None:
         return to_rgb(style.BACKGROUND)
-    return tuple(strength * c + (1 - strength) * g
-                 for c, g in zip(to_rgb(_colour(colour)), to_rgb(style.BACKGROUND), strict=True))
+    red, green, blue = (strength * c + (1 - strength) * g
+                        for c, g in zip(to_rgb(_colour(colour)), to_rgb(style.BACKGROUND), strict=True))
+    return red, green, blue
 
 
 def _paint(ax: Axes, shape: Shape, order: int) -> None:
@@ -222,7 +226,7 @@ def _paint(ax: Axes, shape: Shape, order: int) -> None:
     elif isinstance(shape, Box | Outline):
         r = shape.rect
         if isinstance(shape, Outline):
-            look = dict(fill=False, edgecolor=_colour(shape.colour), linewidth=2.4 * points,
+            look: dict[str, Any] = dict(fill=False, edgecolor=_colour(shape.colour), linewidth=2.4 * points,
                         linestyle=(0, (4, 3)) if shape.dashed else "-")
         else:
             look = dict(facecolor=_tinted(shape.colour, shape.strength), edgecolor=style.MUTED, linewidth=points)

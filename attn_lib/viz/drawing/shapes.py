@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import style
 
@@ -14,6 +15,7 @@ NUMBER, NAME, NOTE = 13, 14, 12  # sizes of text, CSS pixels; nothing smaller is
 INDEX, DROP = 0.8, 0.22  # of an index: its size and how far it stands below, of the size of its line
 
 Tone = str | int  # "ink", "muted", or the number of a series colour
+Objects = NDArray[np.object_]  # rectangles or texts, as numbers stand in a tensor
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Picture:
     width: float
     height: float
     bodies: dict[str, Rect]
-    cells: dict[str, np.ndarray]
+    cells: dict[str, Objects]
     spoken: list[str] = field(default_factory=list)
 
 
@@ -145,7 +147,7 @@ def pieces(text: str) -> list[tuple[str, bool]]:
     return [(part, bool(i % 2)) for i, part in enumerate(parts) if part]
 
 
-def wide(text: str, size: int, bold: bool = False) -> float:
+def wide(text: str, size: float, bold: bool = False) -> float:
     """Width of a line of text in CSS pixels, in the widest of the fonts that it may be shown in."""
     return sum(_wide(part, size * INDEX if index else size, bold) for part, index in pieces(text))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..arrays import Floats
 from .shapes import NAME, NOTE, Shape, Words, base, wide
 
 HEADING = 24  # height of an item's name, CSS pixels
 
 
-def decimals(values: np.ndarray, most: int = 2) -> int:
+def decimals(values: Floats, most: int = 2) -> int:
     """As few decimals as tell the numbers from one another and from what they are, at most `most`."""
     for digits in range(most):
         if np.allclose(np.round(values, digits), values, atol=1e-6):

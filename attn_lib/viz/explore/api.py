@@ -10,9 +10,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 
 from .. import style
-from ..arrays import called, of_panel, panels, to_array, to_image
+from ..arrays import Floats, Numbers, Panels, called, of_panel, panels, to_array, to_image
 from ..figures import Figure, check_texts, uri
 from .frames import Frame, Slider, check_all_differ, draw_frame, read_slider, value_text
 from .live import controls, index_slider, setting_slider, share_slider
@@ -21,11 +22,13 @@ from .panels import Heat, Map, Panel, Points, pack, share_scale
 from .scene import LARGEST, Scene, encode, is_coarse, photograph
 
 MAX_FRAMES = 48
+Row = Callable[[int, int], Numbers]  # the row of an attention matrix of a query (row, col)
 NOUNS = {"attention": "query", "pixels": "pixel", "points": "output"}
 
 
 def explore_attention(
-    image: Any, A: Any, *, title: str, alt: str, mark: str | None = "query", reference: Any = None,
+    image: Numbers, A: Panels | Row | Mapping[Any, Row], *, title: str, alt: str, mark: str | None = "query",
+    reference: Panels | None = None,
     grid: tuple[int, int] | None = None, start: tuple[int, int] | None = None, same_scale: bool = False,
 ) -> Explorer:
     """Attention over a photograph: choose a query cell, see its row of the attention matrix as a heat map.
@@ -67,7 +70,8 @@ def explore_attention(
 
 
 def explore_pixels(
-    image: Any, maps: Any, *, title: str, alt: str, reference: Any = None, start: tuple[int, int] | None = None,
+    image: Numbers, maps: Panels, *, title: str, alt: str, reference: Panels | None = None,
+    start: tuple[int, int] | None = None,
     same_scale: bool = False,
 ) -> Explorer:
     """Maps over a photograph, side by side: choose a pixel, read what each map holds there.
@@ -98,7 +102,8 @@ def explore_pixels(
 
 
 def explore_points(
-    image: Any, points: Any, *, title: str, alt: str, weights: Any = None, reference: Any = None,
+    image: Numbers, points: Panels, *, title: str, alt: str, weights: Panels | None = None,
+    reference: Panels | None = None,
     start: tuple[int, int] | None = None,
 ) -> Explorer:
     """Sampling points on a photograph: choose an output cell, see where it looks.
@@ -210,7 +215,7 @@ def _grid_explorer(
     beside = {name or "reference": photograph(p, "reference", (height, width)) for name, p in beside.items()}
     pad = min(max(height, width) // 8, max(v.margin((height, width)) for v in views))
     scene = Scene(photo, views, beside, pad, mark, NOUNS[kind])
-    cells = list(np.ndindex(rows, cols))
+    cells = list(itertools.product(range(rows), range(cols)))
     texts = [scene.describe(cell) for cell in cells]
     data = {
         "grid": (rows, cols),
@@ -267,11 +272,12 @@ def _pack_texts(texts: Sequence[Any]) -> str:
     return pack(np.frombuffer(json.dumps(texts, separators=(",", ":")).encode("ascii"), np.uint8))
 
 
-def _colours(name: str) -> np.ndarray:
-    return np.rint(255 * matplotlib.colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
+def _colours(name: str) -> NDArray[np.uint8]:
+    colours: NDArray[np.uint8] = np.rint(255 * matplotlib.colormaps[name](np.arange(256))[:, :3]).astype(np.uint8)
+    return colours
 
 
-def _evaluate(row_of: Callable[[int, int], Any], grid: tuple[int, int] | None, label: str) -> np.ndarray:
+def _evaluate(row_of: Row, grid: tuple[int, int] | None, label: str) -> Floats:
     if grid is None or len(grid) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in grid):
         raise ValueError(f"grid={grid!r} must be (Hq, Wq), two positive integers, where {label} is a callable")
     rows = [[to_array(row_of(r, c), f"{label}({r}, {c})", 2) for c in range(grid[1])] for r in range(grid[0])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ class Slider:
 
     argument: str
     name: str
-    values: list
+    values: list[Any]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def check_all_differ(frames: Sequence[Frame]) -> None:
     Raises:
         ValueError: two frames have the same sentence, or the same alternative text.
     """
-    for what, text_of in (("sentence", lambda f: f.sentence), ("alt", lambda f: f.figure.alt)):
+    for what, text_of in (("sentence", attrgetter("sentence")), ("alt", attrgetter("figure.alt"))):
         seen: dict[str, Frame] = {}
         for frame in frames:
             other = seen.setdefault(text_of(frame), frame)

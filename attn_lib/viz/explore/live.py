@@ -71,7 +71,7 @@ def share_slider(name: str) -> Any:
     return w.FloatSlider(value=1.0, min=0.0, max=1.0, step=0.1, readout_format=".0%", description=name, **_WHOLE_NAME)
 
 
-def setting_slider(name: str, values: list, text: Callable[[Any], str]) -> Any:
+def setting_slider(name: str, values: list[Any], text: Callable[[Any], str]) -> Any:
     """A slider over `values`, and between them where they are at least three evenly spaced numbers."""
     import ipywidgets as w
 

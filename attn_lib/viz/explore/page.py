@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from ...console import printable
-from ..figures import uri, write_file
+from ..figures import MimeBundle, uri, write_file
 from .live import kernel_with_widgets
 
 BUDGET = 250_000  # bytes of one explorer in a notebook, all formats together; a whole notebook stays under 500 kB
@@ -56,8 +56,8 @@ class Explorer:
     def __repr__(self) -> str:
         return printable(f"Explorer: {self.title}")
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        data = {
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> MimeBundle:
+        data: dict[str, Any] = {
             "text/html": self.html,
             "image/png": base64.b64encode(self.png).decode("ascii"),
             "text/plain": repr(self),
@@ -67,7 +67,7 @@ class Explorer:
             data["application/vnd.jupyter.widget-view+json"] = view
         return data, {"image/png": {"alt": self.alt}}
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write a page that holds this explorer alone to `path`, whole or not at all."""
         head = (
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'

@@ -9,30 +9,34 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import matplotlib
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ImageDraw
 
 from .. import style
-from ..arrays import finite, grey, to_array
+from ..arrays import Floats, finite, grey, to_array
 from ..picture_grid import upsample
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-Place = Callable[[np.ndarray], list[tuple[float, float]]]
+Place = Callable[[Floats], list[tuple[float, float]]]
 
 
 class Panel(Protocol):
-    """A panel named `name`; `cells` is its query grid (Hq, Wq).
-
-    `strip` is what its colours run through, (1, n, 3) in [0, 1] on a grey ground, or None where it has none.
-    """
+    """A panel named `name`; `cells` is its query grid (Hq, Wq)."""
 
     name: str
     cells: tuple[int, int]
-    strip: np.ndarray | None
+
+    @property
+    def strip(self) -> Floats | None:
+        """What its colours run through, (1, n, 3) in [0, 1] on a grey ground, or None where it has none."""
 
     def describe(self, cell: tuple[int, int]) -> str:
         """What stands in the line of text below the picture."""
@@ -46,7 +50,7 @@ class Panel(Protocol):
     def margin(self, size: tuple[int, int]) -> int:
         """Pixels around that photograph which the marks need."""
 
-    def ground(self, photo: np.ndarray, cell: tuple[int, int], overlay: float) -> np.ndarray:
+    def ground(self, photo: Floats, cell: tuple[int, int], overlay: float) -> Floats:
         """The photograph, (H, W, 3) in [0, 1], as it lies under the marks."""
 
     def dots(self, draw: ImageDraw.ImageDraw, cell: tuple[int, int], place: Place, unit: float) -> None:
@@ -62,10 +66,11 @@ class Heat:
     def __init__(self, name: str, A: Any, label: str):
         self.name = name
         self.A, self.signed = _sign(_finite(A, label, "(Hq, Wq, Hk, Wk)"))
-        self.cells = self.A.shape[:2]
+        rows, columns, *_ = self.A.shape
+        self.cells = rows, columns
         self.top = np.abs(self.A).max((2, 3))
 
-    def share(self, panels: Sequence[Heat]) -> None:
+    def share(self, panels: Sequence[Self]) -> None:
         """Take the colours of `panels`, this one among them."""
         self.signed = any(panel.signed for panel in panels)
         self.top = np.max([panel.top for panel in panels], 0)
@@ -89,23 +94,24 @@ class Heat:
         return (number(-top) if self.signed else "0", number(top))
 
     @property
-    def strip(self) -> np.ndarray:
-        shade = np.linspace(-1 if self.signed else 0, 1, 128)[None]
+    def strip(self) -> Floats:
+        shade = np.linspace(-1 if self.signed else 0, 1, 128, dtype=np.float64)[None]
         return _under_heat(np.full((1, 128, 3), 0.5), shade, self.signed, 1.0)
 
     def pack(self, size: tuple[int, int]) -> dict[str, Any]:
         rows = self._shade(np.s_[:]).reshape(self.cells[0] * self.cells[1], -1)
         return {"heat": pack(_levels(rows, self.signed)), "shape": self.A.shape[2:], "signed": self.signed}
 
-    def _shade(self, cell: Any) -> np.ndarray:
+    def _shade(self, cell: Any) -> Floats:
         """Each weight's share of the number with the last colour."""
         top = self.top[cell]
-        return self.A[cell] / np.where(top > 0, top, 1.0)[..., None, None]
+        shade: Floats = self.A[cell] / np.where(top > 0, top, 1.0)[..., None, None]
+        return shade
 
     def margin(self, size: tuple[int, int]) -> int:
         return 0
 
-    def ground(self, photo: np.ndarray, cell: tuple[int, int], overlay: float) -> np.ndarray:
+    def ground(self, photo: Floats, cell: tuple[int, int], overlay: float) -> Floats:
         return _under_heat(photo, self._shade(cell), self.signed, overlay)
 
     def dots(self, draw: ImageDraw.ImageDraw, cell: tuple[int, int], place: Place, unit: float) -> None:
@@ -118,11 +124,12 @@ class Map(Heat):
     def __init__(self, name: str, values: Any, label: str):
         self.name = name
         self.values, self.signed = _sign(_finite(values, label, "(H, W)"))
-        self.cells = self.values.shape
+        rows, columns = self.values.shape
+        self.cells = rows, columns
         # A map's own range: a gate between 0.6 and 0.7 has contrasts as well.
         self.low, self.high = self.values.min(), self.values.max()
 
-    def share(self, panels: Sequence[Map]) -> None:
+    def share(self, panels: Sequence[Self]) -> None:
         self.signed = any(panel.signed for panel in panels)
         self.low, self.high = min(panel.low for panel in panels), max(panel.high for panel in panels)
 
@@ -141,10 +148,11 @@ class Map(Heat):
         levels = _levels(self._shade(None).reshape(1, -1), self.signed)
         return {"heat": pack(levels), "shape": self.cells, "signed": self.signed, "still": True}
 
-    def _shade(self, cell: Any) -> np.ndarray:
+    def _shade(self, cell: Any) -> Floats:
         if self.signed:  # 0 is the middle
             return self.values / (max(-self.low, self.high) or 1.0)
-        return (self.values - self.low) / (self.high - self.low or 1.0)
+        shade: Floats = (self.values - self.low) / (self.high - self.low or 1.0)
+        return shade
 
 
 class Points:
@@ -152,10 +160,11 @@ class Points:
 
     strip = None
 
-    def __init__(self, name: str, points: Any, weights: Any, reference: Any, size: tuple[int, int], labels: list[str]):
+    def __init__(self, name: str, points: Any, weights: Any, reference: Any, size: Sequence[int], labels: list[str]):
         self.name, self.size = name, size
         self.points = _places(points, labels[0])
-        self.cells = self.points.shape[:2]
+        rows, columns, *_ = self.points.shape
+        self.cells = rows, columns
         self.weights = self.reference = None
         if weights is not None:
             self.weights = _magnitudes(weights, labels[1], "(Hq, Wq, K)")
@@ -182,7 +191,7 @@ class Points:
         return (" · ".join(words),) if words else ()
 
     def pack(self, size: tuple[int, int]) -> dict[str, Any]:
-        def places(p: np.ndarray) -> str:  # 64ths of a pixel of the photograph as shown
+        def places(p: Floats) -> str:  # 64ths of a pixel of the photograph as shown
             return pack(np.rint((self._fractions(p) * size * 64).clip(-32767, 32767)).astype("<i2"))
 
         data: dict[str, Any] = {"points": places(self.points), "k": self.points.shape[2]}
@@ -196,7 +205,7 @@ class Points:
         at = self._fractions(self.points)
         return int(np.ceil(max(0.0, -at.min(), at.max() - 1) * max(size)))
 
-    def ground(self, photo: np.ndarray, cell: tuple[int, int], overlay: float) -> np.ndarray:
+    def ground(self, photo: Floats, cell: tuple[int, int], overlay: float) -> Floats:
         return photo
 
     def dots(self, draw: ImageDraw.ImageDraw, cell: tuple[int, int], place: Place, unit: float) -> None:
@@ -210,7 +219,7 @@ class Points:
             alpha = f"{round(255 * (0.4 + 0.6 * w)):02x}"
             _disc(draw, p, 5 * unit * w**0.5, fill=style.ACCENT + alpha, outline="#ffffff" + alpha, width=line)
 
-    def _fractions(self, places: np.ndarray) -> np.ndarray:
+    def _fractions(self, places: Floats) -> Floats:
         """(row, col) as fractions of the photograph; pixel 0 has its centre at half a pixel."""
         return (places + 0.5) / self.size
 
@@ -234,12 +243,12 @@ def number(x: float, digits: int = 2, of: float = 0.0) -> str:
     return f"{text} × 10{str(int(power)).translate(_RAISED)}".removeprefix("1 × ") if power else text
 
 
-def pack(array: np.ndarray) -> str:
+def pack(array: NDArray[Any]) -> str:
     """The array's bytes, deflated, in base64: what `unpack` in explorer.js reads."""
     return base64.b64encode(zlib.compress(array.tobytes(), 9)).decode("ascii")
 
 
-def _levels(shades: np.ndarray, signed: bool) -> np.ndarray:
+def _levels(shades: Floats, signed: bool) -> NDArray[np.uint8]:
     """Rows of shades as bytes in 64 steps, the eye sees no more; the largest of a row has its exact level.
 
     Signed ones, in [−1, 1], have 0 at 128. Otherwise exactly one cell of a row that reaches 1 is 255.
@@ -251,7 +260,7 @@ def _levels(shades: np.ndarray, signed: bool) -> np.ndarray:
     return levels
 
 
-def _under_heat(photo: np.ndarray, shade: np.ndarray, signed: bool, overlay: float) -> np.ndarray:
+def _under_heat(photo: Floats, shade: Floats, signed: bool, overlay: float) -> Floats:
     """The photograph in grey under a heat map of `shade`, in [0, 1] or, signed, in [−1, 1]."""
     shade = upsample(shade, photo.shape[:2])
     colours = matplotlib.colormaps[style.DIVERGING if signed else style.HEAT](0.5 + shade / 2 if signed else shade)
@@ -260,7 +269,7 @@ def _under_heat(photo: np.ndarray, shade: np.ndarray, signed: bool, overlay: flo
     return (photo + overlay * (below - photo)) * (1 - alpha) + colours[..., :3] * alpha
 
 
-def _where(index: int, row: np.ndarray) -> str:
+def _where(index: int, row: Floats) -> str:
     r, c = np.unravel_index(index, row.shape)
     return f"row {r}, col {c}"
 
@@ -270,33 +279,33 @@ def _disc(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float,
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], **options)
 
 
-def _sign(array: np.ndarray) -> tuple[np.ndarray, bool]:
+def _sign(array: Floats) -> tuple[Floats, bool]:
     """The array, and whether it has signs; values below 0 that rounding alone explains become 0."""
     signed = bool(array.min() < -1e-6 * np.abs(array).max())
     return array if signed else array.clip(0), signed
 
 
-def _magnitudes(value: Any, label: str, axes: str) -> np.ndarray:
+def _magnitudes(value: Any, label: str, axes: str) -> Floats:
     array = _finite(value, label, axes)
     if array.min() < 0:
         raise ValueError(f"{label} has the negative value {array.min():.3g}: an explorer shows weights of at least 0")
     return array
 
 
-def _places(value: Any, label: str) -> np.ndarray:
+def _places(value: Any, label: str) -> Floats:
     array = _finite(value, label, "(Hq, Wq, K, 2)")
     if array.shape[-1] != 2:
         raise ValueError(f"{label} has shape {array.shape}: its last dimension must be 2, (row, col)")
     return array
 
 
-def _finite(value: Any, label: str, axes: str) -> np.ndarray:
+def _finite(value: Any, label: str, axes: str) -> Floats:
     array = to_array(value, label)
     if array.ndim != axes.count(",") + 1:
         raise ValueError(f"{label} has shape {array.shape}: it must be {axes}")
     return finite(array, label)
 
 
-def _same_shape(array: np.ndarray, shape: tuple[int, ...], label: str, other: str) -> None:
+def _same_shape(array: Floats, shape: tuple[int, ...], label: str, other: str) -> None:
     if array.shape != shape:
         raise ValueError(f"{label} has shape {array.shape}: it must be {shape}, to go with {other}")

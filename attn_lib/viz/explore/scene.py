@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .. import style
-from ..arrays import finite, to_image
+from ..arrays import Floats, finite, to_image
 from ..figures import uri
 from .page import jpeg, png
 from .panels import Panel
@@ -36,9 +36,9 @@ class Scene:
         noun: what a cell of the grid is called.
     """
 
-    photo: np.ndarray
+    photo: Floats
     panels: Sequence[Panel]
-    beside: Mapping[str, np.ndarray]
+    beside: Mapping[str, Floats]
     pad: int
     mark: bool
     noun: str
@@ -57,7 +57,9 @@ class Scene:
 
     def paint(self, cell: tuple[int, int], overlay: float = 1.0) -> Image.Image:
         """All panels with their scales, two pixels for one of the photograph's: sharp on any screen."""
-        tiles = [(p.name, p.ground(self.photo, cell, overlay), p) for p in self.panels]
+        tiles: list[tuple[str, Floats, Panel | None]] = [
+            (p.name, p.ground(self.photo, cell, overlay), p) for p in self.panels
+        ]
         tiles += [(name, picture, None) for name, picture in self.beside.items()]
         height, width = (_ZOOM * (n + 2 * self.pad) for n in self.photo.shape[:2])
         columns = columns_of(len(tiles))
@@ -81,7 +83,7 @@ class Scene:
         picture.thumbnail((min(picture.width // _ZOOM, WIDEST), picture.height), Image.Resampling.LANCZOS)
         return picture
 
-    def _tile(self, ground: np.ndarray, panel: Panel | None, cell: tuple[int, int]) -> Image.Image:
+    def _tile(self, ground: Floats, panel: Panel | None, cell: tuple[int, int]) -> Image.Image:
         size, corner = np.multiply(_ZOOM, self.photo.shape[:2]), _ZOOM * self.pad
         tile = Image.new("RGB", (size[1] + 2 * corner, size[0] + 2 * corner), style.RULE)
         tile.paste(_pixels(ground).resize((size[1], size[0]), _resample(self.photo)), (corner, corner))
@@ -101,7 +103,7 @@ def columns_of(panels: int) -> int:
     return panels if panels < 4 else -(-panels // 2)
 
 
-def photograph(value: Any, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+def photograph(value: Any, name: str, size: tuple[int, int] | None = None) -> Floats:
     """A picture as (H, W, 3) in [0, 1], reduced to `LARGEST` or fitted to `size` = (height, width).
 
     Raises:
@@ -120,13 +122,13 @@ def photograph(value: Any, name: str, size: tuple[int, int] | None = None) -> np
     return np.asarray(pixels) / 255
 
 
-def encode(picture: np.ndarray) -> str:
+def encode(picture: Floats) -> str:
     """A data address: JPEG for a photograph, PNG for a drawing or a picture of few pixels."""
     pixels = _pixels(picture)
     return uri(png(pixels) if is_coarse(picture) or _is_drawing(pixels) else jpeg(pixels, 85))
 
 
-def is_coarse(picture: np.ndarray) -> bool:
+def is_coarse(picture: Floats) -> bool:
     """Whether the picture has so few pixels that they should be seen as squares."""
     return max(picture.shape) < 128
 
@@ -136,11 +138,11 @@ def _is_drawing(pixels: Image.Image) -> bool:
     return pixels.getcolors(64) is not None
 
 
-def _resample(picture: np.ndarray) -> Image.Resampling:
+def _resample(picture: Floats) -> Image.Resampling:
     return Image.Resampling.NEAREST if is_coarse(picture) else Image.Resampling.LANCZOS
 
 
-def _pixels(picture: np.ndarray) -> Image.Image:
+def _pixels(picture: Floats) -> Image.Image:
     return Image.fromarray(np.rint(255 * picture).astype(np.uint8))
 
 
