@@ -53,7 +53,7 @@ def inserted(model: nn.Module, example: Example = None) -> list[Inserted]:
         for wrapper in reversed(wrappers):
             if isinstance(wrapper, Merged):
                 merge = f"{owners.get(wrapper._scope, '?')}:{wrapper._spot.merge}"
-                found.append((Inserted("fuse", merge, f"{path}.{wrapper._child}", wrapper._inserted), None))
+                found.append((Inserted("fuse", merge, f"{path}.{wrapper._child}", wrapper._held(wrapper._child)), None))
             elif not isinstance(wrapper, Offered):
                 kind = "fuse" if isinstance(wrapper, Fused) else "insert"
                 row = Inserted(kind, path, f"{path}.{wrapper._child}", wrapper._held(wrapper._child))

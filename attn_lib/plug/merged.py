@@ -10,7 +10,6 @@ No other sub-module is called between the two, so that nothing that is later put
 is taken for the merge. Whatever goes past the scope meets an error in `Merged`.
 """
 
-import copyreg
 import functools
 import operator
 from collections.abc import Callable
@@ -90,59 +89,6 @@ class Spot:
     copies: bool
 
 
-class Merged(Wrapper):
-    """y = site(x), behind which a merge of the network's code is `child(a, b)`.
-
-    Args:
-        site, child, name: as for `Wrapper`.
-        scope: of the module that writes the merge.
-        spot: which merge that is.
-    """
-
-    _scope: "Scope | None" = None
-    _spot: Spot | None = None
-
-    def __init__(self, site: nn.Module, child: nn.Module, name: str, scope: "Scope", spot: Spot):
-        super().__init__(site, child, name)
-        self._scope, self._spot = scope, spot
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        site = self._modules[SITE]
-        if self._scope.idle is not None and self._scope.idle == this_thread():
-            return site(*args, **kwargs)
-        if self._spot.entering:
-            self._scope.expect(self)
-            output = site(*args, **kwargs)
-            self._scope.check_opened(self)
-            return output
-        watch = self._scope.watch_of(self)
-        watch.check_met()
-        output = site(*args, **kwargs)
-        watch.announce(self, output)
-        return output
-
-    def merge(self, done: Operation) -> Tensor:
-        """What the new module makes of the merge that was announced."""
-        child, spot, tensors = self._modules[self._child], self._spot, done.tensors
-        recorded = isinstance(tensors[0], Proxy)
-        if not recorded and tuple(x.shape[1] for x in tensors if x.ndim == 4) != spot.widths:
-            raise RuntimeError(f"{spot.merge!r} merges {', '.join(str(tuple(x.shape)) for x in tensors)}, not maps of "
-                               f"{', '.join(map(str, spot.widths))} channels as in the example of plug.fuse: the "
-                               "network takes another way here")
-        if spot.first:
-            return torch.cat((child(*tensors), *tensors[1:]), done.dim)
-        if done.in_place:  # others may hold the tensor that is written into
-            return tensors[0].copy_(child(tensors[0].clone(), *tensors[1:]))
-        y = child(*tensors)
-        if not recorded:
-            y = y.contiguous(memory_format=memory_format(tensors[0]))
-        return y.clone() if spot.copies or recording() else y
-
-    @property
-    def _what(self) -> str:
-        return f"the {type(self._inserted).__name__} in the place of {self._spot.merge!r} after it"
-
-
 class Watch(TorchFunctionMode):
     """Sees every operation of one forward pass of an owner, and gives merges that are announced to their modules."""
 
@@ -152,7 +98,7 @@ class Watch(TorchFunctionMode):
         self._calls: dict[str, int] = {}  # of what stands before a merge, so far
         self._awaited: dict[str, tuple[Merged, int]] = {}  # and how many of its kind come before it
 
-    def announce(self, merged: Merged, output: Any = None) -> None:
+    def announce(self, merged: "Merged", output: Any = None) -> None:
         """What stands before a merge has been called."""
         spot = merged._spot
         call = self._calls.get(spot.merge, 0)
@@ -231,7 +177,7 @@ class Scope:
         watch.check_met()
         return output
 
-    def watch_of(self, merged: Merged) -> Watch:
+    def watch_of(self, merged: "Merged") -> Watch:
         """That of the pass that is open.
 
         Raises:
@@ -242,11 +188,11 @@ class Scope:
             raise RuntimeError(_bypassed(merged))
         return passes[-1]
 
-    def expect(self, merged: Merged) -> None:
+    def expect(self, merged: "Merged") -> None:
         """The owner is about to be called."""
         self._expected.setdefault(this_thread(), []).append(merged)
 
-    def check_opened(self, merged: Merged) -> None:
+    def check_opened(self, merged: "Merged") -> None:
         """The owner was called by its `forward`.
 
         Raises:
@@ -254,6 +200,58 @@ class Scope:
         """
         if self._expected.pop(this_thread(), None):
             raise RuntimeError(_bypassed(merged))
+
+
+class Merged(Wrapper):
+    """y = site(x), behind which a merge of the network's code is `child(a, b)`.
+
+    Args:
+        site, child, name: as for `Wrapper`.
+        scope: of the module that writes the merge.
+        spot: which merge that is.
+    """
+
+    _scope, _spot = Scope(), Spot("", "", 0, 0, False, (), False, False)  # of the class as well; see `Wrapper`
+
+    def __init__(self, site: nn.Module, child: nn.Module, name: str, scope: Scope, spot: Spot):
+        super().__init__(site, child, name)
+        self._scope, self._spot = scope, spot
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        site = self._held(SITE)
+        if self._scope.idle is not None and self._scope.idle == this_thread():
+            return site(*args, **kwargs)
+        if self._spot.entering:
+            self._scope.expect(self)
+            output = site(*args, **kwargs)
+            self._scope.check_opened(self)
+            return output
+        watch = self._scope.watch_of(self)
+        watch.check_met()
+        output = site(*args, **kwargs)
+        watch.announce(self, output)
+        return output
+
+    def merge(self, done: Operation) -> Tensor:
+        """What the new module makes of the merge that was announced."""
+        child, spot, tensors = self._held(self._child), self._spot, done.tensors
+        recorded = isinstance(tensors[0], Proxy)
+        if not recorded and tuple(x.shape[1] for x in tensors if x.ndim == 4) != spot.widths:
+            raise RuntimeError(f"{spot.merge!r} merges {', '.join(str(tuple(x.shape)) for x in tensors)}, not maps of "
+                               f"{', '.join(map(str, spot.widths))} channels as in the example of plug.fuse: the "
+                               "network takes another way here")
+        if spot.first:
+            return torch.cat((child(*tensors), *tensors[1:]), done.dim)
+        if done.in_place:  # others may hold the tensor that is written into
+            return tensors[0].copy_(child(tensors[0].clone(), *tensors[1:]))
+        y = child(*tensors)
+        if not recorded:
+            y = y.contiguous(memory_format=memory_format(tensors[0]))
+        return y.clone() if spot.copies or recording() else y
+
+    @property
+    def _what(self) -> str:
+        return f"the {type(self._inserted).__name__} in the place of {self._spot.merge!r} after it"
 
 
 def _bypassed(merged: Merged) -> str:
@@ -269,7 +267,8 @@ def open_scope(path: str, owner: nn.Module) -> Scope:
         ValueError: if the owner cannot have one.
     """
     if SCOPE in vars(owner):
-        return vars(owner)[SCOPE]
+        held: Scope = vars(owner)[SCOPE]
+        return held
     cls = type(owner)
     reduced = cls.__reduce__ is not object.__reduce__ or cls.__reduce_ex__ is not object.__reduce_ex__
     if "forward" in vars(owner) or reduced:
@@ -288,7 +287,7 @@ def close_scopes(model: nn.Module) -> None:
             if not is_intact(owner):
                 raise ValueError(f"a {type(owner).__name__}, whose merge was replaced, is of another class since; undo "
                                  "that first")
-            owner.__class__ = type(owner).__base__
+            owner.__class__ = _own_class(owner)
             del vars(owner)[SCOPE]
 
 
@@ -299,7 +298,13 @@ def is_owner(module: nn.Module) -> bool:
 
 def is_intact(owner: nn.Module) -> bool:
     """Whether an owner is still of the class that `open_scope` gave it."""
-    return is_owner(owner) and type(owner) is _with_scope(type(owner).__base__)
+    return is_owner(owner) and type(owner) is _with_scope(_own_class(owner))
+
+
+def _own_class(owner: nn.Module) -> type[nn.Module]:
+    """The one that `open_scope` derived another from."""
+    base: type[nn.Module] = type(owner).__bases__[0]
+    return base
 
 
 def beneath(module: nn.Module) -> nn.Module:
@@ -309,9 +314,16 @@ def beneath(module: nn.Module) -> nn.Module:
     return module
 
 
-@functools.cache
+_derived: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _with_scope(base: type[nn.Module]) -> type[nn.Module]:
-    class Owner(base):  # type: ignore[valid-type]
+    """The class of owners that were of class `base`, the same at every call."""
+    return _derived[base] if base in _derived else _derived.setdefault(base, _derive(base))
+
+
+def _derive(base: type[nn.Module]) -> type[nn.Module]:
+    class Owner(base):  # type: ignore[valid-type, misc]
         @functools.wraps(base.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return getattr(self, SCOPE).run(super().forward, args, kwargs)
@@ -327,4 +339,5 @@ def _with_scope(base: type[nn.Module]) -> type[nn.Module]:
 
 def _new_owner(base: type[nn.Module]) -> nn.Module:
     """An empty instance, for copies and pickles: the class itself is not to be found by its name."""
-    return copyreg.__newobj__(_with_scope(base))
+    cls = _with_scope(base)
+    return cls.__new__(cls)

@@ -14,8 +14,8 @@ from ..console import printable
 from ..measure.call import Arguments, call, evaluating, tensors, unchanged
 from .followed import named_modules, wrappers_of
 from .fused import this_thread
-from .merged import SCOPE, Merged, Operation, Scope, beneath, operation
-from .probe import Example, inputs_of, without_values
+from .merged import SCOPE, Merged, Operation, Scope, beneath, is_owner, operation
+from .probe import Example, inputs_of
 from .report import table
 from .sites import end_of
 
@@ -195,8 +195,8 @@ class Recorder(TorchFunctionMode):
         owner = wrappers_of(frame.place)[-1].site if wrappers_of(frame.place) else frame.place
         self.found[name] = Merge(
             len(self.found), name, done.kind, frame.path, tuple(self._sources.get(x) for x in done.tensors), shapes,
-            tuple(y.shape), 1, self._replaced.get((vars(owner).get(SCOPE), short)), owner,
-            tuple(without_values(x) for x in done.tensors), [moment])
+            tuple(y.shape), 1, self._replaced.get((vars(owner)[SCOPE], short)) if is_owner(owner) else None, owner,
+            tuple(torch.empty_like(x, device="meta") for x in done.tensors), [moment])
         return name
 
     def _enter(self, place: nn.Module, args: tuple[Any, ...]) -> None:

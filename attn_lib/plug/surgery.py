@@ -306,8 +306,9 @@ def _fuse_merge(model: nn.Module, merge: Merge, recipe: Recipe, inputs: Any, mea
     spot = Spot(merge.name.rpartition(":")[2], merge.kind, moment.call, moment.before, moment.entering, moment.widths,
                 first, kept)
 
-    edits: list[Merging] = []
+    edits: list[Edit] = []
     try:
+        assert merge._owner is not None  # `merges` has said who it is
         edits.append(Merging(model, merge.name, merge._owner, moment.place, child, name, spot))
         effect, flows = probe.again()
         if flows[child].calls != merge.calls:
