@@ -88,7 +88,7 @@ address: $(READY)  ## write the public address of _config.yml into everything de
 # Every part runs even when an earlier one fails, so that one run tells all there is to tell, and what it cost.
 TESTS := lint unit notebooks chapters site
 .PHONY: test
-test: $(READY)  ## everything: library, notebooks, classroom, built site in a real browser; EVERY=1 spares no chapter
+test: $(READY)  ## everything: library, notebooks, classroom, built site in a real browser; EVERY=1 spares nothing
 	@rm -rf _build/costs; failed=; clock=; for part in $(TESTS); do \
 	  echo; echo "== $$part =="; begun=$$SECONDS; \
 	  $(MAKE) --no-print-directory test-$$part || failed="$$failed $$part"; \
@@ -100,12 +100,13 @@ test: $(READY)  ## everything: library, notebooks, classroom, built site in a re
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p book.tools.costs
 NBVAL := $(PYTEST) -p book.tools.nbval_chapters --nbval --nbval-current-env --nbval-cell-timeout 120
 EVERY_CHAPTER := $(if $(EVERY),--every-chapter)
+EVERY_MODULE := $(if $(EVERY),--every-module)
 
 .PHONY: test-lint test-unit test-notebooks test-chapters test-site
 test-lint: $(READY)
 	$(BIN)/ruff check .
 test-unit: $(READY)
-	$(PYTEST) --costs _build/costs/unit.json -n $(WORKERS) --dist worksteal tests/unit tests/networks
+	$(PYTEST) --costs _build/costs/unit.json -n $(WORKERS) --dist worksteal $(EVERY_MODULE) tests/unit tests/networks
 test-notebooks: $(READY)
 	$(NBVAL) --costs _build/costs/notebooks.json -n $(WORKERS) --dist loadfile chapters
 test-chapters: $(READY)
@@ -115,8 +116,10 @@ test-site: book
 
 .PHONY: test-networks
 test-networks: $(READY)  ## modules in other people's networks, all or NETWORK="timm resnet18" MODULES="se eca"; goes on
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.networks $(if $(NETWORK),--networks "$(NETWORK)") \
-	    $(if $(MODULES),--modules $(MODULES)) $(if $(filter-out auto,$(WORKERS)),--workers $(WORKERS))
+	ultralytics=$$(ls -d "$$PWD"/.ultralytics/* 2> /dev/null | sort -V | tail -n 1); \
+	PYTHONPATH=$${PYTHONPATH:-$$ultralytics} OMP_NUM_THREADS=1 $(BIN)/python -m tests.networks \
+	    $(if $(NETWORK),--networks "$(NETWORK)") $(if $(MODULES),--modules $(MODULES)) \
+	    $(if $(filter-out auto,$(WORKERS)),--workers $(WORKERS))
 
 .PHONY: squeezes
 squeezes: $(READY)  ## train the channel family on its tasks, for the page on what each squeeze can see; goes on

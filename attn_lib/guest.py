@@ -22,7 +22,7 @@ def as_leaf(cls: type[nn.Module]) -> None:
 
     @wraps(forward)
     def leaf(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, Proxy)]  # no next(…, None): torch 2.4
+        proxies = [a for a in (*args, *kwargs.values()) if isinstance(a, Proxy)]  # torch 2.6 compiles no next(…, None)
         if not proxies:
             return forward(self, *args, **kwargs)
         if type(self).forward is not leaf:

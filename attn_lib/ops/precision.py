@@ -10,7 +10,7 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 _HALF = (torch.float16, torch.bfloat16)
-# Asked here: torch.compile of the oldest torch cannot ask, and `is_autocast_enabled` refuses other devices (meta).
+# Asked here: torch.compile of torch 2.6 cannot ask, and `is_autocast_enabled` refuses other devices (meta).
 _AUTOCAST = tuple(filter(torch.amp.is_autocast_available, ("cpu", "cuda", "mps", "xpu")))
 
 

@@ -182,8 +182,6 @@ class NonLocalAttention(nn.Module):
 
     def _widened(self, y: Tensor) -> Tensor:
         """W_z y of a y in float32 where the rest is in half precision; a call of W_z, with the hooks that it has."""
-        if torch.compiler.is_compiling():  # the oldest torch cannot compile what follows
-            return in_float32(F.conv2d, y, self.Wz.weight, self.Wz.bias)
         wide = {name: p.float() for name, p in self.Wz.named_parameters()}
         return in_float32(lambda y: functional_call(self.Wz, wide, y), y)
 

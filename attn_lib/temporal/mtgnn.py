@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..catalog import Erratum, Paper, register
 from ..checks import check_int, check_positive, check_tensor
+from ..ops import open_size
 from ..tap import tap
 
 KERNEL_SIZES = (2, 3, 6, 7)
@@ -66,7 +67,10 @@ def _inception(x: Tensor, *layers: DilatedInception) -> list[Tensor]:
     widest = max(first.kernel_sizes)
     reach = first.dilation * (widest - 1)
     missing = reach + 1 - x.shape[1]        # to the least that the convolutions take; a tensor in torch.jit.trace
-    missing = missing.clamp(min=0) if isinstance(missing, Tensor) else torch.sym_max(0, missing)
+    if isinstance(missing, Tensor):
+        missing = missing.clamp(min=0)
+    else:  # torch 2.6 compiles no sym_max of numbers
+        missing = torch.sym_max(0, missing) if open_size(missing) else max(0, missing)
     x = F.pad(x, (0, 0, 0, 0, missing, 0)).permute(0, 3, 1, 2)              # B C T N, in memory still channels last
     branches = []
     for k, *convs in zip(first.kernel_sizes, *(layer.tconv for layer in layers), strict=True):

@@ -109,3 +109,28 @@ def test_actions_are_named_by_a_full_version():
     for file in WORKFLOWS.glob("*.yml"):
         for action, version in re.findall(r"uses: ([^./@][^@\s]*)@(\S+)", file.read_text(encoding="utf-8")):
             assert re.fullmatch(r"v\d+\.\d+\.\d+|[0-9a-f]{40}", version), f"{file.name}: {action}@{version}"
+
+
+def test_every_python_and_the_oldest_and_newest_torch_that_are_claimed_are_tested():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pythons = re.findall(r"Python :: (3\.\d+)", text)
+    torch, = re.findall(r'"torch>=([\d.]+)"', text)
+    assert f'requires-python = ">={pythons[0]}"' in text
+    assert f'target-version = "py{pythons[0].replace(".", "")}"' in text, "ruff says what an older Python has not"
+    jobs = yaml.safe_load((WORKFLOWS / "book.yml").read_text(encoding="utf-8"))["jobs"]
+    everything, = [step["with"]["python-version"] for step in jobs["test"]["steps"] if "python" in step.get("uses", "")]
+    assert {everything, *jobs["unit"]["strategy"]["matrix"]["python"]} == set(pythons)
+    assert jobs["library"]["strategy"]["matrix"]["include"] == [
+        {"python": pythons[0], "torch": f"torch=={torch}.*"}, {"python": pythons[-1], "torch": "torch"}]
+    assert any("test_contract.py" in step.get("run", "") for step in jobs["library"]["steps"])
+    for page, sentence in {"using.md": "any from {} on will do", "api/index.md": "torch {}, the oldest"}.items():
+        assert sentence.format(torch) in (ROOT / "book" / page).read_text(encoding="utf-8"), page
+
+
+def test_the_weekly_run_spares_no_chapter_no_module_and_no_network():
+    jobs = yaml.safe_load((WORKFLOWS / "book.yml").read_text(encoding="utf-8"))["jobs"]
+    assert any("EVERY=1" in step.get("run", "") for step in jobs["test"]["steps"])
+    said = subprocess.run(["make", "--dry-run", "test-unit", "test-chapters", "EVERY=1"], cwd=ROOT, capture_output=True,
+                          text=True, check=True).stdout
+    assert "--every-module" in said and "--every-chapter" in said
+    assert any("ultralytics test-networks" in step.get("run", "") for step in jobs["networks"]["steps"])

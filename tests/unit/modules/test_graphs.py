@@ -27,9 +27,6 @@ OTHERS = {1: [(17,), (24,)], 2: [(17, 16), (24, 32)], 3: [(10, 17, 16), (10, 24,
 MADE_FOR = {"height": "H", "width": "W", "frames": "T"}  # options that fix a size
 
 
-needs_open_axes = pytest.mark.skipif(not hasattr(Dim, "DYNAMIC"), reason="this torch wants a range for every open axis")
-
-
 @pytest.fixture(autouse=True)
 def quiet():
     """Tracing warns of every comparison of sizes; what they are worth is what is tested here."""
@@ -128,7 +125,6 @@ def test_a_traced_module_that_samples_is_right_at_a_much_larger_size(id):
     assert not failures(graph, module, id, None, [(64, 64)])
 
 
-@needs_open_axes
 @pytest.mark.parametrize(("id", "variant"), [(i, v) for i, v in CASES if v is None or decides(i)],
                          ids=lambda value: str(value))
 def test_an_exported_module_is_right_at_any_size_or_refuses(id, variant):
@@ -141,7 +137,6 @@ def test_an_exported_module_is_right_at_any_size_or_refuses(id, variant):
     assert not failed or "any size" in attn_lib.entry(id).refuses, f"{failed}, and the entry does not say so"
 
 
-@needs_open_axes
 def test_what_refuses_any_size_does():
     """The cases that entries speak of; all others of these modules hold for any size."""
     for id, variant in (("crossformer", "release"), ("dcnv3", "uneven"), ("pyraformer", None), ("safm", None)):
