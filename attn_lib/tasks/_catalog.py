@@ -49,6 +49,8 @@ class Task:
         score: `(network, test) -> float`.
         score_name: what the score is, with its unit where it has one.
         higher_is_better: False where the score is an error.
+        told: the same as `data`, with that given away which a module is needed for; the score that a network with
+            nothing in its place reaches here is the best that a module can help to. None where that has no meaning.
         chance: the score of whoever does not solve the task: by guessing, or by doing all that can be done without
             the one thing that is asked for.
         training: steps, batch and lr, and loss or optimizer where they are not the usual ones of `toys.fit`.
@@ -60,6 +62,7 @@ class Task:
     chapters: tuple[str, ...]
     data: Callable[[], tuple[train.Data, Sequence[Tensor]]]
     picture: Callable[[], "Figure"]
+    told: Callable[[], tuple[train.Data, Sequence[Tensor]]] | None = None
     layout: str = ""
     channels: int = 0
     out_channels: int = 0

@@ -34,12 +34,14 @@ PHOTOGRAPHS = {
 }
 
 
-def sampler(part: str = "train", lamp: float = LAMP) -> Callable[[int, torch.Generator], tuple[Tensor, Tensor]]:
+def sampler(part: str = "train", lamp: float = LAMP, *,
+            told: bool = False) -> Callable[[int, torch.Generator], tuple[Tensor, Tensor]]:
     """A function that draws fresh scenes, as `toys.fit` wants it.
 
     Args:
         part: `"train"` or `"test"`: disjoint photographs and disjoint handwriting.
         lamp: strength of the light, > 0; the smaller, the harder to tell warm from cold.
+        told: leave out the digit that does not count.
 
     Returns:
         `draw(batch, generator) -> (scenes (batch, 3, 22, 22), labels (batch,))`.
@@ -53,15 +55,18 @@ def sampler(part: str = "train", lamp: float = LAMP) -> Callable[[int, torch.Gen
         photo = photographs[torch.randint(len(photographs), (batch,), generator=generator)]
         red, blue = torch.randint(len(ink), (2, batch), generator=generator)
         warm = torch.rand(batch, generator=generator) < 0.5
-        scene = compose(photo, ink[red], ink[blue], torch.where(warm, lamp, -lamp))
+        shown = ink[red], ink[blue]
+        if told:
+            shown = shown[0] * warm[:, None, None], shown[1] * ~warm[:, None, None]
+        scene = compose(photo, *shown, torch.where(warm, lamp, -lamp))
         return scene, torch.where(warm, labels[red], labels[blue])
 
     return draw
 
 
-def held_out(n: int = 1024, seed: int = 0, lamp: float = LAMP) -> tuple[Tensor, Tensor]:
+def held_out(n: int = 1024, seed: int = 0, lamp: float = LAMP, *, told: bool = False) -> tuple[Tensor, Tensor]:
     """`n` scenes and labels of the test part, the same at every call."""
-    return sampler("test", lamp)(n, torch.Generator().manual_seed(seed))
+    return sampler("test", lamp, told=told)(n, torch.Generator().manual_seed(seed))
 
 
 def compose(photo: Tensor, red: Tensor, blue: Tensor, lamp: float | Tensor) -> Tensor:
@@ -147,6 +152,7 @@ TASK = Task(
     question=__doc__.partition("\n")[0],
     chapters=("se", "eca"),
     data=lambda: (sampler(), held_out()),
+    told=lambda: (sampler(told=True), held_out(told=True)),
     layout="B C H W", channels=CHANNELS, size=(SIZE, SIZE),
     build=_network,
     options=dict(reduction=1, groups=1),

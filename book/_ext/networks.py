@@ -14,7 +14,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import attn_lib
-from book.tools.networks import FILE, NO, NONE, USES, explanation, load, parted
+from book.tools.networks import FILE, NO, NONE, USES, explanation, parted
+from book.tools.record import load
 
 PACKAGES = ("torch", "timm", "torchvision", "onnx", "onnxruntime", "ultralytics")
 ALONE = "nothing"  # head of the row of a network alone
@@ -108,7 +109,7 @@ class Networks(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(FILE))
-        made = uses() if self.arguments == ["uses"] else tables(load())
+        made = uses() if self.arguments == ["uses"] else tables(load(FILE))
         return [nodes.raw("", made, format="html")]
 
 

@@ -1,22 +1,20 @@
 """The record of what became of modules in other people's networks: read by the page, written by `tests.networks`.
 
-    {"schema": 1,
-     "runs": [{"torch": …, "timm": …, "commit": …, …}, …],
-     "rows": [{"network": …, "module": …, "run": 0, "cells": {"train": "yes", "fuse": "no: …", "sync": "none: …"}}, …]}
+A record as `book.tools.record` keeps it, with rows such as
 
-`module` is null for the network alone, `run` the number of the stamp. A cell is "yes"; "no: " and the error's sentence;
+    {"network": …, "module": …, "run": 0, "cells": {"train": "yes", "fuse": "no: …", "sync": "none: …"}}
+
+`module` is null for the network alone. A cell is "yes"; "no: " and the error's sentence;
 or "none: " and why there is nothing to do. A row whose module could not be put into the network holds "refused", the
 sentence, and no cells. A use that is missing was not run: its package was not installed.
 """
 
-import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).parents[1] / "networks.json"
-SCHEMA = 1
+KEY = ("network", "module")
 YES, NO, NONE = "yes", "no", "none"
 
 # Uses: the head of the column, and what passes.
@@ -70,32 +68,6 @@ EXPLANATIONS = {
     r"EyeLike": "The old exporter writes an operator that onnxruntime lacks for this type. The new one "
                 "(`dynamo=True`) does not.",
 }
-
-
-def load(file: Path = FILE) -> dict[str, Any]:
-    """The record; an empty one where there is no file.
-
-    Raises:
-        ValueError: if the file is of another schema.
-    """
-    if not file.exists():
-        return {"schema": SCHEMA, "runs": [], "rows": []}
-    data = json.loads(file.read_text(encoding="utf-8"))
-    if data.get("schema") != SCHEMA:
-        raise ValueError(f"{file}: schema={data.get('schema')!r} must be {SCHEMA}")
-    return data
-
-
-def write(data: dict[str, Any], file: Path = FILE) -> None:
-    """All of it or nothing, a row a line; stamps that no row needs any more are left out."""
-    used = sorted({row["run"] for row in data["rows"]})
-    rows = [{**row, "run": used.index(row["run"])} for row in data["rows"]]
-    runs = ",\n".join(f"  {json.dumps(data['runs'][k])}" for k in used)
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(f'{{"schema": {SCHEMA},\n "runs": [\n{runs}\n ],\n "rows": [\n{lines}\n ]}}\n',
-                         encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def parted(cell: str) -> tuple[str, str]:

@@ -14,7 +14,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from attn_lib.measure.progress import progress
-from book.tools.networks import FILE, NO, YES, load, parted, unexplained, write
+from book.tools.networks import FILE, KEY, NO, YES, parted, unexplained
+from book.tools.record import load, replace, up_to_date, write
 from tests.networks import matrix
 from tests.networks.networks import NETWORKS, plan
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--modules {strange[0]}: the plan has no such module")
     if missing := [name for name in matrix.PACKAGES if now[name] is None]:
         print(f"not installed, so that what needs them is not run: {', '.join(missing)}", file=sys.stderr)
-    done = set() if options.again else matrix.up_to_date(data, now)
+    done = set() if options.again else up_to_date(data, now, KEY)
     wanted = [(network, module) for network, module in order if network in options.networks
               and NETWORKS[network].installed and module in {None, *(options.modules or known)}]
     left = [key for key in wanted if key not in done]
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for stage in ([key for key in left if key[1] is None], [key for key in left if key[1] is not None]):
                 alone = {row["network"]: row["cells"] for row in data["rows"] if row["module"] is None}
                 for row in completed(pool, stage, alone):
-                    data = matrix.replace(data, row, now, order)
+                    data = replace(data, row, now, order, KEY)
                     write(data, options.out)
     except KeyboardInterrupt:
         print(f"\ninterrupted: what was finished is in {options.out}; the same command goes on", file=sys.stderr)

@@ -84,22 +84,6 @@ def stamp() -> dict[str, Any]:
     return {key: found[key] for key in ("torch", "python", "date", "commit", "dirty")} | versions
 
 
-def up_to_date(data: dict[str, Any], now: dict[str, Any]) -> set[tuple[str, str | None]]:
-    """Rows that a record holds from this very state of the library, with these versions."""
-    if now["dirty"] or not now["commit"]:
-        return set()
-    same = [k for k, then in enumerate(data["runs"]) if {**then, "date": None} == {**now, "date": None}]
-    return {(row["network"], row["module"]) for row in data["rows"] if row["run"] in same}
-
-
-def replace(data: dict[str, Any], row: Row, now: dict[str, Any], order: list[tuple[str, str | None]]) -> dict[str, Any]:
-    """The record with one row replaced or added, in the order of the plan; what the plan has lost goes."""
-    runs = data["runs"] if now in data["runs"] else [*data["runs"], now]
-    key = (row["network"], row["module"])
-    rows = {(r["network"], r["module"]): r for r in data["rows"]} | {key: {**row, "run": runs.index(now)}}
-    return {**data, "runs": runs, "rows": [rows[key] for key in order if key in rows]}
-
-
 def changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What became worse and what became better, a sentence each."""
 

@@ -2,11 +2,12 @@
 
 import pytest
 
-from book.tools.networks import load, parted
+from book.tools.networks import FILE, parted
+from book.tools.record import load
 from tests.networks import matrix
 from tests.networks.networks import FAMILIES
 
-RECORD = {(row["network"], row["module"]): row for row in load()["rows"]}
+RECORD = {(row["network"], row["module"]): row for row in load(FILE)["rows"]}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,7 +10,8 @@ from torch.fx.experimental import optimization
 
 import attn_lib
 from attn_lib import plug
-from book.tools import networks as record
+from book.tools import networks as explained
+from book.tools.record import load
 from tests.networks import matrix, uses
 from tests.networks.networks import NETWORKS, Network, Row, block, options_for, plan
 from tests.unit.library.plug.networks import gate
@@ -42,13 +43,13 @@ SMALL = place(Small)
 
 
 def test_the_table_of_the_page_has_a_column_for_every_use():
-    assert list(record.USES) == list(uses.USES)
+    assert list(explained.USES) == list(uses.USES)
 
 
 @pytest.mark.parametrize("use", uses.USES)
 def test_every_use_works_for_a_network_alone(use):
     cell = matrix.verdict_of(uses.USES[use], uses.Case(SMALL, None))
-    assert cell in (record.YES, None), cell
+    assert cell in (explained.YES, None), cell
 
 
 def losing(convert):
@@ -134,7 +135,7 @@ def test_what_the_network_alone_cannot_is_not_tried(monkeypatch):
     monkeypatch.setattr(matrix, "USES", {"trace": lambda case: pytest.fail("tried")})
     row = matrix.run("small", "gate", {"trace": "no: KeyError: 'x'"})
     assert row["cells"] == {"trace": "no: the network alone does not either: KeyError: 'x'"}
-    assert record.parted(row["cells"]["trace"]) == ("no", f"{matrix.ALONE}KeyError: 'x'")
+    assert explained.parted(row["cells"]["trace"]) == ("no", f"{matrix.ALONE}KeyError: 'x'")
 
 
 def test_a_sentence_is_the_same_on_every_machine():
@@ -178,34 +179,8 @@ def test_an_output_of_any_form_is_a_list_of_tensors():
 
 # --- the record -------------------------------------------------------------------------------------------------------
 
-NOW = {"torch": "2.13.0", "date": "2026-01-01T00:00:00+00:00", "commit": "a", "dirty": False}
-ORDER = [("n", None), ("n", "se"), ("n", "eca")]
-
-
 def row(module, **cells):
     return {"network": "n", "module": module, "cells": cells}
-
-
-def test_rows_are_kept_in_the_order_of_the_plan_and_replaced(tmp_path):
-    file, data = tmp_path / "networks.json", record.load(tmp_path / "none.json")
-    for one, now in ((row("eca", trace="yes"), NOW), (row(None, trace="yes"), NOW), (row("gone"), NOW),
-                     (row("eca", trace="no: x"), {**NOW, "commit": "b"})):
-        data = matrix.replace(data, one, now, [*ORDER, ("n", "gone")])
-    data = matrix.replace(data, row("se", trace="yes"), {**NOW, "commit": "b"}, ORDER)
-    record.write(data, file)
-    data = record.load(file)
-    assert [(r["module"], data["runs"][r["run"]]["commit"], r["cells"]["trace"]) for r in data["rows"]] == [
-        (None, "a", "yes"), ("se", "b", "yes"), ("eca", "b", "no: x")]
-    assert not list(tmp_path.glob("*.tmp"))
-    record.write({**data, "rows": data["rows"][1:]}, file)  # nothing is left of the first run
-    assert [run["commit"] for run in record.load(file)["runs"]] == ["b"]
-
-
-def test_a_second_run_goes_on_only_at_the_same_state():
-    data = {"schema": 1, "runs": [NOW], "rows": [{**row("se"), "run": 0}]}
-    assert matrix.up_to_date(data, {**NOW, "date": "later"}) == {("n", "se")}
-    for change in ({"commit": "b"}, {"dirty": True}, {"commit": None}, {"torch": "2.12.0"}):
-        assert matrix.up_to_date(data, {**NOW, **change}) == set()
 
 
 def test_what_became_worse_is_told_from_what_became_better():
@@ -215,17 +190,11 @@ def test_what_became_worse_is_told_from_what_became_better():
     assert worse == ["n, se, trace: no: z"] and better == ["n, se, onnx: yes", "n, eca, being there: yes"]
 
 
-def test_a_record_of_another_schema_is_refused(tmp_path):
-    (tmp_path / "networks.json").write_text('{"schema": 2}')
-    with pytest.raises(ValueError, match="schema=2 must be 1"):
-        record.load(tmp_path / "networks.json")
-
-
 def test_what_is_refused_wants_a_reason_as_well():
     rows = [{**row("se", trace="no: KeyError: 'a'", ddp="none: b"), "refused": "c"}, row("eca", trace="no: not Proxy")]
-    assert record.unexplained({"rows": rows}) == ["KeyError: 'a'", "c"]
-    assert "stand-in without a shape" in record.explanation("ValueError: x must be a tensor …, not Proxy")
+    assert explained.unexplained({"rows": rows}) == ["KeyError: 'a'", "c"]
+    assert "stand-in without a shape" in explained.explanation("ValueError: x must be a tensor …, not Proxy")
 
 
 def test_every_no_of_the_record_is_explained():
-    assert record.unexplained(record.load()) == []
+    assert explained.unexplained(load(explained.FILE)) == []

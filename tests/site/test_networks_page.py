@@ -4,12 +4,13 @@ import html
 import re
 
 import attn_lib
-from book.tools.networks import NO, USES, explanation, load, parted
+from book.tools.networks import FILE, NO, USES, explanation, parted
+from book.tools.record import load
 
 
 def test_every_row_stands_there_and_every_no_leads_to_its_reason(site):
     page = (site / "book" / "networks.html").read_text(encoding="utf-8")
-    rows = load()["rows"]
+    rows = load(FILE)["rows"]
     tables = re.findall(r'<h2 id="[\w-]+">([^<]+)</h2><div class="atlas-scroll"><table class="networks-table">(.*?)'
                         r"</table>", page, re.DOTALL)
     assert [name for name, _ in tables] == list(dict.fromkeys(row["network"] for row in rows))
