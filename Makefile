@@ -118,6 +118,10 @@ test-networks: $(READY)  ## modules in other people's networks, all or NETWORK="
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.networks $(if $(NETWORK),--networks "$(NETWORK)") \
 	    $(if $(MODULES),--modules $(MODULES)) $(if $(filter-out auto,$(WORKERS)),--workers $(WORKERS))
 
+.PHONY: squeezes
+squeezes: $(READY)  ## train the channel family on its tasks, for the page on what each squeeze can see; goes on
+	OMP_NUM_THREADS=1 $(BIN)/python -m book.tools.squeezes
+
 .PHONY: check
 check: $(READY)  ## what concerns one module and its chapter: ID=se
 	@test -f tests/unit/modules/test_$(ID).py || test -n "$(wildcard chapters/*/$(ID).ipynb)" || { \

@@ -6,6 +6,7 @@ from torch import nn
 
 from .followed import SITE, Followed, places, put, wrappers_of
 from .fused import Fused, Handover, Offered
+from .merged import Merged, Spot, beneath, close_scopes, is_intact, is_owner, open_scope
 from .probe import device_and_dtype
 from .tokens import View
 
@@ -84,6 +85,35 @@ class Fusion:
         self.handover.detach(self.model)
 
 
+class Merging:
+    """`child` called in the place of a merge that `owner` writes.
+
+    Args:
+        model: the network.
+        path: the merge's name.
+        owner: the sub-module, or the network, that writes it.
+        place: the sub-module that is called last before it, or the owner.
+        child: the new module.
+        name: its name at the place.
+        spot: which merge that is.
+    """
+
+    def __init__(self, model: nn.Module, path: str, owner: nn.Module, place: nn.Module, child: nn.Module, name: str,
+                 spot: Spot):
+        self.path, self.model, self.owner = path, model, owner
+        held = places(model, outermost(model, place))
+        self.held = len(held)
+        self.wrapper = Merged(outermost(model, place), child, name, open_scope(path, owner), spot)
+        put(held, self.wrapper)
+
+    def intact(self) -> bool:
+        return is_intact(self.owner) and len(places(self.model, self.wrapper)) == self.held
+
+    def revert(self) -> None:
+        put(places(self.model, self.wrapper), self.wrapper.site)
+        close_scopes(self.model)
+
+
 class Replacement:
     """`new` wherever the network held `old`."""
 
@@ -115,15 +145,25 @@ def check_calls(path: str, of_site: int, of_child: int) -> None:
                          "function; name a module that holds it")
 
 
-def free_name(site: nn.Module, label: str) -> str:
-    """`label`, with as many underscores as make it a name that the site does not have."""
-    while label == SITE or hasattr(site, label):
+def outermost(model: nn.Module, place: nn.Module) -> nn.Module:
+    """What a network holds where `place` is: itself, or what announces merges after it."""
+    announcing = (module for module in model.modules() if isinstance(module, Merged))
+    return next((module for module in announcing if beneath(module) is place), place)
+
+
+def free_name(model: nn.Module, site: nn.Module, label: str) -> str:
+    """`label`, with as many underscores as make it a name that the site, and what stands around it, does not have."""
+    there = outermost(model, site)
+    while label == SITE or hasattr(there, label):
         label += "_"
     return label
 
 
 def check_replaceable(path: str, site: nn.Module) -> None:
     """A site must carry neither insertions nor hooks: they would be lost with it."""
+    if any(is_owner(module) for module in site.modules()):
+        raise ValueError(f"site {path!r} cannot be replaced: that would lose what stands for a merge in it; undo() "
+                         "that first")
     if wrappers := wrappers_of(site):
         raise ValueError(f"site {path!r} cannot be replaced: that would lose {wrappers[0]._what}; undo() that first")
     if site._forward_hooks or site._forward_pre_hooks or site._backward_hooks:

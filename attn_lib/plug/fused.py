@@ -44,7 +44,7 @@ class Handover:
         """Hold a tensor until the pass ends; outside of one, nothing happens."""
         if isinstance(tensor, Proxy):  # a recording by torch.fx calls no hooks; it is a pass
             vars(tensor.tracer).setdefault(f"_handed_over_{id(self)}", {})[name] = tensor
-        elif passes := self._passes.get(_thread()):
+        elif passes := self._passes.get(this_thread()):
             passes[-1][name] = tensor
 
     def take(self, name: str, beside: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Handover:
         """
         if isinstance(beside, Proxy):
             offered = vars(beside.tracer).get(f"_handed_over_{id(self)}", {})
-        elif passes := self._passes.get(_thread()):
+        elif passes := self._passes.get(this_thread()):
             offered = passes[-1]
         else:
             raise RuntimeError(f"the output of {name!r} is handed over within a forward pass of the whole network "
@@ -67,16 +67,16 @@ class Handover:
         return offered[name]
 
     def _open(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        self._passes.setdefault(_thread(), []).append({})
+        self._passes.setdefault(this_thread(), []).append({})
 
     def _close(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        passes = self._passes[_thread()]
+        passes = self._passes[this_thread()]
         passes.pop()
         if not passes:
-            del self._passes[_thread()]
+            del self._passes[this_thread()]
 
 
-def _thread() -> int:
+def this_thread() -> int:
     return 0 if torch.compiler.is_compiling() else get_ident()
 
 

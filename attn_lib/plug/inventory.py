@@ -7,6 +7,7 @@ from torch import nn
 from .edits import REPLACED
 from .followed import Wrapper, named_modules, places, put, wrappers_of
 from .fused import Fused, Offered
+from .merged import SCOPE, Merged, close_scopes, is_owner
 from .probe import Example, inputs_of, watch
 
 
@@ -16,11 +17,11 @@ class Inserted:
 
     Attributes:
         kind: "insert", "replace" or "fuse".
-        site: name of the place.
+        site: name of the place, or of the merge.
         path: name of the module; after a replacement the same.
         module: the module itself.
         calls: how often it runs in a forward pass of the example; None without one.
-        site_calls: how often its site does; None without an example, and after a replacement.
+        site_calls: how often its site does; None without an example, after a replacement and for a merge.
     """
 
     kind: str
@@ -45,10 +46,15 @@ def inserted(model: nn.Module, example: Example = None) -> list[Inserted]:
         One row a module, in the network's order.
     """
     found: list[tuple[Inserted, nn.Module | None]] = []
+    owners = {vars(site)[SCOPE]: path for path, module in named_modules(model)
+              for site in [wrappers_of(module)[-1].site if wrappers_of(module) else module] if is_owner(site)}
     for path, module in named_modules(model):
         wrappers = wrappers_of(module)
         for wrapper in reversed(wrappers):
-            if not isinstance(wrapper, Offered):
+            if isinstance(wrapper, Merged):
+                merge = f"{owners.get(wrapper._scope, '?')}:{wrapper._spot.merge}"
+                found.append((Inserted("fuse", merge, f"{path}.{wrapper._child}", wrapper._inserted), None))
+            elif not isinstance(wrapper, Offered):
                 kind = "fuse" if isinstance(wrapper, Fused) else "insert"
                 row = Inserted(kind, path, f"{path}.{wrapper._child}", wrapper._inserted)
                 found.append((row, wrapper.site))
@@ -104,4 +110,5 @@ def remove(model: nn.Module) -> list[str]:
         put(places(model, wrapper), wrapper.site)
         if isinstance(wrapper, Fused):
             wrapper._handover.detach(model)
+    close_scopes(model)
     return names

@@ -49,8 +49,8 @@ def watch(model: nn.Module, inputs: Arguments, modules: Iterable[nn.Module],
     flows = {module: Flow() for module in modules}
 
     def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        flows[module].inputs.append(_without_values(args[0] if args else None))
-        flows[module].outputs.append(_without_values(output))
+        flows[module].inputs.append(without_values(args[0] if args else None))
+        flows[module].outputs.append(without_values(output))
         if check is not None:
             check(module, output)
 
@@ -213,6 +213,13 @@ def keeps_its_output(path: str, module: nn.Module, *shapes: tuple[int, ...]) -> 
     Raises:
         ValueError: if the module does not return the shape that it is given.
     """
+    y, kept = tried(path, module, *shapes)
+    check_fits(path, shapes[0], y)
+    return kept
+
+
+def tried(path: str, module: nn.Module, *shapes: tuple[int, ...]) -> tuple[Any, bool]:
+    """What a new module returns for inputs of these shapes, and whether autograd keeps that very tensor."""
     device, dtype = device_and_dtype(module) or (None, None)
     inputs = tuple(torch.ones(shape, device=device, dtype=dtype) for shape in shapes)
     with evaluating(module), unchanged(module):
@@ -220,8 +227,7 @@ def keeps_its_output(path: str, module: nn.Module, *shapes: tuple[int, ...]) -> 
             y, kept = kept_for_backward(module, inputs)
         except ValueError as error:
             raise ValueError(f"site {path!r}: {error}") from None
-    check_fits(path, shapes[0], y)
-    return y.untyped_storage() in kept
+    return y, isinstance(y, Tensor) and y.untyped_storage() in kept
 
 
 def check_fits(path: str, shape: tuple[int, ...], y: Any) -> None:
@@ -256,7 +262,7 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _without_values(value: Any) -> Tensor | type:
+def without_values(value: Any) -> Tensor | type:
     # Shape, type and strides are all that is asked for; to hold every activation would need far more memory.
     return torch.empty_like(value, device="meta") if isinstance(value, Tensor) else type(value)
 

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -18,7 +19,7 @@ class Site:
     """One place in the network.
 
     Attributes:
-        path: dotted name of the sub-module that the new module follows or replaces.
+        path: dotted name of the sub-module that the new module follows or replaces, or the name of the merge.
         channels: C there; None where a replacement did not need to know.
         shape: of the tensor there, for the example; None without one.
         calls: how often a forward pass comes by; None without an example.
@@ -52,7 +53,7 @@ class Report:
         tensor: where the output holds several tensors, the number of the one that `change`, `scale` and
             `rounding` are of: the one that changed most by the measure of its own rounding.
         identity: whether the catalog says that a fresh module is the identity; None for others' modules.
-        skips: after a fusion, the sub-modules whose output the module takes besides the site's.
+        skips: after a fusion, the sub-modules whose output the module takes besides the site's or the first.
         time: the forward pass of "before" and "after", timed in turns, if asked for.
     """
 
@@ -129,9 +130,9 @@ class Report:
         """The report without times: the same on every machine."""
         places = f"{len(self.sites)} place" + "s" * (len(self.sites) != 1)
         done = {"insert": f"inserted after {places}", "replace": f"put in for {places}",
-                "fuse": f"fuses {places} with {', '.join(self.skips)}"}
+                "fuse": f"fuses {places}" + f" with {', '.join(self.skips)}" * bool(self.skips)}
         lines = [f"{self.module}: {done[self.kind]}", ""]
-        lines += ["  " + line for line in _table(
+        lines += ["  " + line for line in table(
             [("site", "channels", "shape", "calls", "parameters")]
             + [(s.path, _or_dash(s.channels), _or_dash(s.shape), _or_dash(s.calls), f"{s.params:,}")
                for s in self.sites]
@@ -157,8 +158,8 @@ def _or_dash(value: object) -> str:
     return "–" if value is None else str(value)
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def table(rows: list[tuple[str, ...]], left: Sequence[int] = (0, 2)) -> list[str]:
     """Names to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(w) if i in (0, 2) else cell.rjust(w)
+    return ["  ".join(cell.ljust(w) if i in left else cell.rjust(w)
                       for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]

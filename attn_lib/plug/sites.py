@@ -8,6 +8,7 @@ from torch import nn
 
 from .. import catalog
 from .followed import named_modules
+from .merged import beneath
 
 
 def find(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
@@ -20,7 +21,7 @@ def find(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     Raises:
         ValueError: if nothing matches; names what is near.
     """
-    names = {name: module for name, module in named_modules(model) if name}
+    names = {name: beneath(module) for name, module in named_modules(model) if name}
     found = {name: module for name, module in names.items() if _matches(name.split("."), pattern.split("."))}
     if not found:
         near = get_close_matches(pattern, names, n=4, cutoff=0.3) or list(names)[:4]
@@ -32,12 +33,18 @@ def find_ends(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     """As `find`, with a plain `nn.Sequential` standing for its last layer; a layer at the end of two counts once."""
     ends: dict[str, nn.Module] = {}
     for path, site in find(model, pattern).items():
-        while isinstance(site, nn.Sequential) and type(site).forward is nn.Sequential.forward and len(site):
-            name, site = list(site._modules.items())[-1]
-            path = f"{path}.{name}"
+        path, site = end_of(path, site)
         if all(site is not other for other in ends.values()):
             ends[path] = site
     return ends
+
+
+def end_of(path: str, site: nn.Module) -> tuple[str, nn.Module]:
+    """The last layer of a plain `nn.Sequential`, and its name; any other sub-module is its own end."""
+    while isinstance(site, nn.Sequential) and type(site).forward is nn.Sequential.forward and len(site):
+        name, site = list(site._modules.items())[-1]
+        path, site = f"{path}.{name}", beneath(site)
+    return path, site
 
 
 def similar(model: nn.Module, entry: catalog.Entry) -> list[str]:

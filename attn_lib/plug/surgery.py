@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .edits import Fusion, Insertion, Replacement, check_calls, check_replaceable, free_name, revert_all
+from .edits import Fusion, Insertion, Merging, Replacement, check_calls, check_replaceable, free_name, revert_all
 from .followed import wrappers_of
+from .merged import Spot
+from .merges import Merge, merges
 from .probe import (
     Example,
     Flow,
@@ -19,6 +21,7 @@ from .probe import (
     keeps_its_output,
     one_output,
     order,
+    tried,
 )
 from .recipe import Module, Place, Recipe, settle
 from .report import Report, Site
@@ -95,7 +98,7 @@ def insert(model: nn.Module, pattern: str, module: Module, *, example: Example =
         if any(type(wrapper._inserted) is type(child) for wrapper in wrappers_of(site)):
             raise ValueError(f"site {path!r} has a {type(child).__name__} inserted already; undo() that first")
         settle(child, site, seen[site], model)
-        rows.append(_row(path, channels, flow, child, f"{path}.{free_name(site, recipe.label)}"))
+        rows.append(_row(path, channels, flow, child, f"{path}.{free_name(model, site, recipe.label)}"))
         if flow is not None and flow.calls > 1:
             warnings.warn(f"site {path!r} is called {flow.calls} times in a forward pass; the one new module acts "
                           "each time", UserWarning, stacklevel=2)
@@ -179,24 +182,34 @@ def replace(model: nn.Module, pattern: str, module: Module, *, example: Example 
                   _edits=edits)
 
 
-def fuse(model: nn.Module, site: str, module: Module, *, skip: str | Sequence[str], example: Example,
-         measure_time: bool = False, **options: Any) -> Report:
-    """Fuse the output of a sub-module with those of others: y = module(site(x), skip, …).
+def fuse(model: nn.Module, site: str | int, module: Module, *, skip: str | Sequence[str] | None = None,
+         example: Example, measure_time: bool = False, **options: Any) -> Report:
+    """Fuse the output of a sub-module with those of others, y = module(site(x), skip, …), or what the network merges.
 
     The site's output is then y; those of the others go on as they did. They are handed over within one forward pass of
     the network, by wrappers as of `insert` in both places, and are not kept after it. Passes within passes, several
     threads, copies, `torch.compile` and `torch.export` work; what does not is to call parts of the network
     alone, and to compute the site again for activation checkpointing: both meet an error.
 
-    What an addition or a concatenation in the network's own code merges has no name and cannot be replaced: fuse
-    before it, or make it a module and `replace` that.
+    A merge that the network's code writes out, `a + b` or `torch.cat([a, b], 1)`, is no sub-module. `plug.merges`
+    lists them; the site is then a merge's index or its name, such as "decoder:cat0", and no skip is given. An addition
+    becomes module(a, b). A concatenation becomes that, too, if the module returns as many channels; if it returns those
+    of the first input, it stands for that one, cat([module(a, b), b], 1), since what comes next expects all of them.
+    The new module is named after the sub-module that is called last before the merge or, where none is, after the one
+    whose `forward` writes it: its owner. What else is inserted, converted or taken out, before or after, makes no
+    difference. Copies, pickles, several threads, `torch.jit.trace`, and from torch 2.6 on `torch.compile` and
+    `torch.export` work, for concatenations `torch.fx`, too. A pass that goes past the merge meets an error: parts of
+    the owner called alone or by another method than `forward`, checkpointing of the merge without its owner, a network
+    that takes another way in training, `torch.fx` at an addition. A merge before every sub-module of the network has no
+    place for a module, and one of a recorded graph no owner that could be watched; both are refused. Give the network a
+    module that merges, such as ultralytics' Concat, and `replace` that.
 
     Args:
         model, module, measure_time: as for `insert`; the module takes several inputs of the site's shape or of whatever
             shapes it asks for, and returns the site's shape.
-        site: name of the sub-module whose output is fused, or a pattern that matches it alone.
+        site: name of the sub-module whose output is fused, or a pattern that matches it alone; or a merge.
         skip: the same of the other, or several: each is called before the site, in the order in which the module takes
-            them.
+            them. Not for a merge, whose inputs the module takes in their order.
         example: an input of the network, or a tuple of them, as for `insert`; without it nobody knows the order.
         **options: of the module, as for `insert`.
 
@@ -205,12 +218,19 @@ def fuse(model: nn.Module, site: str, module: Module, *, skip: str | Sequence[st
 
     Raises:
         ValueError: as for `insert`; also if a name matches several sub-modules, or a skip is called after the site,
-            or not once before each of its calls. The network is then unchanged.
+            or not once before each of its calls; or if a merge cannot be replaced. The network is then unchanged.
     """
     recipe = Recipe(module, options, fuses=True)
     inputs = inputs_of(example)
     if inputs is None:
         raise ValueError("example= must be an input of the network: without a forward pass nobody knows the order")
+    if isinstance(site, int) or ":" in site:
+        if skip is not None:
+            raise ValueError(f"skip={skip!r} must be left out: the merge {site!r} has its inputs")
+        return _fuse_merge(model, _merge(model, site, example), recipe, inputs, measure_time)
+    if skip is None:
+        raise ValueError(f"skip= must name what the output of site={site!r} is fused with; for a merge in the "
+                         "network's code, site is an index or a name that plug.merges(model, example) lists")
     path, target = _only(model, "site", site)
     skips = dict(_only(model, "skip", name) for name in ([skip] if isinstance(skip, str) else skip))
     if not skips or any(other is target for other in skips.values()):
@@ -225,7 +245,7 @@ def fuse(model: nn.Module, site: str, module: Module, *, skip: str | Sequence[st
     channels = channels_of(path, target, output, recipe.axes)
     child = recipe.for_place(Place(path, target, channels, tuple(output.shape)))
     settle(child, target, output, model)
-    name = free_name(target, recipe.label)
+    name = free_name(model, target, recipe.label)
     row = _row(path, channels, probe.flows[target], child, f"{path}.{name}")
     copies = keeps_its_output(path, child, *(tuple(x.shape) for x in (output, *others)))
 
@@ -239,6 +259,63 @@ def fuse(model: nn.Module, site: str, module: Module, *, skip: str | Sequence[st
         revert_all(edits)
         raise
     return Report("fuse", recipe.label, (row,), (probe.params, count(model)), **effect, skips=tuple(skips),
+                  identity=recipe.entry.identity_at_init if recipe.entry else None, _model=model, _edits=edits)
+
+
+def _merge(model: nn.Module, site: str | int, example: Example) -> Merge:
+    """The merge of an index or a name."""
+    found = merges(model, example)
+    for merge in found:
+        if site in (merge.index, merge.name) and not isinstance(site, bool):
+            return merge
+    there = ", ".join(f"{merge.index} {merge.name!r}" for merge in found[:8])
+    raise ValueError(f"site={site!r} is no merge of the network; there are {there or 'none'}{' …' * (len(found) > 8)}")
+
+
+def _fuse_merge(model: nn.Module, merge: Merge, recipe: Recipe, inputs: Any, measure_time: bool) -> Report:
+    if merge.module is not None:
+        raise ValueError(f"merge {merge.name!r} is replaced by {merge.module!r} already; undo() that first")
+    if len(merge._moments) > 1:
+        raise ValueError(f"merge {merge.name!r} happens {merge.calls} times in a forward pass, each time otherwise: "
+                         "with other channels, or after other sub-modules; make it a module for each")
+    moment = merge._moments[0]
+    if moment.place is model:
+        raise ValueError(f"merge {merge.name!r} comes before any sub-module of the network is called, and there is no "
+                         "place for a new module: merge outside of the network, or in a module of it, and "
+                         "plug.replace that")
+    probe = Probe(model, inputs, [moment.place], measure_time)
+    axes = recipe.axes or ("B", "C", "H", "W")
+    if len(axes) != 4:
+        raise ValueError(f"merge {merge.name!r} is of maps {merge.shapes[0]}; the module needs ({', '.join(axes)})")
+    channels = merge.shapes[0][axes.index("C")]
+    child = recipe.for_place(Place(merge.name, moment.place, channels, merge.shapes[0]))
+    settle(child, moment.place, merge._operands[0], model)
+    y, kept = tried(merge.name, child, *merge.shapes)
+    shape = getattr(y, "shape", None)
+    first = merge.kind == "cat" and shape == merge.shapes[0]
+    if not first and shape != merge.shape:
+        what = f"the new module's shape {tuple(shape)}" if shape is not None else f"a {type(y).__name__}"
+        or_first = f", or that of its first input, {merge.shapes[0]}" if merge.kind == "cat" else ""
+        raise ValueError(f"merge {merge.name!r} makes shape {merge.shape}; {what} does not fit there: it must be that"
+                         f"{or_first}")
+    name = free_name(model, moment.place, recipe.label)
+    row = Site(merge.name, channels, merge.shape, merge.calls, count(child), f"{moment.path}.{name}")
+    spot = Spot(merge.name.rpartition(":")[2], merge.kind, moment.call, moment.before, moment.entering, moment.widths,
+                first, kept)
+
+    edits: list[Merging] = []
+    try:
+        edits.append(Merging(model, merge.name, merge._owner, moment.place, child, name, spot))
+        effect, flows = probe.again()
+        if flows[child].calls != merge.calls:
+            raise ValueError(f"merge {merge.name!r} happens {merge.calls} times in a forward pass, but the new module "
+                             f"runs {flows[child].calls} times: {moment.path!r} is also held elsewhere than as a "
+                             "sub-module, such as in a list or by a function")
+    except BaseException:
+        revert_all(edits)
+        raise
+    return Report("fuse", recipe.label, (row,), (probe.params, count(model)), **effect,
+                  skips=tuple(source for source in merge.inputs[1:] if source is not None),
                   identity=recipe.entry.identity_at_init if recipe.entry else None, _model=model, _edits=edits)
 
 

@@ -26,6 +26,7 @@ import ast
 import functools
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -56,8 +57,10 @@ def register() -> dict[str, type[nn.Module]]:
     may be written as ultralytics lets them be.
 
     A module made for maps up to a size needs `height` and `width` of the largest that it will see: ultralytics builds
-    a model on 256 × 256, whatever it is trained on, and adds a border in validation. A module for exactly one size
-    (WeightedPermuteMLP) can therefore be put where the network always gives that size, and nowhere else.
+    a model on 256 × 256, whatever it is trained on, and adds a border in validation, so that images of 256 are 36 × 36
+    at stride 8. A module for exactly one size (WeightedPermuteMLP) can therefore be built for images of 256 and predict
+    on those, but neither take another `imgsz` nor be trained. At a size that it was not made for, an error names the
+    layer.
 
     Ultralytics sets epsilon and momentum of every `BatchNorm2d` to its own, those of these modules included, and
     older versions (up to 8.3) let activations work in place.
@@ -190,6 +193,8 @@ class _Row:
             module = catalog.create(self.entry.id, channels=widths[0], **options)
         except ValueError as error:
             raise ValueError(f"{self.place} behind {widths[0]} channels: {error}") from None
+        if isinstance(getattr(module, "height", None), int):
+            module.register_forward_hook(functools.partial(_explain, self.place), always_call=True)
         self.ch, self.out = ch, getattr(module, "out_channels", widths[0])
         return Fusion(module) if isinstance(f, _From) else module
 
@@ -239,6 +244,16 @@ def _value(value: Any) -> Any:
         with suppress(ValueError, SyntaxError):
             return ast.literal_eval(value)
     return value
+
+
+def _explain(place: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """A hook: where a module made for a size refuses its input, the error says which layer that is, and why."""
+    error = sys.exc_info()[1] if output is None else None
+    if isinstance(error, ValueError):
+        error.args = (f"{place} was made for height={module.height} and width={module.width}: {error}. Ultralytics "
+                      "builds every model on images of 256 × 256, trains at imgsz and adds a border in validation: "
+                      "write the height and width of the largest map that comes here, and if they must be met exactly, "
+                      "take a module for any size, such as S2Attention",)
 
 
 class _Rows(list[Any]):

@@ -1,8 +1,8 @@
 """Read one of two digits; whether light falls from above or from below decides which.
 
 The backgrounds of all channels are lit from one side: from above where the digit of screen A counts, from below where
-that of screen B does. Photographs are drawn as often upside down as not, and the light is taken out of mean and
-contrast, so that a set of pixels without their places is the same in both cases. See `_two_screens` for the rest.
+that of screen B does. Photographs are drawn as often upside down as not. So the backgrounds of one case are those of
+the other upside down: the same pixels in other places. See `_two_screens` for the rest.
 """
 
 import torch
@@ -14,8 +14,8 @@ LIGHT = 0.8  # from e^0.8 at one edge to e^-0.8 at the other
 
 
 def _lit(photographs: Tensor, first: Tensor, generator: torch.Generator) -> Tensor:
-    fall = torch.linspace(LIGHT, -LIGHT, SIZE)[:, None].exp()
-    return level(photographs * torch.where(first[:, None, None, None], fall, fall.flip(0)))
+    lit = level(photographs * torch.linspace(LIGHT, -LIGHT, SIZE)[:, None].exp())
+    return torch.where(first[:, None, None, None], lit, lit.flip(2))
 
 
 _screens = TwoScreens(_lit)

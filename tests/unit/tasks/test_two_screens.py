@@ -61,9 +61,12 @@ def test_no_standard_deviation_tells_the_case(id):
     torch.testing.assert_close(stds, torch.full_like(stds, frame.STD))
 
 
-@pytest.mark.parametrize("id", ["sidelit_digits", "twin_digits"])
-@pytest.mark.parametrize("module", ["se", "eca", "srm", "gct"])
-def test_a_squeeze_that_takes_channels_one_by_one_and_places_alike_answers_alike(id, module):
+ALIKE = [("twin_digits", m) for m in ("se", "eca", "srm", "gct")]  # they take channels one by one
+ALIKE += [("sidelit_digits", m) for m in ("se", "eca", "srm", "gct", "gsop", "soca", "encnet")]  # and places alike
+
+
+@pytest.mark.parametrize(("id", "module"), ALIKE)
+def test_what_a_squeeze_cannot_tell_it_answers_alike(id, module):
     maps, *_ = import_module(f"attn_lib.tasks.{id}").pairs(8)
     with toys.seeded(0):
         net = tasks.task(id).network(module).eval()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.unit.library.plug.networks import ResNet
+from tests.unit.library.plug.networks import ResNet, UNet
 
 
 @pytest.fixture
@@ -19,6 +19,14 @@ def resnet() -> ResNet:
         for _ in range(3):
             model(torch.randn(4, 3, 12, 10))
     return model
+
+
+@pytest.fixture
+def unet() -> UNet:
+    model = UNet()
+    for _ in range(3):
+        model(torch.randn(4, 3, 8, 12))
+    return model.eval()
 
 
 @pytest.fixture

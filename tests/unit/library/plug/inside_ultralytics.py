@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 import pickletools
 import shutil
 import socket
@@ -34,12 +35,13 @@ backbone:
   - [-1, 1, Conv, [64, 3, 2]]
   - [-1, 1, SEAttention, [{reduction: 4}]]
   - [-1, 1, Conv, [128, 3, 2]]
-  - [-1, 1, CoordinateAttention, [{reduction: 8}]]
+  - [-1, 1, CBAM, [{reduction: 8}]]
+  - [-1, 1, SimAM, []]
   - [-1, 1, ASPP, [128]]
 head:
-  - [[-1, 4], 1, GatedFusion, []]
+  - [[-1, 5], 1, GatedFusion, []]
   - [-1, 1, Conv, [128, 3, 2]]
-  - [[6, 7], 1, Detect, [nc]]
+  - [[7, 8], 1, Detect, [nc]]
 """
 
 
@@ -312,6 +314,35 @@ def test_every_module_trains_in_a_network_of_every_scale(id):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.model[5].parameters() if p.requires_grad)
 
 
+def test_a_module_made_for_a_size_says_so_at_another():
+    def rows(name, channels=128, **options):
+        return [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, "Conv", [channels, 3, 4]], [-1, 1, name, [options]]]
+
+    def refused(name, height, said):
+        return pytest.raises(ValueError, match=rf"layer 2, {name}, was made for height={height} and width={height}: "
+                                               rf"x has {said}\. Ultralytics builds every model on images of 256 × .*"
+                                               "write the height and width of the largest map .* such as S2Attention$")
+
+    large, other = torch.rand(1, 3, 256, 256), torch.rand(1, 3, 64, 96)
+    net = detector(rows("WeightedPermuteMLP", height=32, width=32)).eval()
+    with torch.no_grad():
+        net(large)
+        for model in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            with refused("WeightedPermuteMLP", 32, r"shape \(1, 32, 8, 12\); axis H must be 32, not 8"):
+                model(other)
+        detector(rows("MHSA2d", height=32, width=32)).eval()(other)  # takes smaller ones
+        try:
+            raise ValueError("somebody's own")
+        except ValueError as error:  # a pass that succeeds while another error is looked at leaves that alone
+            net(large)
+            assert str(error) == "somebody's own"
+    with refused("WeightedPermuteMLP", 20, r"shape \(1, 80, 32, 32\); axis H must be 20, not 32"):
+        detector(rows("WeightedPermuteMLP", 320, height=20, width=20))  # images of 160 at stride 8
+    with refused("MHSA2d", 8, "H=32; it must be at most height=8, beyond it are no positions"):
+        detector(rows("MHSA2d", height=8, width=8))
+    detector(rows("S2Attention")).eval()(other)
+
+
 # ---- the life of a model ---------------------------------------------------------------------------------------------
 
 
@@ -339,11 +370,11 @@ def trained(tmp_path_factory):
 def test_training_builds_the_network_with_its_modules_and_trains_them(trained):
     folder, checkpoint, _ = trained
     model, fresh = YOLO(str(checkpoint)).model, YOLO(str(folder / "tinyn.yaml"), task="detect").model
-    modules = [model.model[i] for i in (2, 4, 5)] + [model.model[6].module]
-    assert [type(m) for m in modules] == [attn_lib.entry(id).cls for id in ("se", "coord", "aspp", "gated")]
+    modules = [model.model[i] for i in (2, 4, 5, 6)] + [model.model[7].module]
+    assert [type(m) for m in modules] == [attn_lib.entry(id).cls for id in ("se", "cbam", "simam", "aspp", "gated")]
     torch.manual_seed(0)
     assert list(fresh.state_dict()) == list(model.state_dict())
-    gate = model.model[6].module.Wz2.bias
+    gate = model.model[7].module.Wz2.bias
     assert gate.abs().max() > 0  # it starts at zero
 
 
@@ -353,8 +384,9 @@ def test_a_checkpoint_holds_classes_of_attn_lib_and_loads_where_nobody_registere
         pickled = next(file.read(name) for name in file.namelist() if name.endswith("data.pkl"))
     found = {tuple(arg.split(" ")) for op, arg, _ in pickletools.genops(pickled) if op.name == "GLOBAL"}
     assert {m for m in found if m[0].startswith("attn_lib")} >= {
-        ("attn_lib.channel.se", "SEAttention"), ("attn_lib.channel_spatial.coord", "CoordinateAttention"),
-        ("attn_lib.conv.aspp", "ASPP"), ("attn_lib.fusion.gated", "GatedFusion"), ("attn_lib.plug.yolo", "Fusion")}
+        ("attn_lib.channel.se", "SEAttention"), ("attn_lib.channel_spatial.cbam", "CBAM"),
+        (attn_lib.entry("simam").cls.__module__, "SimAM"), ("attn_lib.conv.aspp", "ASPP"),
+        ("attn_lib.fusion.gated", "GatedFusion"), ("attn_lib.plug.yolo", "Fusion")}
     assert not {name for _, name in found if name.startswith("_Layer") or name in ("_From", "_Row", "_Rows")}
     x = torch.arange(3 * 64 * 64).reshape(1, 3, 64, 64) % 256 / 255
     torch.save(x, checkpoint.with_name("x.tensor"))
@@ -392,7 +424,7 @@ def test_fine_tuning_starts_from_the_weights(trained):
     started = {}
     model.add_callback("on_train_start", lambda trainer: started.update(copy.deepcopy(trainer.model.state_dict())))
     model.train(**{**args, "epochs": 1}, name="tuned")
-    same = [key for key in kept if key.startswith(("model.2.", "model.4.", "model.5.", "model.6."))]
+    same = [key for key in kept if key.startswith(("model.2.", "model.4.", "model.6.", "model.7."))]
     assert same and all(torch.equal(started[key], kept[key]) for key in same)
 
 

@@ -13,62 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from attn_lib import plug
 from attn_lib.plug.fused import Fused, Handover, Offered
-from tests.unit.library.plug.networks import assert_same_state, copied, evaluate, pickled, snapshot
-
-
-def block(channels: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True))
-
-
-class Up(nn.Module):
-    def __init__(self, channels: int, out: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2))
-
-
-class UNet(nn.Module):
-    """Two scales; the merge is a plain concatenation."""
-
-    def __init__(self):
-        super().__init__()
-        self.down1, self.down2 = block(3, 8), block(8, 16)
-        self.up1, self.merge1, self.head = Up(16, 8), block(16, 8), nn.Conv2d(8, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        d1 = self.down1(x)
-        u1 = self.up1(self.down2(F.max_pool2d(d1, 2)))
-        return self.head(self.merge1(torch.cat((u1, d1), 1)))
-
-
-class FPN(nn.Module):
-    """Three scales from the top down; the merges are plain additions."""
-
-    def __init__(self):
-        super().__init__()
-        self.stages = nn.ModuleList([nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 6, 2, 2), nn.Conv2d(6, 8, 2, 2)])
-        self.laterals = nn.ModuleList([nn.Conv2d(c, 5, 1) for c in (4, 6, 8)])
-        self.ups = nn.ModuleList([nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2)])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        outputs = [self.laterals[2](maps[2])]
-        for i in (1, 0):
-            outputs.append(self.ups[i](outputs[-1]) + self.laterals[i](maps[i]))
-        return outputs
-
-
-@pytest.fixture
-def unet() -> UNet:
-    model = UNet()
-    for _ in range(3):
-        model(torch.randn(4, 3, 8, 12))
-    return model.eval()
+from tests.unit.library.plug.networks import FPN, UNet, assert_same_state, copied, evaluate, pickled, snapshot
 
 
 @pytest.fixture
