@@ -52,8 +52,8 @@ METHODS = {f"{name}{n}": tuple((int(place[0]), int(place[1])) for place in ranke
                 "test_the_basis_is_orthonormal"),
         Erratum("release",
                 "Frequencies are multiplied by ⌊P/7⌋ and ⌊Q/7⌋, which is 0 below 7: all fall onto the lowest.",
-                "Grids below 7 are refused; from 7 on the factors are the release's.",
-                "test_a_grid_below_7_is_refused"),
+                "Below 7 they are kept where the grid is fine enough for them; from 7 on the factors are the same.",
+                "test_a_grid_below_7_keeps_what_fits_and_refuses_the_rest"),
         Erratum("release",
                 "A comment calls (2, 2) on 14 × 14 identical to (1, 1) on 7 × 7.",
                 "The waves are as long in pixels, but twice as many fit across the image; alike at any size is (1, 1).",
@@ -69,17 +69,20 @@ METHODS = {f"{name}{n}": tuple((int(place[0]), int(place[1])) for place in ranke
     ],
 )
 class FcaAttention(nn.Module):
-    """Multi-spectral channel attention: y = s · x with s = σ(W₂ δ(W₁ z)), z_c = ∑ᵢⱼ Bᵍᵢⱼ p_cᵢⱼ, δ = ReLU.
+    """Multi-spectral channel attention: y = s · x with s = σ(W₂ δ(W₁ z)), z_c = ∑ᵢⱼ Dᵍᵢⱼ p_cᵢⱼ, δ = ReLU.
 
-    p is x, averaged to P × Q regions where it has another size, and Bᵍ is the pattern of one frequency (u, v) of the
+    p is x, averaged to P × Q regions where it has another size, and Dᵍ is the pattern of one frequency (u, v) of the
     two-dimensional cosine transform (DCT),
 
-        Bᵢⱼ = a_u cos(πu(i + ½)/P) · a_v cos(πv(j + ½)/Q),   a₀ = 1/√P, otherwise √(2/P); with Q for a_v.
+        Dᵢⱼ = α_u cos(πu(i + ½)/P) · β_v cos(πv(j + ½)/Q),   α₀ = 1/√P, otherwise √(2/P); β_v with Q.
 
     The C channels are cut into G blocks of S = C/G neighbours, and block g gets frequency g: z_c is a single number a
     channel, and costs what the mean does. u counts along the height and v along the width. Frequencies are named on a
-    grid of 7 × 7, and are multiplied by ⌊P/7⌋ and ⌊Q/7⌋: on 14 × 14 a wave is as long as on 7 × 7, in pixels. Between 8
-    and 13 they stay what they are.
+    grid of 7 × 7, and are multiplied by ⌊P/7⌋ and ⌊Q/7⌋: on 14 × 14 a wave is as long as on 7 × 7, in pixels. Below 14
+    they stay what they are, and below 7 the grid must be fine enough for all of them: u < P, v < Q.
+
+    Multiplied by an even number, every cosine is the same from either end. So where ⌊P/7⌋ is even, as for 14, 28 and
+    56, nothing tells an image from the same image upside down; where P is 7, odd u do. The same holds for Q and v.
 
     P and Q are fixed, and an input of another size is averaged adaptively, up as well as down. Where P does not divide
     H the regions overlap, and even the lowest frequency is no longer exactly the mean. The authors' ResNets have P = Q
@@ -91,8 +94,8 @@ class FcaAttention(nn.Module):
 
     Args:
         channels: C, a multiple of the number of frequencies.
-        dct_h: P, at least 7.
-        dct_w: Q, at least 7.
+        dct_h: P, at least 7, or larger than every u.
+        dct_w: Q, at least 7, or larger than every v.
         reduction: r, from 1 to C; the paper's default is 16.
         frequencies: "top1", "top2", … "top32" (powers of two), the frequencies that did best alone on ImageNet; "bot…",
             those that did worst; "low…", the lowest. Or pairs (u, v) of numbers from 0 to 6.
@@ -111,8 +114,9 @@ class FcaAttention(nn.Module):
                  frequencies: str | tuple[tuple[int, int], ...] = "top16"):
         super().__init__()
         self.channels = check_int("channels", channels)
-        self.dct_h, self.dct_w = _check_grid("dct_h", dct_h), _check_grid("dct_w", dct_w)
         self.frequencies = _check_frequencies(frequencies, channels)
+        u, v = (max(f) for f in zip(*self.frequencies, strict=True))
+        self.dct_h, self.dct_w = _check_grid("dct_h", dct_h, u), _check_grid("dct_w", dct_w, v)
         self.reduction = check_int("reduction", reduction)
         check_at_most("reduction", reduction, "channels", channels)
         hidden = channels // reduction
@@ -153,16 +157,16 @@ class FcaAttention(nn.Module):
 
 def _cosines(f: Tensor, size: int) -> Tensor:
     """Orthonormal cosines (G, size) of the frequencies f of the grid."""
-    f = (f * (size // GRID))[:, None]
+    f = (f * max(1, size // GRID))[:, None]
     place = torch.arange(size, dtype=f.dtype, device=f.device) + 0.5
     a = (torch.where(f == 0, torch.ones_like(f), 2) / size).sqrt()
     return a * torch.cos(math.pi / size * f * place)
 
 
-def _check_grid(name: str, value: int) -> int:
-    if check_int(name, value) < GRID:
-        raise ValueError(f"{name}={value} must be at least {GRID}: below, all frequencies of the {GRID} × {GRID} grid "
-                         f"would fall onto the lowest; {GRID} would do, for maps of any size")
+def _check_grid(name: str, value: int, highest: int) -> int:
+    if check_int(name, value) <= highest:  # never from 7 on
+        raise ValueError(f"{name}={value} must be larger than the highest frequency={highest} along it; "
+                         f"{highest + 1} would do, with maps of any size")
     return value
 
 

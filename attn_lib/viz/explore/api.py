@@ -30,6 +30,7 @@ def explore_attention(
     image: Numbers, A: Panels | Row | Mapping[Any, Row], *, title: str, alt: str, mark: str | None = "query",
     reference: Panels | None = None,
     grid: tuple[int, int] | None = None, start: tuple[int, int] | None = None, same_scale: bool = False,
+    say: Callable[[int, int], str] | None = None,
 ) -> Explorer:
     """Attention over a photograph: choose a query cell, see its row of the attention matrix as a heat map.
 
@@ -51,10 +52,11 @@ def explore_attention(
         start: `(row, col)` of the first query; the middle by default.
         same_scale: a colour means the same number in all panels: it ends at the largest weight that any of them
             gives the query. For panels in one unit whose magnitudes are to be compared.
+        say: `(row, col) -> sentence`: the finding at this query, in place of the line of text.
 
     Raises:
-        ValueError: wrong rank, query grids that differ, non-finite weights, a start outside the grid, more than
-            `BUDGET` bytes, an empty title or alt.
+        ValueError: wrong rank, query grids that differ, non-finite weights, a start outside the grid, a query of which
+            `say` says nothing, more than `BUDGET` bytes, an empty title or alt.
     """
     check_texts(title, alt)
     if mark not in ("query", None):
@@ -66,7 +68,7 @@ def explore_attention(
     if same_scale:
         share_scale(views)
     beside = {} if reference is None else panels(reference)
-    return _grid_explorer("attention", image, views, beside, start, title, alt, mark=mark is not None)
+    return _grid_explorer("attention", image, views, beside, start, title, alt, mark=mark is not None, say=say)
 
 
 def explore_pixels(
@@ -199,7 +201,7 @@ def explore_frames(
 
 def _grid_explorer(
     kind: str, image: Any, views: Sequence[Panel], beside: Mapping[str, Any], start: tuple[int, int] | None,
-    title: str, alt: str, mark: bool = True,
+    title: str, alt: str, mark: bool = True, say: Callable[[int, int], str] | None = None,
 ) -> Explorer:
     grids = {v.name: v.cells for v in views}
     if len(set(grids.values())) > 1:
@@ -214,9 +216,11 @@ def _grid_explorer(
     height, width = photo.shape[:2]
     beside = {name or "reference": photograph(p, "reference", (height, width)) for name, p in beside.items()}
     pad = min(max(height, width) // 8, max(v.margin((height, width)) for v in views))
-    scene = Scene(photo, views, beside, pad, mark, NOUNS[kind])
+    scene = Scene(photo, views, beside, pad, mark, NOUNS[kind], say)
     cells = list(itertools.product(range(rows), range(cols)))
     texts = [scene.describe(cell) for cell in cells]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError("say must return a sentence for every query")
     data = {
         "grid": (rows, cols),
         "start": start,

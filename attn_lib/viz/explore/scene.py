@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ class Scene:
         pad: pixels of margin that show points outside the photograph.
         mark: whether the query's cell is outlined.
         noun: what a cell of the grid is called.
+        say: the text below the picture, where it is not the panels' own.
     """
 
     photo: Floats
@@ -42,6 +43,7 @@ class Scene:
     pad: int
     mark: bool
     noun: str
+    say: Callable[[int, int], str] | None = None
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -50,6 +52,8 @@ class Scene:
 
     def describe(self, cell: tuple[int, int]) -> str:
         """The text below the picture."""
+        if self.say is not None:
+            return self.say(*cell)
         head = f"{self.noun} row {cell[0]}, col {cell[1]}"
         if len(self.panels) == 1:
             return f"{head} · {self.panels[0].describe(cell)}"

@@ -163,12 +163,30 @@ def test_the_basis_is_orthonormal(size):
 
 @pytest.mark.parametrize("size", [5, 6, 1])
 @pytest.mark.parametrize("axis", ["dct_h", "dct_w"])
-def test_a_grid_below_7_is_refused(size, axis):
+def test_a_grid_below_7_keeps_what_fits_and_refuses_the_rest(size, axis):
     patterns = [[cosine(u * (size // 7), i, size) * cosine(v * (size // 7), j, size)
                  for i in range(size) for j in range(size)] for u, v in TOP16]
     assert torch.linalg.matrix_rank(torch.tensor(patterns, dtype=D)) == 1  # as the release would have it
-    with pytest.raises(ValueError, match=rf"{axis}={size} must be at least 7.*; 7 would do"):
+    with pytest.raises(ValueError, match=rf"{axis}={size} must be larger than the highest frequency=6.*; 7 would do"):
         FcaAttention(32, **{axis: size})
+    fits = tuple((u, v) for u in range(size) for v in range(size))
+    basis = make(len(fits), 1, frequencies=fits, dct_h=size, dct_w=size).basis.flatten(1)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(len(fits), dtype=D), rtol=0, atol=1e-13)
+
+
+def test_the_four_patterns_of_2_by_2():
+    basis = make(4, frequencies="low4", dct_h=2, dct_w=2).basis
+    signs = [[[1, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]
+    torch.testing.assert_close(basis, torch.tensor(signs, dtype=D) / 2, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("size, blind", [(7, False), (13, False), (14, True), (21, False), (28, True), (56, True)])
+def test_a_grid_of_14_28_or_56_cannot_tell_up_from_down(size, blind):
+    """As in all stages of the authors' ResNets but the last: multiplied by 2, 4 or 8, every cosine is even."""
+    for axis, grid in ((2, "dct_h"), (3, "dct_w")):
+        fca, x = make(16, frequencies="top16", **{grid: size}), randn(2, 16, 56, 56)
+        changed = (run(fca, x.flip(axis))["z"] - run(fca, x)["z"]).abs().max()
+        assert changed < 1e-12 if blind else changed > 0.1
 
 
 def test_a_frequency_keeps_its_wavelength_in_pixels_on_a_finer_grid():

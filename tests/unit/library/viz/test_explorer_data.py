@@ -70,6 +70,15 @@ def test_readout(row, says):
     assert readout(row) == f"query row 0, col 0 · {says}"
 
 
+def test_a_chapter_may_say_the_finding_itself():
+    a = softmax_rows(2, 3, 4, 4)
+    page = Page(viz.explore_attention(photo(), a, say=lambda r, c: f"Row {r} sees {c}.", start=(1, 2), **TEXTS).html)
+    assert texts_of(page) == [f"Row {r} sees {c}." for r in range(2) for c in range(3)] and "Row 1 sees 2." in page.text
+    for nothing in ("", None):
+        with pytest.raises(ValueError, match="say must return a sentence for every query"):
+            viz.explore_attention(photo(), a, say=lambda r, c, text=nothing: text, **TEXTS)
+
+
 def test_signed_rows_have_0_in_the_middle_of_their_colours():
     a = torch.tensor([[[[1.0, -1.0], [0.0, -0.5]], [[-2.0, -4.0], [0.0, 1.0]]]])
     page = Page(viz.explore_attention(photo(), a, **TEXTS).html)
