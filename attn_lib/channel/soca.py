@@ -76,7 +76,8 @@ class SOCAAttention(nn.Module):
     Args:
         channels: C, at least 1.
         reduction: r, from 1 to C; 8 in the release.
-        iterations: N, at least 1; 5 in the paper. Where Σ is singular, Z grows with each.
+        iterations: N, at least 1; 5 in the paper. Where Σ is singular, Z grows with each, and with it what rounding
+            left there: from about 30 on, infinities and NaN.
 
     Shape:
         x (B, C, H, W) → y (B, C, H, W), any H, W ≥ 1.

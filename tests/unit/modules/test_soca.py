@@ -217,6 +217,14 @@ def test_a_root_of_a_singular_matrix_stays_finite():
     assert off(t["root"], exact_root(t["cov"])) < 1e-6 and t["y"].isfinite().all()
 
 
+def test_too_many_iterations_lose_a_singular_root():
+    """Z looks for an inverse that is not there, and what rounding leaves in that direction grows along."""
+    half = covariances(4, 64)
+    cov = torch.cat([torch.cat([half, half], 2)] * 2, 1)  # each channel twice
+    assert off(make(8, 1, 20).root(cov), exact_root(cov)) < 1e-6
+    assert not off(make(8, 1, 100).root(cov), exact_root(cov)) < 1
+
+
 # ---- size of the map -------------------------------------------------------------------------------------------------
 
 
