@@ -57,6 +57,11 @@ FORMS = ("channel", "spatial", "both")
                 "The gradient passes through both; `detach=True` is the release.",
                 "test_gamma_learns_with_and_without_the_shares"),
         Erratum("release",
+                "Its flag for the penalty changes nothing: the stages are looked for by their names in a model that "
+                "has been wrapped before, and not found.",
+                "The penalty is one line of the training loop, over all modules of the class.",
+                "test_the_release_finds_no_scale_to_penalise"),
+        Erratum("release",
                 "Where all scales are 0, as its penalty wants them, the shares are 0/0 and the output is NaN.",
                 "The shares are 0 there, and the gates ½.",
                 "test_scales_of_zero_give_no_nan"),
@@ -68,7 +73,9 @@ class NAMAttention(nn.Module):
     γ is the scale of the batch normalisation BN, and w the share that a channel has of all scales. Nothing is pooled:
     each pixel of each channel has a gate of its own. The shares sum to 1, so each is about 1/C and the gates stay near
     ½; with 64 channels at the start they lie between 0.48 and 0.52. The authors train with a penalty on ∑|γ|, which
-    empties channels that do not matter (in the release, behind a flag).
+    sends scales to 0. A channel without a scale has the gate ½: half of it passes, so a small scale says that the gate
+    is not needed, not that the channel is not. At test time the module is an activation function,
+    x · σ(a x + b) with two numbers for each channel.
 
     The spatial form is the same with pixels for channels: M_s = σ(w · BN_s(x)), where BN_s has a scale λ, a shift and
     statistics for every pixel, over the batch and the channels, and w are the shares |λ| / ∑|λ|. It is made for one

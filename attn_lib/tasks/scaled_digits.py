@@ -161,11 +161,12 @@ def _picture() -> "Figure":
 TASK = Task(
     id="scaled_digits",
     question=__doc__.partition("\n")[0],
-    chapters=("deform",),
+    chapters=("deform", "epsa"),
     data=_data,
     layout="B C H W", channels=CHANNELS, size=(SIZE // STRIDE, SIZE // STRIDE),
     build=lambda make: network(lambda channels: make()),
-    options=dict(groups=1, mask_scale=2.0),  # Δm = 2σ(·), as in the example of the authors' release: starts at 1
+    # Δm = 2σ(·), as in the example of deformable convolution's release: starts at 1
+    options=dict(groups=1, reduction=1, mask_scale=2.0),
     score=accuracy,
     score_name="share of the ink told right",
     chance=1 / KINDS,

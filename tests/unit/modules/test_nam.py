@@ -187,6 +187,41 @@ def test_scales_of_zero_give_no_nan(form):
     assert all(t.grad.isfinite().all() for t in (x, *nam.parameters()))
 
 
+def test_the_release_finds_no_scale_to_penalise():
+    """It asks the children of the model for the names of the stages, and DataParallel has one child: the model."""
+    model = torch.nn.Sequential()
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        model.add_module(name, torch.nn.Sequential(NAMAttention(6), NAMAttention(6)))
+
+    def found(model):
+        return [nam.norm_c.weight for name, stage in model._modules.items() if name.startswith("layer")
+                for nam in stage]
+
+    wrapped = torch.nn.DataParallel(model)
+    assert len(found(model)) == 8 and not found(wrapped)
+    assert sum(isinstance(module, NAMAttention) for module in wrapped.modules()) == 8
+
+
+def test_in_evaluation_mode_it_is_an_activation_function():
+    nam, x = make(), randn(2, 6, 3, 4)
+    norm, w = nam.norm_c, run(nam, x)["w_c"]
+    a = w * norm.weight / (norm.running_var + norm.eps).sqrt()
+    b = w * norm.bias - a * norm.running_mean
+    torch.testing.assert_close(nam(x), x * (a[:, None, None] * x + b[:, None, None]).sigmoid(), rtol=0, atol=1e-14)
+
+
+def test_a_pruned_module_needs_smaller_scales_and_shifts():
+    """The shares of those that stay grow; scales and shifts make up for it."""
+    nam, x, kept = make(), randn(2, 6, 3, 4), [4, 0, 3]
+    small = make(C=3)
+    small.norm_c.load_state_dict({k: v if v.dim() == 0 else v[kept] for k, v in nam.norm_c.state_dict().items()})
+    assert (small(x[:, kept]) - nam(x)[:, kept]).abs().max() > 1e-3
+    part = small.norm_c.weight.abs().sum() / nam.norm_c.weight.abs().sum()
+    small.norm_c.weight.mul_(part)
+    small.norm_c.bias.mul_(part)
+    torch.testing.assert_close(small(x[:, kept]), nam(x)[:, kept], rtol=0, atol=1e-14)
+
+
 def test_a_channel_without_scale_has_the_gate_one_half():
     """What the penalty empties is a number that can be multiplied into the next layer."""
     nam, x = make(), randn(2, 6, 3, 4)
