@@ -132,9 +132,11 @@ class EncodingAttention(nn.Module):
 
     def encode(self, x_hat: Tensor, c: Tensor, s: Tensor) -> Tensor:
         """What the pixels (B, N, C) leave over beside each codeword, (B, K, C)."""
-        distance = x_hat.square().sum(2, keepdim=True) - 2 * x_hat @ c.transpose(-2, -1) + c.square().sum(1)  # B N K
-        a = tap("a", (-s * distance).softmax(2), "B N K")
-        return a.transpose(-2, -1) @ x_hat - a.sum(1)[:, :, None] * c
+        x = x_hat.transpose(-2, -1)  # B C N: the softmax runs over K where K is not the last axis, which is faster
+        distance = x.square().sum(1, keepdim=True) - 2 * c @ x + c.square().sum(1)[:, None]  # B K N
+        a = (-s[:, None] * distance).softmax(1)
+        tap("a", a.transpose(-2, -1), "B N K")
+        return a @ x_hat - a.sum(2, keepdim=True) * c
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, codewords={self.codewords}, classes={self.classes}"
