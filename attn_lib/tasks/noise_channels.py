@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..toys.data import digits
 from ..toys.train import answers
 from ._catalog import Task
-from ._two_screens import CHANNELS, INK, TRAINING, compose, level, network, windows
+from ._two_screens import CHANNELS, INK, compose, level, network, windows
 
 if TYPE_CHECKING:
     from ..viz import Figure
@@ -117,6 +117,6 @@ TASK = Task(
     score=score,
     score_name="accuracy after half of the channels are cut off",
     chance=FOUR,
-    training=TRAINING,
+    training=dict(steps=200, batch=16, lr=1e-2),
     picture=_picture,
 )

@@ -20,7 +20,7 @@ _screens = TwoScreens(_paired)
 sampler, held_out, pairs = _screens.sampler, _screens.held_out, _screens.pairs
 
 TASK = _screens.task(
-    "twin_digits", __doc__.partition("\n")[0], ("gsop", "soca"),
+    "twin_digits", __doc__.partition("\n")[0], ("gsop", "soca"), training=dict(steps=180, batch=24, lr=1e-2),
     alt="Four maps, each a grey photograph with a black square in the middle, a 2 on that of A and an 8 on that of "
         "B. Where A counts both photographs are the same; where B counts that of B is another one.",
 )
