@@ -144,8 +144,7 @@ def _runs(data: dict[str, Any]) -> str:
         rows = sum(row["run"] == k for row in data["rows"])
         day = datetime.fromisoformat(run["date"]).date().isoformat()
         commit = f", commit {run['commit'][:10]}" if run.get("commit") else ""
-        lines.append(f"{rows} rows on {day}, {html.escape(run['device'])}, one thread each, PyTorch {run['torch']}"
-                     f"{commit}.")
+        lines.append(f"{rows} rows on {day}, {html.escape(run['device'])}, PyTorch {run['torch']}{commit}.")
     return " ".join(lines) or "Nothing is recorded yet."
 
 

@@ -31,6 +31,30 @@ def test_the_record_is_whole_and_of_the_tasks_as_they_are():
             assert row.get("tells") is None or row["task"] in SCREENS
 
 
+def scores() -> dict[tuple[str, str], float]:
+    """The way from chance to the best possible that each module goes."""
+    rows = {(row["task"], row["module"]): row for row in load(squeezes.FILE)["rows"] if "scores" in row}
+    told = {task: sum(row["scores"]) / 3 for (task, module), row in rows.items() if module == squeezes.TOLD}
+    return {key: squeezes.share(row, key[0], told.get(key[0])) for key, row in rows.items()}
+
+
+def test_what_the_page_says_is_what_was_recorded():
+    """book/families/channel_tasks.md: which modules solve what, and which see it and do not learn it."""
+    found = scores()
+    solved = {task: {m for m in squeezes.READS if found[task, m] > 0.8} for task in SCREENS}
+    assert solved == {"brighter_digits": {"gct"}, "calm_digits": {"srm", "gsop", "encnet"}, "sidelit_digits": {"fca"},
+                      "twin_digits": {"gsop", "encnet"}, "speck_digits": {"gsop", "encnet"}}
+    for task, module in (("calm_digits", "gct"), ("twin_digits", "soca"), ("sidelit_digits", "epsa")):
+        assert found[task, module] < 0.1 and squeezes.told_apart(task, module) > squeezes.EXACT
+    assert 0.2 < found["calm_digits", "fca"] < 0.6 and found["brighter_digits", "srm"] < -0.3
+    assert max(squeezes.READS, key=lambda m: found["brighter_digits", m]) == "gct"
+    assert max(squeezes.READS, key=lambda m: found["scaled_digits", m]) == "epsa"
+    assert max(found[task, "epsa"] for task in SCREENS if task != "brighter_digits") < 0.1
+    blind = {row["module"] for row in load(squeezes.FILE)["rows"]
+             if row["task"] == "sidelit_digits" and row.get("tells") is not None and row["tells"] <= squeezes.EXACT}
+    assert blind == {*squeezes.READS} - {"fca", "epsa"}
+
+
 @pytest.mark.parametrize(("task", "module", "blind"), [
     ("calm_digits", "se", True), ("calm_digits", "srm", False),  # a mean, a deviation
     ("sidelit_digits", "gsop", True), ("sidelit_digits", "fca", False),  # wherever it is, where it is
