@@ -40,7 +40,7 @@ KEY = ("task", "module")
 NONE, TOLD = "none", "told"
 SEEDS = (0, 1, 2)
 POINTS = 24  # of a curve
-EXACT = 1e-4  # what is told apart by less is rounding
+EXACT = 1e-5  # what is told apart by less is rounding
 
 # The family's tasks, and what alone tells their two cases apart. The order is that of the page.
 TASKS = {
