@@ -135,7 +135,7 @@ class EncodingAttention(nn.Module):
         x = x_hat.transpose(-2, -1)  # B C N: the softmax runs over K where K is not the last axis, which is faster
         distance = x.square().sum(1, keepdim=True) - 2 * c @ x + c.square().sum(1)[:, None]  # B K N
         a = (-s[:, None] * distance).softmax(1)
-        tap("a", a.transpose(-2, -1), "B N K")
+        a = tap("a", a.transpose(-2, -1), "B N K").transpose(-2, -1)
         return a @ x_hat - a.sum(2, keepdim=True) * c
 
     def extra_repr(self) -> str:
