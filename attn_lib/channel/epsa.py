@@ -15,7 +15,7 @@ from ..tap import tap
     "epsa",
     family="channel",
     name="Pyramid squeeze attention",
-    summary="It looks with kernels of several sizes at once and lets each channel number choose among them.",
+    summary="It looks with kernels of several sizes at once and weighs what each of them says.",
     aliases=("EPSA", "EPSANet", "Pyramid Squeeze Attention"),
     action="gate",
     papers=[Paper(
@@ -62,8 +62,8 @@ class PSAAttention(nn.Module):
     As σ comes before the softmax, each weight lies between 1/(1 + (M − 1)e) and e/(e + M − 1).
 
     From the release load conv_1 … conv_4 into convs.0 … convs.3, and se.fc1 and se.fc2 into W1 and W2, flattened to
-    matrices. It puts the branches together in reverse: the input channels of the layer behind have to be turned round
-    too, block by block.
+    matrices. It puts the branches together in reverse: the channels of the normalisation and the layer behind have to
+    be turned round too, block by block.
 
     Args:
         channels: C, divisible by every number of groups.
