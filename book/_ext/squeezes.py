@@ -62,8 +62,9 @@ def reading(row: Row, task: str, told: float | None) -> str:
     if kind == "partly":
         return f"{reads}. In {steps} steps it came a part of the way."
     apart = row.get("tells")
-    differs = "" if apart is None else f" With random weights the two cases change its output by up to {100 * apart:.2g} %, but"
-    return f"{reads}.{differs or ' But'} in {steps} steps it did not learn to go by that."
+    differs = " But" if apart is None else (" With random weights the two cases change its output by up to "
+                                            f"{100 * apart:.2g} %, but")
+    return f"{reads}.{differs} in {steps} steps it did not learn to go by that."
 
 
 class Squeezes(SphinxDirective):

@@ -114,16 +114,18 @@ def test_chapter_and_class_link_to_each_other(site, chapter):
     assert f"../../{chapter.relative_to(site).as_posix()}" in reference
 
 
-def test_the_family_map_leads_to_every_chapter(browser, site):
+def test_the_family_map_leads_to_the_chapters_of_what_it_shows(browser, site):
     """It is drawn on the foundations' first page; a click, or Enter on the focused name, opens the chapter."""
+    named = {f"{entry.name}, {entry.paper.year}": entry for entry in map(attn_lib.entry, attn_lib.list_modules())}
     page_of_map = site / "chapters" / "foundations" / "gating.html"
     problems = []
     with browsers.opened(browser, page_of_map.as_uri(), problems) as page:
         links = page.locator(".attn-map a[href]")
         addresses = [link.get_attribute("href") for link in links.all()]
         chapters = [address for address in addresses if "/api/" not in address]  # the others have a reference alone
-        assert len(chapters) == sum((site / f"{attn_lib.entry(id).chapter}.html").exists()
-                                    for id in attn_lib.list_modules())
+        shown = [named[name.get_attribute("aria-label")] for name in page.locator(".attn-map a").all()]
+        there = [f"../{entry.family}/{entry.id}.html" for entry in shown if (site / f"{entry.chapter}.html").exists()]
+        assert len(there) >= 15 and sorted(chapters) == sorted(there)
         targets = [page_of_map.parent / address.partition("#")[0] for address in addresses]
         assert all(target.exists() for target in targets), [t for t in targets if not t.exists()]
         se = page.locator(".attn-map a[href$='channel/se.html']")
