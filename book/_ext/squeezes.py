@@ -40,7 +40,8 @@ def mean(row: Row) -> float:
 
 def verdict(row: Row, task: str, told: float | None) -> str:
     """"blind" by construction, or how much of the way to the best possible a module goes."""
-    if (row.get("tells") or 0) <= EXACT and row.get("tells") is not None:
+    apart = row.get("tells")
+    if apart is not None and apart <= EXACT:
         return "blind"
     part = share(row, task, told)
     return "solves" if part > SOLVED else "lost" if part < LOST else "partly"

@@ -4,9 +4,9 @@ A record as `book.tools.record` keeps it, with rows such as
 
     {"network": …, "module": …, "run": 0, "cells": {"train": "yes", "fuse": "no: …", "sync": "none: …"}}
 
-`module` is null for the network alone. A cell is "yes"; "no: " and the error's sentence;
-or "none: " and why there is nothing to do. A row whose module could not be put into the network holds "refused", the
-sentence, and no cells. A use that is missing was not run: its package was not installed.
+`module` is null for the network alone. A cell is "yes"; "no: " and the error's sentence; or "none: " and why there is
+nothing to do. A row whose module could not be put into the network holds "refused", the sentence, and no cells. A use
+that is missing was not run: its package was not installed.
 """
 
 import re

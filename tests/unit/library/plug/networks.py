@@ -2,6 +2,8 @@
 
 import copy
 import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -144,3 +146,9 @@ def pickled(model: nn.Module) -> nn.Module:
     torch.save(model, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+def at_once(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs for each of the inputs, computed by as many threads."""
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        return list(pool.map(torch.no_grad()(model), inputs))

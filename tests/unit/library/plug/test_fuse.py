@@ -13,7 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 from attn_lib import plug
 from attn_lib.plug.fused import Fused, Handover, Offered
-from tests.unit.library.plug.networks import FPN, UNet, assert_same_state, copied, evaluate, pickled, snapshot
+from tests.unit.library.plug.networks import (
+    FPN,
+    UNet,
+    assert_same_state,
+    at_once,
+    copied,
+    evaluate,
+    pickled,
+    snapshot,
+)
 
 
 @pytest.fixture
@@ -173,18 +182,7 @@ def test_threads_do_not_see_each_other(unet):
         together.wait(60)
 
     unet.down2.register_forward_pre_hook(wait)
-    got = [None] * 4
-
-    def run(i):
-        with torch.no_grad():
-            got[i] = unet(inputs[i])
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for y, e in zip(got, expected, strict=True):
+    for y, e in zip(at_once(unet, inputs), expected, strict=True):
         torch.testing.assert_close(y, e)
 
 

@@ -13,7 +13,17 @@ import attn_lib
 from attn_lib import plug
 from attn_lib.measure.call import tensors
 from attn_lib.plug.merged import SCOPE, Merged
-from tests.unit.library.plug.networks import FPN, ResNet, UNet, assert_same_state, copied, evaluate, pickled, snapshot
+from tests.unit.library.plug.networks import (
+    FPN,
+    ResNet,
+    UNet,
+    assert_same_state,
+    at_once,
+    copied,
+    evaluate,
+    pickled,
+    snapshot,
+)
 from tests.unit.reference import reference
 
 
@@ -600,18 +610,7 @@ def test_threads_do_not_see_each_other(unet):
         together.wait(60)
 
     unet.up1.register_forward_hook(wait)
-    got = [None] * 4
-
-    def run(i):
-        with torch.no_grad():
-            got[i] = unet(inputs[i])
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for y, e in zip(got, expected, strict=True):
+    for y, e in zip(at_once(unet, inputs), expected, strict=True):
         torch.testing.assert_close(y, e)
 
 
