@@ -76,6 +76,10 @@ assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER
 examination: $(READY)  ## put exercises into a notebook of your own: NOTEBOOK=course/midterm.ipynb EXERCISES="se/1 eca/3"
 	$(BIN)/python -m book.tools.examination $(NOTEBOOK) $(EXERCISES)
 
+.PHONY: slides
+slides: $(READY)  ## make slides of every chapter, or CHAPTER=se, in _build/slides
+	$(BIN)/python -m book.tools.slides $(CHAPTER)
+
 .PHONY: bench
 bench: $(READY)  ## measure every module on this machine, or ID=se; on one thread of a CPU, as chapters run
 	OMP_NUM_THREADS=1 $(BIN)/python -m attn_lib.measure $(if $(ID),--ids $(ID))

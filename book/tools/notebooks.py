@@ -35,7 +35,7 @@ import torch
 from attn_lib import measure, plug, tasks, toys, viz"""
 
 IGNORED = "nbval-ignore-output"  # tag of a cell whose outputs differ between machines or from run to run
-KEPT_METADATA = frozenset({"tags", "nbgrader", "mystnb"})  # of a cell; the rest is one editor's noise
+KEPT_METADATA = frozenset({"tags", "nbgrader", "mystnb", "slideshow"})  # of a cell; the rest is one editor's noise
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a model of a kernel that is gone
