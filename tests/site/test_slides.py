@@ -62,6 +62,7 @@ def test_the_speakers_view(browser, tmp_path):
         opened.value.wait_for_selector(".speaker-controls-notes:not(.hidden) .value", timeout=60_000)
         said = opened.value.locator(".speaker-controls-notes .value").inner_text()
         assert "Under warm light the red digit counts, under cold light the blue one." in " ".join(said.split())
+        assert "Prerequisites" not in said  # which belong to a slide before
     assert problems == []
 
 

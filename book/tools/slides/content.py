@@ -108,6 +108,7 @@ class Deck:
         self.chapter = Chapter.load(path)
         self.facts = facts(path)
         self.text = Text(path, self.chapter.notebook)
+        self.spoken = Text(path, self.chapter.notebook, set_formulas=False)
         self.cells = self.chapter.cells
         self._used: set[int] = set()  # cells whose text stands in notes already
 
@@ -146,6 +147,8 @@ class Deck:
             if self.cells[k].cell_type == "markdown" and mark(self.cells[k]) != "skip":
                 said.insert(0, self.cells[k].source)
                 self._used.add(k)
+            if k in self.chapter.starts.values():
+                break
             k -= 1
         k = place + 1
         while k < len(self.cells) and self.cells[k].cell_type == "markdown" and k not in self._used \
@@ -155,7 +158,7 @@ class Deck:
                 self._used.add(k)
             k += 1
         joined = re.sub(r"^#{1,4} .*$", "", "\n\n".join(said), flags=re.MULTILINE)
-        return self.text.html(joined)
+        return self.spoken.html(joined)
 
     def beside(self, place: int, in_steps: bool = False) -> str:
         """A sentence or two on a picture: what is seen, or else what is asked."""
@@ -187,10 +190,10 @@ class Deck:
         first, *rest = paragraphs(self.cells[0].source.partition("\n")[2])
         lead = shortened(first, WORDS) or first
         yield Slide(-2, "title", self.facts.title, f"<p>{self.text.inline(lead)}</p>",
-                    self.text.html("\n\n".join([first, *rest])))
+                    self.spoken.html("\n\n".join([first, *rest])))
         aims = "".join(f"<li>{self.text.inline(aim.rstrip(';.'))}</li>" for aim in self.facts.objectives)
         asked = PREREQUISITES.search(self.chapter.text("title", "markdown"))
-        yield Slide(-1, "list", "After this you can", f"<ul>{aims}</ul>", self.text.html(asked[0] if asked else ""))
+        yield Slide(-1, "list", "After this you can", f"<ul>{aims}</ul>", self.spoken.html(asked[0] if asked else ""))
 
     def marked(self) -> Iterator[Slide]:
         """Cells that are marked as slides."""
@@ -287,7 +290,7 @@ class Deck:
             told = "\n\n".join(cell.source for _, cell in cells)
             body = f"<ul>{''.join(f'<li>{head}</li>' for head in heads)}</ul>"
             yield Slide(cells[0][0], "list", self.heading(cells[0][0]), body,
-                        self.text.html(re.sub(r"^#{1,4} .*$", "", told, flags=re.MULTILINE)))
+                        self.spoken.html(re.sub(r"^#{1,4} .*$", "", told, flags=re.MULTILINE)))
         yield from self.explorers(part)
 
     def use(self, part: str) -> Iterator[Slide]:
@@ -313,7 +316,7 @@ class Deck:
             kept = [text for text in told if text not in open_]
             items = [self.text.inline(one) for text in kept for one in sentences(text)]
             yield Slide(place, "list", self.heading(place), f"<ul>{''.join(f'<li>{one}</li>' for one in items)}</ul>",
-                        self.text.html("\n\n".join(told)))
+                        self.spoken.html("\n\n".join(told)))
             for text in open_:
                 asked = re.sub(r"^\*[^*]+\*:?\s*|^\*\*[^*]+\*\*:?\s*", "", text)
                 yield Slide(place + 0.5, "question", "To think about", f"<p>{self.text.inline(begun(asked))}</p>")

@@ -39,7 +39,7 @@ PAGE = """\
 window.MathJax = {{
   loader: {{load: ["input/tex", "output/chtml", "a11y/assistive-mml"]}},
   tex: {{inlineMath: [["\\\\(", "\\\\)"]], displayMath: [["\\\\[", "\\\\]"]], processEscapes: false}},
-  options: {{enableMenu: false, ignoreHtmlClass: "source|attn-explorer"}},
+  options: {{enableMenu: false, ignoreHtmlClass: "source|attn-explorer|notes"}},
 }};
 </script>
 <script src="mathjax/startup.js"></script>

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
+from nbformat import NotebookNode
 from pybtex.database import parse_file
 
 from .. import address, notebooks
@@ -44,10 +45,16 @@ def reference(key: str) -> str:
 
 
 class Text:
-    """What turns a chapter's Markdown into HTML; equations have the numbers of the chapter's page."""
+    """What turns a chapter's Markdown into HTML; equations have the numbers of the chapter's page.
 
-    def __init__(self, path: Path, notebook) -> None:
-        self.path = path
+    Args:
+        path: of the chapter.
+        notebook: its cells.
+        set_formulas: whether MathJax is to set them. The speaker's view has none, and shows them as they are written.
+    """
+
+    def __init__(self, path: Path, notebook: NotebookNode, *, set_formulas: bool = True) -> None:
+        self.path, self.set_formulas = path, set_formulas
         labels = [found["label"] for cell in notebook.cells if cell.cell_type == "markdown"
                   for found in EQUATION.finditer(cell.source) if found["label"]]
         self.numbers = {label: number for number, label in enumerate(labels, 1)}
@@ -71,6 +78,8 @@ class Text:
         return LINK.sub(self._published, markdown)
 
     def _math(self, source: str, options: dict[str, bool]) -> str:
+        if not self.set_formulas:
+            return html.escape(" ".join(source.split()))
         return html.escape(f"\\[{source}\\]" if options["display_mode"] else f"\\({source}\\)")
 
     def _role(self, found: re.Match[str]) -> str:
