@@ -7,7 +7,7 @@ import pytest
 
 from book.tools import notebooks
 from book.tools.slides import text
-from book.tools.slides.content import WORDS, Deck
+from book.tools.slides.content import Deck
 from book.tools.slides.deck import SlidesError, package, write
 from tests.site import browser as browsers
 
@@ -47,7 +47,7 @@ def test_a_deck(browser, specimen, site, tmp_path):
     assert len(slides) >= 8 and slides[0]["title"]
     assert [slide["title"] for slide in slides if slide["cut"]] == []
     assert [slide["title"] for slide in slides if slide["small"]] == []
-    crowded = [slide["title"] for slide in slides if max(slide["words"], default=0) > WORDS + 3]  # a citation is words
+    crowded = [slide["title"] for slide in slides if max(slide["words"], default=0) > 40 + 3]  # a citation is words
     assert crowded == []
 
 

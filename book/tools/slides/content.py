@@ -87,10 +87,14 @@ def classes(source: str) -> str:
 
 def told_apart(source: str) -> str:
     """A step's code without what it prints and what it asserts of the text."""
+    def only_tells(node: ast.stmt) -> bool:
+        if isinstance(node, ast.For):
+            return all(only_tells(one) for one in node.body)
+        return isinstance(node, ast.Assert) or (isinstance(node, ast.Expr) and ast.unparse(node).startswith("print("))
+
     lines = source.splitlines()
     for node in reversed(python(source).body):
-        prints = isinstance(node, ast.Expr) and ast.unparse(node).startswith("print(")
-        if prints or isinstance(node, ast.Assert):
+        if only_tells(node):
             del lines[node.lineno - 1:node.end_lineno]
     return "\n".join(lines).strip()
 
@@ -299,8 +303,10 @@ class Deck:
         calls = [(place, found[0].strip()) for place, cell in cells if cell.cell_type == "code"
                  for found in CALL.finditer(cell.source)]
         told = [text for _, cell in cells if cell.cell_type == "markdown" for text in paragraphs(cell.source)]
-        chosen = [shortened(text, WORDS) for text in told if text.startswith("**When")]
-        chosen = chosen or [shortened(text, WORDS) for text in told[:1]]
+        when = [text for text in told if text.startswith("**When")] or told[:1]
+        chosen = [shortened(text, WORDS) for text in when]
+        chosen = [said if words(said) > 4 else " ".join(sentences(text)[:2])  # a long sentence after "When not."
+                  for said, text in zip(chosen, when, strict=True)]
         if calls:
             said = "".join(f"<p>{self.text.inline(text)}</p>" for text in chosen if text)
             place, call = calls[0]

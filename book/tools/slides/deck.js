@@ -9,7 +9,7 @@
   await document.fonts.ready;
   const starting = () => document.querySelector(".attn-explorer:is([data-state=stored], [data-state=starting])");
   for (let tries = 0; tries < 200 && starting(); tries++) await new Promise(done => setTimeout(done, 50));
-  const tooLong = slide => slide.scrollHeight > slide.clientHeight + 1 || slide.scrollWidth > slide.clientWidth + 1;
+  const tooLong = slide => slide.scrollHeight > slide.clientHeight || slide.scrollWidth > slide.clientWidth;
   const fit = slide => {
     // A wide formula shrinks alone.
     for (const math of slide.querySelectorAll(".formula > div")) {
