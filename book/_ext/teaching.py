@@ -46,7 +46,7 @@ class Teaching(SphinxDirective):
     optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        for path in (*notebooks.chapters(), teaching.COURSES):
+        for path in (*notebooks.chapters(), teaching.COURSES, teaching.__file__):
             self.env.note_dependency(str(path))
         self.chapters = teaching.book()
         return self.made()
