@@ -17,7 +17,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from . import address, notebooks
+from . import notebooks
 from .anatomy.exercises import EXERCISE
 
 
@@ -42,9 +42,10 @@ def exercise(path: Path, number: int) -> list[NotebookNode]:
 
 
 def make(name: str, chosen: Iterable[tuple[Path, int]]) -> NotebookNode:
-    """A notebook of exercises, numbered anew, whose grade ids begin with `name`."""
-    set_up = nbformat.v4.new_code_cell(notebooks.setup_cell(address.read_address().repository),
-                                       metadata={"tags": ["setup", "hide-input"]})
+    """A notebook of exercises, numbered anew, whose grade ids begin with `name`; its set-up cell is the chapters'."""
+    chosen = list(chosen)
+    set_up = next(cell for cell in notebooks.read(chosen[0][0]).cells if "setup" in notebooks.tags(cell))
+    set_up.outputs, set_up.execution_count = [], None
     cells = [nbformat.v4.new_markdown_cell(f"# {name}"), set_up]
     for count, (path, number) in enumerate(chosen, 1):
         for cell in exercise(path, number):

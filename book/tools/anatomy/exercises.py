@@ -20,10 +20,6 @@ EXERCISE = re.compile(
     re.MULTILINE,
 )
 READING = re.compile(r"Reading\s+takes\s+(?P<reading>\d+)\s+minutes,\s+the\s+exercises\s+another\s+(?P<exercises>\d+)")
-# Chapters whose head says another sum. Mend the head and take the name out; every other chapter is held to it.
-UNEVEN = frozenset({
-    "biformer", "cbam", "deform", "epsa", "fca", "measuring", "nam", "plugging", "soca",
-})
 
 
 @check
@@ -98,7 +94,7 @@ def minutes_add_up(chapter: Chapter) -> list[str]:
     if head is None:
         return ['the head must say "Reading takes 30 minutes, the exercises another 25", with the exercises\' own sum']
     total = sum(int(found["minutes"]) for _, cell in chapter.prose for found in EXERCISE.finditer(cell.source))
-    if total == int(head["exercises"]) or chapter.id in UNEVEN:
+    if total == int(head["exercises"]):
         return []
     return [f"the head promises {head['exercises']} minutes of exercises, they state {total} in all"]
 
@@ -142,8 +138,12 @@ def signatures(source: str) -> dict[str, str]:
 
 @check
 def stand_alone(chapter: Chapter) -> list[str]:
-    """No cell needs an exercise but its own: they can be done in any order, and an unsolved one breaks nothing."""
+    """No cell needs an exercise but its own, and an exercise nothing but the set-up cell.
+
+    So exercises can be done in any order, without the lesson, and an unsolved one breaks nothing.
+    """
     found: list[str] = []
+    setup: set[str] = set()
     own: set[str] = set()  # what the present exercise has defined
     above: set[str] = set()  # what other cells have defined
     solved: set[str] = set()  # what nothing but an exercise has defined
@@ -153,10 +153,14 @@ def stand_alone(chapter: Chapter) -> list[str]:
         except SyntaxError:
             continue  # code_is_short_and_plain says so
         meta = cell.metadata.get("nbgrader", {})
+        if "setup" in notebooks.tags(cell):
+            setup = defined
         if not meta or meta.get("solution"):
             own = set()
         found += [f"cell {number} needs {name!r} of another exercise" for name in sorted(used & solved - own)]
         if meta:
+            lesson = sorted(used & above - setup - own)
+            found += [f"cell {number} of an exercise needs {name!r} of the lesson" for name in lesson]
             own |= defined
             solved |= defined - above
         else:
