@@ -10,6 +10,8 @@ ID ?=
 NETWORK ?=
 MODULES ?=
 EVERY ?=
+NOTEBOOK ?=
+EXERCISES ?=
 PORT ?= 8000
 WORKERS ?= auto
 VENV := .venv
@@ -69,6 +71,14 @@ execute: $(READY)  ## re-run the chapters that changed, or CHAPTER=se; normalise
 .PHONY: assignment
 assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER=se
 	$(BIN)/python -m book.tools.assignment $(CHAPTER)
+
+.PHONY: examination
+examination: $(READY)  ## put exercises into a notebook of your own: NOTEBOOK=course/midterm.ipynb EXERCISES="se/1 eca/3"
+	$(BIN)/python -m book.tools.examination $(NOTEBOOK) $(EXERCISES)
+
+.PHONY: slides
+slides: $(READY)  ## make slides of every chapter, or CHAPTER=se, in _build/slides
+	$(BIN)/python -m book.tools.slides $(CHAPTER)
 
 .PHONY: bench
 bench: $(READY)  ## measure every module on this machine, or ID=se; on one thread of a CPU, as chapters run

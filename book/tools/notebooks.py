@@ -44,7 +44,7 @@ import torch
 from attn_lib import measure, plug, tasks, toys, viz"""
 
 IGNORED = "nbval-ignore-output"  # tag of a cell whose outputs differ between machines or from run to run
-KEPT_METADATA = frozenset({"tags", "nbgrader", "mystnb"})  # of a cell; the rest is one editor's noise
+KEPT_METADATA = frozenset({"tags", "nbgrader", "mystnb", "slideshow"})  # of a cell; the rest is one editor's noise
 FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # a cell that Jupyter, and Colab, show folded
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}

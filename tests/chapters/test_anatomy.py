@@ -93,6 +93,18 @@ def no_minutes(chapter):
         cell.source = cell.source.replace("minutes", "moments")
 
 
+@damage(exercises.minutes_add_up, "they state 30 in all")
+def other_minutes(chapter):
+    for cell in chapter.cells[: chapter.starts["problem"]]:
+        cell.source = cell.source.replace("another 30", "another 31")
+
+
+@damage(exercises.minutes_add_up, "the head must say")
+def no_minutes_of_exercises(chapter):
+    for cell in chapter.cells[: chapter.starts["problem"]]:
+        cell.source = cell.source.replace("the exercises another", "the rest another")
+
+
 @damage(parts.parts_in_order, "part:cost")
 def no_cost(chapter):
     cell = first(chapter, lambda cell: "part:cost" in notebooks.tags(cell))

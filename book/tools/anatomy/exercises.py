@@ -15,9 +15,11 @@ from .chapter import Chapter, check, python
 
 KINDS = ("derive", "predict", "code")
 EXERCISE = re.compile(
-    r"^#{2,4} Exercise (?P<number>\d+) \((?P<kind>\w+), (?P<points>\d+) points?, (?P<minutes>\d+) minutes?\)",
+    r"^#{2,4} Exercise (?P<number>\d+) \((?P<kind>\w+), (?P<points>\d+) points?, (?P<minutes>\d+) minutes?\)"
+    r"(?::(?P<title>.*))?",
     re.MULTILINE,
 )
+READING = re.compile(r"Reading\s+takes\s+(?P<reading>\d+)\s+minutes,\s+the\s+exercises\s+another\s+(?P<exercises>\d+)")
 
 
 @check
@@ -83,6 +85,18 @@ def exercises(chapter: Chapter) -> list[str]:
     if statements and statements[0][1] < chapter.starts.get("exercises", 0):
         found.append("an exercise stands before the part of the exercises")
     return found
+
+
+@check
+def minutes_add_up(chapter: Chapter) -> list[str]:
+    """The minutes of exercises in a chapter's head are the sum of those that the exercises state."""
+    head = READING.search(chapter.text("title", "markdown"))
+    if head is None:
+        return ['the head must say "Reading takes 30 minutes, the exercises another 25", with the exercises\' own sum']
+    total = sum(int(found["minutes"]) for _, cell in chapter.prose for found in EXERCISE.finditer(cell.source))
+    if total == int(head["exercises"]):
+        return []
+    return [f"the head promises {head['exercises']} minutes of exercises, they state {total} in all"]
 
 
 @check
