@@ -6,6 +6,10 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CHAPTER ?=
+COURSE ?= course
+JOBS ?=
+AGAIN ?=
+UNPROTECTED ?=
 ID ?=
 NETWORK ?=
 MODULES ?=
@@ -68,7 +72,12 @@ execute: $(READY)  ## re-run the chapters that changed, or CHAPTER=se; normalise
 
 .PHONY: assignment
 assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER=se
-	$(BIN)/python -m book.tools.assignment $(CHAPTER)
+	$(BIN)/python -m book.tools.assignment --course "$(COURSE)" $(CHAPTER)
+
+.PHONY: grade
+grade: $(READY)  ## grade what a class handed in: CHAPTER=se (JOBS=4, COURSE=course, AGAIN=1)
+	@$(BIN)/python -m book.tools.grading $(CHAPTER) --course "$(COURSE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(AGAIN),--again) \
+	    $(if $(UNPROTECTED),--unprotected)
 
 .PHONY: bench
 bench: $(READY)  ## measure every module on this machine, or ID=se; on one thread of a CPU, as chapters run
