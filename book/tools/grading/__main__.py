@@ -12,14 +12,16 @@ was interrupted goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -85,19 +87,18 @@ class Grading:
                                f"{self.course / 'submitted'}/<student>/ or a download of your learning platform below "
                                f"{self.course / 'downloaded' / self.release.name}/")
         self.prove()
-        outcomes = self.judge([work for work in class_.values() if work.handed and not work.handed[0].problem])
-        fresh = [class_[id] for id, (_, new) in outcomes.items() if new]
-        for work in tqdm(fresh, "gradebook", disable=None, leave=False):
-            if _complete(work.handed[0], outcomes[work.student.id][0], self.release):
-                book.save(work.student, work.handed[0], outcomes[work.student.id][0].verdicts)
+        outcomes: dict[str, Outcome] = {}
+        for work, outcome, new in self.judge([work for work in class_.values() if work.handed]):
+            outcomes[work.student.id] = outcome
+            if new and _complete(work.handed[0], outcome, self.release):
+                book.save(work.student, work.handed[0], outcome.verdicts)
                 if not book.feedback(work.student):
                     work.remarks.append("nbgrader could not write the feedback")
-                self.keep(work, outcomes[work.student.id][0])
+                self.keep(work, outcome)
         rows = []
         scores = book.scores()
         for id, work in sorted(class_.items()):
-            outcome = outcomes.get(id, (Outcome(), False))[0]
-            row = self.row(work, outcome, scores.get(id, {}))
+            row = self.row(work, outcomes.get(id, Outcome()), scores.get(id, {}))
             if not row.graded:
                 book.forget(work.student)
             rows.append(row)
@@ -128,32 +129,29 @@ class Grading:
                     )
         _keep(path, {"digest": digest, "imports": self.imports})
 
-    def judge(self, class_: list[Work]) -> dict[str, tuple[Outcome, bool]]:
+    def judge(self, class_: list[Work]) -> Iterator[tuple[Work, Outcome, bool]]:
         """Runs the answers of everybody whose result is not stored, several at once.
 
-        Returns:
-            for every student's id what came of the checks, and whether that is new.
+        Yields:
+            a student, what came of the checks, and whether that is new; as soon as it is known.
         """
-        found: dict[str, tuple[Outcome, bool]] = {}
         waiting = []
         for work in class_:
-            kept = None if self.again else _kept(self.path(work), self.digest(self.parts(work.handed[0])))
+            if work.handed[0].problem:
+                continue
+            kept = None if self.again else _kept(self.path(work), self.digest(self.all(work)))
             if kept is None:
                 waiting.append(work)
             else:
-                verdicts = {id: Verdict(**verdict) for id, verdict in kept["verdicts"].items()}
-                found[work.student.id] = Outcome(verdicts), False
+                yield work, Outcome({id: Verdict(**verdict) for id, verdict in kept["verdicts"].items()}), False
         pool = ThreadPoolExecutor(self.jobs)
         futures: dict[Future[Outcome], Work] = {pool.submit(self.one, work): work for work in waiting}
         try:
             for future in tqdm(as_completed(futures), "students", len(futures), disable=None, leave=False):
-                found[futures[future].student.id] = future.result(), True
-        except BaseException:  # Ctrl-C, or a sandbox that does not work: nobody else is started, who runs is ended
+                yield futures[future], future.result(), True
+        finally:  # after Ctrl-C, or a sandbox that does not work: nobody else is started, who runs is ended
             self.stop.set()
-            raise
-        finally:
             pool.shutdown(cancel_futures=True)
-        return found
 
     def one(self, work: Work) -> Outcome:
         """Runs one student's answers."""
@@ -179,6 +177,10 @@ class Grading:
             releases.part(exercise, handed.answers[exercise.id].source, handed.answers[exercise.id].before)
             for exercise in self.release.exercises if exercise.id in handed.answers
         ]
+
+    def all(self, work: Work) -> object:
+        """All that a student's entry in the gradebook depends on."""
+        return [self.parts(work.handed[0]), sorted(work.handed[0].texts.items()), dataclasses.astuple(work.student)]
 
     def row(self, work: Work, outcome: Outcome, scores: dict[str, float | None]) -> Row:
         """A student's line in the table."""
@@ -221,7 +223,7 @@ class Grading:
     def keep(self, work: Work, outcome: Outcome) -> None:
         """Stores a student's result once it stands in the gradebook."""
         verdicts = {id: verdict.as_dict() for id, verdict in outcome.verdicts.items()}
-        _keep(self.path(work), {"digest": self.digest(self.parts(work.handed[0])), "verdicts": verdicts})
+        _keep(self.path(work), {"digest": self.digest(self.all(work)), "verdicts": verdicts})
 
 
 def _complete(handed: Handed, outcome: Outcome, release: Release) -> bool:
@@ -243,7 +245,7 @@ def _release(course: Path, name: str) -> Release:
     return releases.load(course, name)
 
 
-def _kept(path: Path, digest: str) -> dict[str, object] | None:
+def _kept(path: Path, digest: str) -> dict[str, Any] | None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -197,6 +197,10 @@ def job(setup: Iterable[tuple[str, str]], parts: Iterable[dict[str, Any]], impor
 
 
 def part(exercise: Exercise, answer: str, before: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
-    """One exercise of a job, with a student's answer in it."""
+    """One exercise of a job, with a student's answer in it.
+
+    The stub runs first: what was imported for the answer is there even if the student wrote it into another cell.
+    """
+    before = [[name, plain(code)] for name, code in ((f"given {exercise.id}", exercise.stub), *before)]
     checks = [{"id": check.id, "code": plain(check.source)} for check in exercise.checks]
-    return {"id": exercise.id, "before": [list(cell) for cell in before], "answer": plain(answer), "checks": checks}
+    return {"id": exercise.id, "before": before, "answer": plain(answer), "checks": checks}

@@ -91,10 +91,10 @@ def identify(name: str, number: str, students: dict[str, Student]) -> tuple[Stud
     fits = [
         student for student in students.values()
         if name in (student.id, student.email)
-        or wanted and wanted in {
+        or (wanted and wanted in {
             folded(student.id), folded(student.first_name + student.last_name),
             folded(student.last_name + student.first_name),
-        }
+        })
     ]
     if len(fits) == 1:
         return fits[0], ""

@@ -39,6 +39,8 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 SETTINGS = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "fonts", "localtime")
 TMP_MEGABYTES = 256
 INSTALL = "apt-get install bubblewrap (Debian, Ubuntu), dnf install bubblewrap (Fedora); on Windows in WSL"
+# Settings of the kernel with which Ubuntu (from 24.04 on) and Debian (once) keep bubblewrap from working.
+NAMESPACES = {"kernel.apparmor_restrict_unprivileged_userns": "1", "kernel.unprivileged_userns_clone": "0"}
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,12 @@ def unavailable() -> str | None:
     if done.returncode == 0 and done.stdout.strip() == "inside":
         return None
     said = (done.stderr or done.stdout).strip().splitlines()
-    return (
-        f"bwrap does not run here: {said[-1] if said else f'exit status {done.returncode}'}. The system may forbid "
-        "user namespaces, as containers often do"
-    )
+    reason = f"bwrap does not run here: {said[-1] if said else f'exit status {done.returncode}'}"
+    for setting, forbids in NAMESPACES.items():
+        path = Path("/proc/sys", setting.replace(".", "/"))
+        if path.exists() and path.read_text(encoding="ascii").strip() == forbids:
+            return f"{reason}. This system allows no namespaces; to allow them: sysctl -w {setting}={1 - int(forbids)}"
+    return f"{reason}. The system may forbid user namespaces, as containers often do"
 
 
 def run(

@@ -1,8 +1,8 @@
 """Finds what each student handed in for an assignment, under whatever name, and the answers in it.
 
 A notebook is told by what is in it: the grade ids of its cells. So it may be called `Copy of se (1).ipynb` and lie
-where it likes below `submitted/<student>/`, or come out of a learning platform's download in `downloaded/se/`, zipped or
-not. What students hand in is read as data: nothing of it runs here.
+where it likes below `submitted/<student>/`, or come out of a learning platform's download in `downloaded/se/`, zipped
+or not. What students hand in is read as data: nothing of it runs here.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _notebooks(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(one for one in folders if not one.startswith((".", "__MACOSX")))
         for file in sorted(files):
             path = Path(parent, file)
-            if file.lower().endswith(".ipynb") and not file.startswith(".") and path.is_file() and not path.is_symlink():
+            if file.lower().endswith(".ipynb") and not file.startswith(".") and not path.is_symlink():
                 yield path
 
 
@@ -269,7 +269,7 @@ def is_stub(source: str, exercise: Exercise) -> bool:
     parsed, stub = releases.tree(releases.plain(source)), releases.tree(exercise.stub)
     if parsed is None:
         return source.split() == exercise.stub.split()
-    if not parsed.body or stub is not None and ast.dump(parsed) == ast.dump(stub):
+    if not parsed.body or (stub is not None and ast.dump(parsed) == ast.dump(stub)):
         return True
     return all(_says_nothing(node) for node in parsed.body)
 

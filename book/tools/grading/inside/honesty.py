@@ -7,6 +7,9 @@ with an `__eq__` of its own would equal anything. *It stays out of the interpret
 check's numbers lie, other threads, the garbage collector's lists, foreign code.
 
 A person who knows CPython well gets past this; what gets past it does not look like an answer any more.
+
+Nothing here is a class with methods, and what is captured is captured in closures: Python lists all classes to whoever
+asks, with their methods and through them their module, but not the functions that live in another function.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import ast
 import inspect
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 WATCHED = {
@@ -36,6 +39,7 @@ COMPARING = (
 INTERNALS = {
     "f_back", "f_globals", "f_locals", "f_builtins", "f_code", "tb_frame", "gi_frame", "cr_frame", "ag_frame",
     "__globals__", "__closure__", "__code__", "cell_contents", "__subclasses__", "_getframe", "_current_frames",
+    "getprofile", "setprofile", "settrace", "addaudithook",
 }
 NEVER = {
     "os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen",
@@ -48,6 +52,9 @@ NOT_FROM_AN_ANSWER = {
 }
 ANSWER = "<answer"  # how the files of an answer's code are called
 CODE = {"__code__", "__defaults__", "__kwdefaults__"}
+HARMLESS = (object, int, float, complex, str, bytes, dict, list, tuple, set, frozenset, bool, type(None))
+
+Names = Mapping[str, Any]
 
 
 class NotAllowed(Exception):
@@ -66,168 +73,173 @@ def refuse_internals(code: str) -> None:
             raise NotAllowed(f"an answer may not use {name!r}")
 
 
-class Guard:
-    """The list of what is not the answer's own, made when it is constructed, and what is compared with it.
+def owner(roots: Iterable[str]) -> Callable[[types.CodeType], bool]:
+    """A function that says whether code is an answer's, where what lies below `roots` is not.
+
+    An answer's code is called so, or comes from a file that lies nowhere we know. What other packages make of strings
+    while they run is called "<string>"; `forbid` keeps an answer from that.
+    """
+    roots = ("<", *roots)
+
+    def own(code: types.CodeType) -> bool:
+        return code.co_filename.startswith(ANSWER) or not code.co_filename.startswith(roots)
+
+    return own
+
+
+def snapshot(modules: Iterable[str]) -> tuple[list[tuple[str, Names, dict[str, Any]]], list[Any], set[type]]:
+    """What an answer must leave as it is.
 
     Args:
-        modules: names of further modules, which the checks import.
-        learning: compare nothing: the first run of an assignment imports much, and imports exchange functions.
+        modules: names of modules beyond `WATCHED`, which the checks import.
+
+    Returns:
+        For every module and class its name, its names as they are at any time, and as they are now; where a new name
+        would hide another one, the same with the forbidden names; and the classes.
     """
+    packages = {name.partition(".")[0] for name in modules} | WATCHED
+    view = type.__dict__["__dict__"].__get__  # a class's names, whatever its metaclass says
+    hidden_by_module = frozenset(vars(sys.modules["builtins"]))
+    entries: list[tuple[str, Names, dict[str, Any]]] = [("sys.modules", sys.modules, dict(sys.modules))]
+    additions, classes = [], {}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] not in packages or not isinstance(module, types.ModuleType):
+            continue
+        live = module.__dict__
+        saved = {key: value for key, value in live.items() if fixed(value)}
+        entries.append((name, live, saved))
+        if name != "builtins":
+            additions.append((name, live, frozenset(live), hidden_by_module))
+        if name.startswith("torch.testing"):  # the tolerances
+            tables = {key: table for key, table in live.items() if type(table) is dict and not key.startswith("__")}
+            entries += [(f"{name}.{key}", table, dict(table)) for key, table in tables.items()]
+        for value in saved.values():
+            if isinstance(value, type) and value.__module__.partition(".")[0] in packages:
+                classes[id(value)] = value
+    for cls in classes.values():
+        name, live = f"{cls.__module__}.{cls.__qualname__}", view(cls)
+        entries.append((name, live, {key: value for key, value in live.items() if fixed(value)}))
+        above = {key for base in cls.__mro__[1:] for key in view(base) if not key.startswith("__") or key in COMPARING}
+        additions.append((name, live, frozenset(live), frozenset(above)))
+    return entries, additions, set(classes.values())
 
-    def __init__(self, modules: Iterable[str] = (), *, learning: bool = False) -> None:
-        self.learning = learning
-        self.trusted = tuple({*filter(None, sys.path), sys.prefix, sys.base_prefix, __file__.rpartition("/")[0]})
-        self.entries: list[tuple[str, Mapping[str, Any], dict[str, Any]]] = []
-        self.closely: list[tuple[str, Mapping[str, Any], dict[str, Any]]] = []
-        self.new_names: list[tuple[str, Mapping[str, Any], int, frozenset[str], frozenset[str]]] = []
-        self.classes: set[type] = set()
-        self.fault: str | None = None
-        self.getframe, self.setprofile = sys._getframe, sys.setprofile
-        self.busy = False
-        if not learning:
-            self._list({name.partition(".")[0] for name in modules} | WATCHED)
 
-    def _list(self, packages: set[str]) -> None:
-        view = type.__dict__["__dict__"].__get__  # a class's names, whatever its metaclass says
-        shadowed = frozenset(vars(sys.modules["builtins"]))
-        self.entries.append(("sys.modules", sys.modules, dict(sys.modules)))
-        seen: dict[int, tuple[str, type]] = {}
-        for name, module in list(sys.modules.items()):
-            if name.partition(".")[0] not in packages or not isinstance(module, types.ModuleType):
-                continue
-            live = module.__dict__
-            saved = {key: value for key, value in live.items() if self._fixed(value)}
-            entry = (name, live, saved)
-            self.entries.append(entry)
-            if name in CLOSELY:
-                self.closely.append(entry)
-            if name != "builtins":
-                self.new_names.append((name, live, len(live), frozenset(live), shadowed))
-            for value in saved.values():
-                if isinstance(value, type) and value.__module__.partition(".")[0] in packages:
-                    seen[id(value)] = (f"{value.__module__}.{value.__qualname__}", value)
-            if name.startswith("torch.testing"):  # the tolerances
-                tables = {key: table for key, table in live.items() if type(table) is dict and not key.startswith("__")}
-                self.entries += [(f"{name}.{key}", table, dict(table)) for key, table in tables.items()]
-        for name, cls in seen.values():
-            self.classes.add(cls)
-            live = view(cls)
-            entry = (name, live, {key: value for key, value in live.items() if self._fixed(value)})
-            self.entries.append(entry)
-            if cls.__name__ in ("Tensor", "TensorBase", "_TensorBase", "Module", "Trace", "Tap"):
-                self.closely.append(entry)
-            inherited = frozenset(key for base in cls.__mro__[1:] for key in view(base)) & frozenset(COMPARING) | (
-                frozenset(key for base in cls.__mro__[1:-1] for key in view(base) if not key.startswith("__")))
-            self.new_names.append((name, live, len(live), frozenset(live), inherited))
+def fixed(value: Any) -> bool:
+    """Whether a name's value is something that no honest run exchanges: counters and settings do change."""
+    kind = type(value)  # asking the value itself would wake what only warns of its own age
+    calls = any("__call__" in vars(base) for base in kind.__mro__)
+    return calls or issubclass(kind, types.ModuleType | property | staticmethod | classmethod)
 
-    def _own(self, code: types.CodeType) -> bool:
-        """Whether the code is the answer's: it is called so, or lies in a file that came from nowhere we know.
 
-        What other packages make of strings while they run is called "<string>"; `forbid` keeps an answer from that.
-        """
-        file = code.co_filename
-        return file.startswith(ANSWER) or not file.startswith(("<", *self.trusted))
+def watcher(
+    modules: Iterable[str], roots: Iterable[str]
+) -> tuple[Callable[[], None], Callable[[Callable[[], Any]], Any], Callable[[], None]]:
+    """Three functions around one snapshot.
 
-    @staticmethod
-    def _fixed(value: Any) -> bool:
-        """Whether a name's value is something that no honest run exchanges: counters and settings do change."""
-        return callable(value) or isinstance(value, types.ModuleType | property | staticmethod | classmethod)
+    Args:
+        modules: what the checks import.
+        roots: folders of code that is not an answer's.
 
-    def compare(self) -> None:
-        """Compares everything.
+    Returns:
+        `compare()` raises `NotAllowed` where something is not as it was; `watching(check)` runs a check and has an eye
+        on what the answer does meanwhile; `forbid()` makes this process refuse, from now on, what an answer has no
+        business with.
+    """
+    entries, additions, classes = snapshot(modules)
+    closely = [entry for entry in entries if entry[0] in CLOSELY]
+    own, is_function = owner(roots), types.FunctionType
+    builtin = (types.WrapperDescriptorType, types.MethodDescriptorType, types.BuiltinFunctionType)
+    getframe, setprofile = sys._getframe, sys.setprofile
+    inspecting = inspect.__file__
+    faults: list[str] = []
+    busy = [False]  # while this file itself does what it forbids
 
-        Raises:
-            NotAllowed: with the name of what is not as it was.
-        """
-        self._look(self.entries)
-        for name, live, size, known, forbidden in self.new_names:
-            if len(live) != size and self.fault is None:
-                for key in live:
-                    if key not in known and key in forbidden:
-                        self.fault = f"the answer added {name}.{key}, which is not its own"
-        if self.fault is not None:
-            raise NotAllowed(self.fault)
+    def look(at: list[tuple[str, Names, dict[str, Any]]]) -> None:
+        for name, live, saved in at:
+            for key, value in saved.items():
+                if live.get(key) is not value:
+                    faults.append(f"the answer replaced {name}.{key}, which is not its own")
+                    return
 
-    def _look(self, entries: list[tuple[str, Mapping[str, Any], dict[str, Any]]]) -> None:
-        if self.fault is None:
-            for name, live, saved in entries:
-                for key, value in saved.items():
-                    if live.get(key) is not value:
-                        self.fault = f"the answer replaced {name}.{key}, which is not its own"
-                        return
+    def compare() -> None:
+        look(entries)
+        for name, live, known, forbidden in additions:
+            for key in live:
+                if key not in known and key in forbidden:
+                    faults.append(f"the answer added {name}.{key}, which is not its own")
+        if faults:
+            raise NotAllowed(faults[0])
 
-    def __enter__(self) -> None:
-        if not self.learning:
-            self._profile(self._returned)
-
-    def __exit__(self, *_: object) -> None:
-        self._profile(None)
-
-    def _profile(self, function: Any) -> None:
-        self.busy = True
-        self.setprofile(function)
-        self.busy = False
-
-    def _returned(self, frame: types.FrameType, event: str, value: Any) -> None:
-        """Looks closely whenever a call into the answer's code returns to code that is not the answer's."""
-        if event != "return" or not self._own(frame.f_code):
-            return
-        back = frame.f_back
-        if back is None or self._own(back.f_code):
-            return
-        self.busy = True
-        self._look(self.closely)
-        if self.fault is None and (name := self._judges_itself(value)):
-            self.fault = f"the answer returns an object that compares itself, by {name}"
-        self.busy = False
-
-    def _judges_itself(self, value: Any, depth: int = 2) -> str | None:
+    def judges_itself(value: Any, depth: int = 2) -> str | None:
         """The method by which a returned object would decide itself whether it is right."""
         for cls in type(value).__mro__:
-            if cls in self.classes or cls in (object, int, float, str, dict, list, tuple, bool, type(None)):
+            if cls in HARMLESS or cls in classes:
                 continue
             for name in COMPARING:
                 method = cls.__dict__.get(name)
                 method = getattr(method, "__func__", method)
-                if isinstance(method, types.FunctionType):
-                    if self._own(method.__code__):
-                        return f"{cls.__name__}.{name}"
-                elif callable(method) and not isinstance(
-                    method, types.WrapperDescriptorType | types.MethodDescriptorType | types.BuiltinFunctionType
-                ):
+                foreign = own(method.__code__) if type(method) is is_function else (
+                    callable(method) and not isinstance(method, builtin) and name != "__class__"
+                )
+                if foreign:
                     return f"{cls.__name__}.{name}"
         if depth and isinstance(value, dict):
             value = list(dict.values(value))
         if depth and isinstance(value, list | tuple):
             for item in value[:1000]:
-                if type(item) not in (int, float, str, bool) and (name := self._judges_itself(item, depth - 1)):
+                if type(item) not in HARMLESS[:5] and (name := judges_itself(item, depth - 1)):
                     return name
         return None
 
-    def forbid(self) -> None:
-        """From now on this process refuses what an answer has no business with. Cannot be undone."""
-        getframe, inspecting = self.getframe, inspect.__file__
+    def returned(frame: types.FrameType, event: str, value: Any) -> None:
+        """Looks closely whenever a call into the answer's code returns to code that is not the answer's."""
+        if event != "return" or not own(frame.f_code):
+            return
+        back = frame.f_back
+        if back is None or own(back.f_code) or faults:
+            return
+        busy[0] = True
+        look(closely)
+        if name := judges_itself(value):
+            faults.append(f"the answer returns an object that compares itself, by {name}")
+        busy[0] = False
 
-        def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-            if self.busy:
-                return
-            if event in NEVER or event.startswith("ctypes."):
+    def watching(check: Callable[[], Any]) -> Any:
+        busy[0] = True
+        setprofile(returned)
+        busy[0] = False
+        try:
+            return check()
+        finally:
+            busy[0] = True
+            setprofile(None)
+            busy[0] = False
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if busy[0]:
+            return
+        if event in NEVER or event.startswith("ctypes."):
+            raise PermissionError(f"an answer may not use {event}")
+        if event in ("object.__setattr__", "object.__delattr__") and arguments[1] in CODE:
+            busy[0] = True
+            code = arguments[0].__code__
+            made = own(code) or code.co_filename.startswith("<")  # named tuples make functions and set these
+            busy[0] = False
+            if not made:
+                raise PermissionError("an answer may not change the code of a function that is not its own")
+        elif event in NOT_FROM_AN_ANSWER:
+            busy[0] = True
+            frame = getframe(1)
+            while frame is not None and frame.f_code.co_filename == inspecting:
+                frame = frame.f_back
+            asked = frame is not None and own(frame.f_code)
+            busy[0] = False
+            if asked:
                 raise PermissionError(f"an answer may not use {event}")
-            if event == "object.__setattr__" and arguments[1] in CODE:
-                self.busy = True
-                code = arguments[0].__code__
-                made = self._own(code) or code.co_filename.startswith("<")  # named tuples make functions and set these
-                self.busy = False
-                if not made:
-                    raise PermissionError("an answer may not change the code of a function that is not its own")
-            elif event in NOT_FROM_AN_ANSWER:
-                self.busy = True
-                frame = getframe(1)
-                while frame is not None and frame.f_code.co_filename == inspecting:
-                    frame = frame.f_back
-                own = frame is not None and self._own(frame.f_code)
-                self.busy = False
-                if own:
-                    raise PermissionError(f"an answer may not use {event}")
 
+    def forbid() -> None:
+        if hasattr(sys, "getprofile"):  # it would hand out `returned`, and with it all of this
+            del sys.getprofile
         sys.addaudithook(refuse)
+
+    return compare, watching, forbid

@@ -30,22 +30,26 @@ import sys
 import time
 import traceback
 import types
+from collections.abc import Callable
 from typing import Any
 
 import fence
 import honesty
 
 SHOWN = 8_000  # characters of what an exercise printed, or of a traceback, that the student gets to see
+PARTS = ("ename", "evalue", "traceback")  # of an error
 HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGES = re.compile(r"^/.*(?:site-packages/|(?=attn_lib/)|lib/python[0-9.]+/)")  # where packages lie on this machine
 READ = 65_536  # bytes taken from a pipe at once
 
 
-class Magics:
-    """Stands for IPython, which is not here: a magic in an answer does nothing, a shell command neither."""
-
-    def __getattr__(self, name: str) -> Any:
+# Stands for IPython, which is not here: a magic in an answer does nothing, nor does a shell command. It is made in the
+# notebook, because a function made here would lead an answer to all the others.
+MAGICS = """
+class get_ipython:
+    def __getattr__(self, name):
         return lambda *arguments, **options: None
+"""
 
 
 def compiled(name: str, code: str) -> types.CodeType:
@@ -55,67 +59,64 @@ def compiled(name: str, code: str) -> types.CodeType:
     return compile(code, file, "exec", dont_inherit=True)
 
 
-class Check:
-    """A check of the release: compiled before any answer has run, so that no answer changes what it says."""
+def ready(check: dict[str, str]) -> tuple[str, types.CodeType, types.CodeType | None, set[str]]:
+    """A check, compiled before any answer has run: its id, its statements, its last expression, what it imports.
 
-    def __init__(self, id: str, code: str) -> None:
-        self.id = id
-        self.name = f"check {id}"
-        compiled(self.name, code)
-        tree = ast.parse(code, f"<{self.name}>")
-        # As in a notebook, the value of a last expression is shown, and nbgrader takes a number for the points.
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        self.body = compile(tree, f"<{self.name}>", "exec", dont_inherit=True)
-        self.last = compile(ast.Expression(last.value), f"<{self.name}>", "eval", dont_inherit=True) if last else None
-        self.imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        self.imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
-
-    def run(self, world: dict[str, Any]) -> float | None:
-        """Runs it on what `world` holds; returns the number it ends with, if it ends with one.
-
-        Its own variables stay out of `world`: an answer that is called by the check finds there what the answer left,
-        and not the numbers that the check expects.
-        """
-        names = dict(world)
-        exec(self.body, names)
-        value = eval(self.last, names) if self.last is not None else None
-        return float(value) if type(value) in (int, float) else None
+    As in a notebook, the value of a last expression counts: nbgrader takes a number for the points.
+    """
+    file = f"<check {check['id']}>"
+    compiled(file[1:-1], check["code"])
+    tree = ast.parse(check["code"], file)
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    imports = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imports |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    value = compile(ast.Expression(last.value), file, "eval", dont_inherit=True) if last is not None else None
+    return check["id"], compile(tree, file, "exec", dont_inherit=True), value, imports
 
 
-class Exercise:
-    """An answer with what it needs of the student's own cells, and its checks."""
+def run(
+    exercise: dict[str, Any], world: dict[str, Any], guard: tuple[Any, Any, Any] | None,
+    say: Callable[[str, bool, float | None, dict[str, str]], None],
+) -> None:
+    """Runs an answer and its checks, in the child; `say` is called with what came of each check.
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        self.id: str = job["id"]
-        self.cells: list[tuple[str, str]] = [*map(tuple, job["before"]), (f"answer {self.id}", job["answer"])]
-        self.checks = [Check(check["id"], check["code"]) for check in job["checks"]]
-
-    def run(self, world: dict[str, Any], guard: honesty.Guard, say: Any) -> None:
-        """Runs answer and checks; `say` is called with what came of each check. Runs in the child."""
-        try:
-            for name, code in self.cells:
+    What checks define stays out of `world`: an answer that is called by a check finds there what the answer left, and
+    not the numbers that the check expects.
+    """
+    compare, watching, _ = guard or (lambda: None, lambda check: check(), None)
+    try:
+        for name, code in [*exercise["before"], (f"answer {exercise['id']}", exercise["answer"])]:
+            cell = compiled(name, code)
+            if guard:
                 honesty.refuse_internals(code)
-                exec(compiled(name, code), world)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt are an answer's error like any other
-            for check in self.checks:
-                say(check=check.id, passed=False, error=described(error))
-            return
-        for check in self.checks:
-            value, error = None, None
+            exec(cell, world)
+    except BaseException as error:  # SystemExit and KeyboardInterrupt are an answer's error like any other
+        for id, *_ in exercise["checks"]:
+            say(id, False, None, described(error))
+        return
+    names = dict(world)
+    for id, body, last, _ in exercise["checks"]:
+
+        def check(body: Any = body, last: Any = last) -> Any:
+            exec(body, names)
+            return eval(last, names) if last is not None else None
+
+        try:
+            compare()
             try:
-                guard.compare()
-                with guard:
-                    value = check.run(world)
-                guard.compare()
-            except BaseException as raised:
-                error = described(raised)
-            say(check=check.id, passed=error is None, value=value, error=error)
+                value = watching(check)
+            finally:
+                compare()  # what was replaced tells more than the assertion that failed
+        except BaseException as error:
+            say(id, False, None, described(error))
+        else:
+            say(id, True, float(value) if type(value) in (int, float) else None, {})
 
 
 def described(error: BaseException) -> dict[str, str]:
     """What the student gets to see of an error: its name, its message, the lines of cells, and the last line."""
     try:
-        name, message = type(error).__name__, str(error)
+        name, message = type(error).__name__, f"{error}"
         frames = traceback.extract_tb(error.__traceback__)
         frames = [frame for frame in frames if os.path.dirname(frame.filename) != HERE]
         cells = [frame for frame in frames[:-1] if frame.filename.startswith("<")]
@@ -126,13 +127,15 @@ def described(error: BaseException) -> dict[str, str]:
         text = "".join(lines)
     except BaseException:  # an exception may have a `__str__` of its own
         name, message, text = "Exception", "the answer raised an exception that cannot be shown", ""
-    return {"ename": name[:200], "evalue": message[:2000], "traceback": text[-SHOWN:]}
+    return dict(zip(PARTS, (name[:200], message[:2000], text[-SHOWN:]), strict=True))
 
 
-def attempt(exercise: Exercise, world: dict[str, Any], guard: honesty.Guard, job: dict[str, Any]) -> None:
+def attempt(
+    exercise: dict[str, Any], world: dict[str, Any], guard: tuple[Any, Any, Any] | None, job: dict[str, Any]
+) -> None:
     """Runs one exercise in a child and reports it."""
     began = time.monotonic()
-    word = secrets.token_hex(16)
+    word = secrets.token_hex(16).encode()
     heard, told = os.pipe()
     seen, shown = os.pipe()
     pid = os.fork()
@@ -141,26 +144,32 @@ def attempt(exercise: Exercise, world: dict[str, Any], guard: honesty.Guard, job
     os.close(told)
     os.close(shown)
     lines, output, stopped = listen(pid, heard, seen, job["seconds"], job["kilobytes"] * 1000)
-    said = {}
+    said: dict[str, tuple[bool, float | None, dict[str, str]]] = {}
+    imported: list[str] = []
     for line in lines.split(b"\n"):
-        if line.startswith(word.encode()):
-            try:
-                message = json.loads(line[len(word):])
-                said[message.get("check", "")] = message
-            except (ValueError, KeyError, TypeError):
-                continue
+        parts = line.split(b" ")
+        if parts[0] != word:  # only whoever was told the word speaks for the check
+            continue
+        texts = [bytes.fromhex(part.decode("ascii")).decode("utf-8", "replace") for part in parts[1:]]
+        if texts[0] == "imported":
+            imported = texts[1:]
+        else:
+            id, passed, value, *error = texts
+            said[id] = passed == "yes", float(value) if value else None, dict(zip(PARTS, error, strict=False))
     text = output.decode("utf-8", "replace")
     if len(text) > SHOWN:
         text = f"{text[: SHOWN // 2]}\n[…]\n{text[-SHOWN // 2 :]}"
-    for check in exercise.checks:
-        verdict = said.get(check.id) or {"check": check.id, "passed": False, "error": stopped}
-        report(exercise=exercise.id, seconds=round(time.monotonic() - began, 2), output=text, **verdict)
+    for id, *_ in exercise["checks"]:
+        passed, value, error = said.get(id, (False, None, stopped))
+        seconds = round(time.monotonic() - began, 2)
+        report(check=id, passed=passed, value=value, error=error, output=text, seconds=seconds)
         text = ""  # it is shown once
-    report(imported=said.get("", {}).get("imported", []))
+    report(imported=imported)
 
 
 def child(
-    exercise: Exercise, world: dict[str, Any], guard: honesty.Guard, job: dict[str, Any], word: str, told: int, shown: int
+    exercise: dict[str, Any], world: dict[str, Any], guard: tuple[Any, Any, Any] | None, job: dict[str, Any],
+    word: bytes, told: int, shown: int,
 ) -> None:
     """The child's life: it never returns."""
     try:
@@ -169,17 +178,25 @@ def child(
         told = os.dup2(told, 3)
         os.closerange(4, 1 << 16)  # nothing that belongs to the judge stays open
         os.setsid()
-        write, dumps, newline, prefix = os.write, json.JSONEncoder().encode, b"\n", word.encode()
+        write = os.write
 
-        def say(**message: Any) -> None:
-            write(told, prefix + dumps(message).encode() + newline)
+        # Nothing in here can be exchanged by an answer: only methods of exact strings and bytes, and what is captured.
+        def tell(*texts: str) -> None:
+            line = word
+            for text in texts:
+                line += b" " + text.encode("utf-8", "replace").hex().encode()
+            write(told, line + b"\n")
+
+        def say(id: str, passed: bool, value: float | None, error: dict[str, str]) -> None:
+            tell(id, "yes" if passed else "no", f"{value}" if value is not None else "", *error.values())
 
         fence.close(seconds=job["seconds"], megabytes=job["megabytes"])
-        guard.forbid()
         before = set(sys.modules)
-        exercise.run(world, guard, say)
+        if guard:
+            guard[2]()
+        run(exercise, world, guard, say)
+        tell("imported", *[name for name in sys.modules if name not in before][:5000])
         sys.stdout.flush()
-        say(imported=sorted({*sys.modules} - before))
     finally:
         os._exit(0)
 
@@ -242,22 +259,24 @@ def main() -> None:
     job = json.loads(sys.stdin.read())
     sys.path[:] = [folder for folder in sys.path if folder != HERE]
     hide_from_children()
-    # `__main__` is the student's notebook, not this script.
+    # `__main__` is the student's notebook; this script and its neighbours are nowhere to be found by name.
     notebook = types.ModuleType("__main__")
     sys.modules["__main__"] = notebook
+    del sys.modules["honesty"], sys.modules["fence"]
     world = notebook.__dict__
-    world["get_ipython"] = Magics
+    exec(MAGICS, world)
     try:
-        exercises = [Exercise(exercise) for exercise in job["exercises"]]
+        exercises = [{**one, "checks": [ready(check) for check in one["checks"]]} for one in job["exercises"]]
         for name, code in job["setup"]:
             exec(compiled(name, code), world)
-        imports = {name for exercise in exercises for check in exercise.checks for name in check.imports}
+        imports = {name for one in exercises for check in one["checks"] for name in check[3]}
         for module in [*sorted(imports), *job["imports"]]:  # once here, and not in every child
             try:
                 builtins.__import__(module)
             except ImportError:
                 continue
-        guard = honesty.Guard(imports, learning=bool(job.get("learning")))
+        roots = {*filter(None, sys.path), sys.prefix, sys.base_prefix, HERE}
+        guard = None if job.get("learning") else honesty.watcher(imports, roots)
     except BaseException as error:
         report(fatal=described(error))
         return
