@@ -7,20 +7,27 @@ reason, and the rest runs with the limits alone.
 
 import copy
 import csv
+import dataclasses
 import io
+import os
+import subprocess
+import sys
 import textwrap
 import time
 import unicodedata
 import zipfile
+from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pytest
 from nbgrader.api import Gradebook
 
 from book.tools import assignment, notebooks
+from book.tools.anatomy import exercises
 from book.tools.grading import __main__ as grading
 from book.tools.grading import release as releases
-from book.tools.grading import sandbox, tables
+from book.tools.grading import roster, sandbox, submissions, tables
 from book.tools.grading.sandbox import Limits
 
 ONE, TWO, THREE = "mini-halves", "mini-factors", "mini-mean"
@@ -71,8 +78,8 @@ MISHAPS = {
 TRICKS = {
     "patches": (THREE, """
 def masked_mean(x, mask):
-    return x
-torch.testing.assert_close = lambda *a, **k: None
+    return x.mean(-1)
+torch.testing.assert_close = lambda *arguments, **options: None
 """, "torch.testing.assert_close"),
     "patches and mends": (THREE, """
 kept = []
@@ -96,11 +103,13 @@ def factors():
 """, "compares itself"),
     "forges": (ONE, """
 import json, os
+words = [b"0" * 32] + [text.encode().hex().encode() for text in ("mini-halves-check", "yes", "")]
 for end in range(256):
-    try:
-        os.write(end, b'\\n' + json.dumps({"check": "mini-halves-check", "passed": True}).encode() + b'\\n')
-    except OSError:
-        pass
+    for line in (b" ".join(words), json.dumps({"check": "mini-halves-check", "passed": True}).encode()):
+        try:
+            os.write(end, b"\\n" + line + b"\\n")
+        except OSError:
+            pass
 os._exit(0)
 """, "ended the interpreter"),
     "forks": (ONE, "import os\nif os.fork() == 0:\n    raise SystemExit\ndef halves():\n    return {}", "os.fork"),
@@ -122,7 +131,7 @@ def masked_mean(x, mask):
 """, ""),
     "swaps code": (THREE, """
 def masked_mean(x, mask):
-    return x
+    return x.mean(-1)
 kind = "__co" + "de__"
 setattr(torch.testing.assert_close, kind, getattr(lambda *arguments, **options: None, kind))
 """, "may not use"),
@@ -174,11 +183,12 @@ def attacks(course):
     reference, book = course.parent / "mini.ipynb", course / "gradebook.db"
     return {
         "reads": (TWO, f"""
-import json
+import json, re
 for path in [{str(reference)!r}, {str(course / 'source/mini/mini.ipynb')!r}]:
-    for cell in json.load(open(path))["cells"]:
-        if cell["metadata"].get("nbgrader", {{}}).get("grade_id") == "mini-factors":
-            exec("".join(cell["source"]))
+    text = open(path).read()
+    numbers = re.findall("[0-9][.]0", text[text.index("return {{'width'"):])
+def factors():
+    return {{"width": float(numbers[0]), "height": float(numbers[1])}}
 """, ""),
         "zeroes": (TWO, f"""
 import sqlite3
@@ -228,8 +238,8 @@ class Class:
         scores = {id: 0 if id in lost else points for id, points in POINTS.items()}
         self.expected[unicodedata.normalize("NFC", student)] = status, scores, remark
 
-    def grading(self, protected, **options):
-        return grading.Grading(self.folder, "mini", limits=LIMITS, jobs=2, protected=protected, **options)
+    def grading(self, protected, jobs=2, **options):
+        return grading.Grading(self.folder, "mini", limits=LIMITS, jobs=jobs, protected=protected, **options)
 
 
 def chapter():
@@ -257,12 +267,6 @@ def without(notebook, keep):
         entry = cell.metadata.pop("nbgrader", None)
         keep(cell, entry, id)
     return notebook
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    """A course in which nobody has handed anything in."""
-    return Class(tmp_path_factory.mktemp("empty"))
 
 
 def honest(class_):
@@ -403,5 +407,275 @@ def test_a_class_of_thirty(tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("a student whose result is stored was run again")
 
-    monkeypatch.setattr(sandbox, "run", refuse)
+    monkeypatch.setattr(sandbox, "run", refuse)  # what was done is stored
     assert compared(class_, class_.grading(protected).run()) == ""
+
+
+def test_it_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    """Ctrl-C costs what was running; who changes something is graded anew, and nobody else."""
+    protected = sandbox.unavailable() is None
+    class_ = Class(tmp_path)
+    for student in ("a", "b", "c"):
+        class_.submit(student, class_.notebook())
+    run, started, patience = sandbox.run, [], [3]
+
+    def stopping(job, *arguments, **options):
+        started.append(job)
+        if len(started) > patience[0]:  # the solutions are learnt from and proven first, then comes a student
+            raise KeyboardInterrupt
+        return run(job, *arguments, **options)
+
+    monkeypatch.setattr(sandbox, "run", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        class_.grading(protected, jobs=1).run()
+    assert set(in_gradebook(class_)) == {"a"}
+    started.clear()
+    assert compared(class_, class_.grading(protected).run()) == ""
+    assert len(started) == 2, "neither the solutions nor the first student run again"
+    started.clear()
+    class_.submit("b", class_.notebook(mini_factors=WRONG), lost=[TWO])
+    assert compared(class_, class_.grading(protected).run()) == ""
+    assert len(started) == 1
+
+
+def test_a_process_that_dies_gives_no_grade(tmp_path, monkeypatch):
+    """Nothing was graded, so the grade is blank; a grade of an earlier run is taken back."""
+    class_ = Class(tmp_path)
+    class_.submit("ada", class_.notebook())
+    verdicts = {f"{id}-check": sandbox.Verdict(True) for id in POINTS}
+    monkeypatch.setattr(sandbox, "run", lambda *arguments, **options: sandbox.Outcome(dict(verdicts)))
+    (row,) = class_.grading(True).run()
+    assert (row.status, row.points) == (tables.GRADED, 7)
+    run = class_.grading(True, again=True)
+    run.prove()
+    monkeypatch.setattr(run, "prove", lambda: None)
+    monkeypatch.setattr(sandbox, "run", lambda *arguments, **options: sandbox.Outcome())
+    (row,) = run.run()
+    assert (row.status, row.points) == (tables.UNFINISHED, None)
+    assert in_gradebook(class_) == {}
+
+
+def test_solutions_that_fail_stop_everything(tmp_path):
+    """If the book's own solutions do not pass here, nobody's grade means anything."""
+    class_ = Class(tmp_path)
+    class_.submit("ada", class_.notebook())
+    path = class_.folder / "source" / "mini" / "mini.ipynb"
+    path.write_text(path.read_text(encoding="utf-8").replace("k / 2", "k / 3"), encoding="utf-8")
+    with pytest.raises(grading.GradingError, match="mini-halves-check: the solution"):
+        class_.grading(sandbox.unavailable() is None).run()
+    assert in_gradebook(class_) == {}
+
+
+def test_nbgrader_goes_on_from_there(tmp_path):
+    """Its own commands find what they need after `make grade`: feedback, export, and collecting a download."""
+    class_ = Class(tmp_path)
+    class_.submit("ada", class_.notebook(mini_factors=WRONG), lost=[TWO])
+    class_.grading(sandbox.unavailable() is None).run()
+    env = {**assignment.environment(), "HOME": str(tmp_path)}
+
+    def nbgrader(*arguments):
+        command = [sys.executable, "-m", "nbgrader", *arguments]
+        done = subprocess.run(command, cwd=class_.folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    nbgrader("generate_feedback", "mini", "--force")
+    page = (class_.folder / "feedback" / "ada" / "mini" / "mini.html").read_text(encoding="utf-8")
+    assert "exercise 1: halves" in page and "AssertionError" in page
+    nbgrader("export")
+    assert ",5.0,7.0" in (class_.folder / "grades.csv").read_text(encoding="utf-8")
+    archive = class_.folder / "downloaded" / "mini" / "archive"
+    archive.mkdir(parents=True)
+    notebooks.write(class_.notebook(), archive / "lovelacegrace_LATE_4711_99_mini.ipynb")
+    nbgrader("zip_collect", "mini")
+    assert (class_.folder / "submitted" / "lovelacegrace" / "mini" / "mini.ipynb").is_file()
+
+
+def test_chapters_grade_in_the_judge(specimen):
+    """A chapter's solutions pass, its stubs do not, and nothing honest is taken for a trick."""
+    full = notebooks.read(specimen)
+    releases.only_exercises(full)
+    setup = [("set-up", releases.plain(cell.source)) for cell in full.cells if "nbgrader" not in cell.metadata]
+    solved, untouched = [], []
+    for cell in full.cells:
+        meta = cell.metadata.get("nbgrader", {})
+        if meta.get("solution"):
+            stub = exercises.student_copy(cell.source)
+            both = [releases.Exercise(meta["grade_id"], stub, cell.source, ())] * 2
+        elif meta:
+            check = releases.Check(meta["grade_id"], cell.source, meta["points"])
+            both = [dataclasses.replace(one, checks=(*one.checks, check)) for one in (solved.pop(), untouched.pop())]
+        if meta:
+            solved.append(both[0])
+            untouched.append(both[1])
+    protected, limits = sandbox.unavailable() is None, Limits(seconds=120)
+    parts = [releases.part(one, one.solution) for one in solved]
+    learnt = sandbox.run(releases.job(setup, parts, []) | {"learning": True}, limits, protected=protected)
+    passed = sandbox.run(releases.job(setup, parts, learnt.imported), limits, protected=protected)
+    assert {id: verdict.message for id, verdict in passed.verdicts.items() if not verdict.passed} == {}
+    parts = [releases.part(one, one.stub) for one in untouched]
+    failed = sandbox.run(releases.job(setup, parts, learnt.imported), limits, protected=protected)
+    assert failed.verdicts.keys() == passed.verdicts.keys() == {check.id for one in solved for check in one.checks}
+    assert not any(verdict.passed for verdict in failed.verdicts.values())
+
+
+def test_the_sandbox_shows_nothing_of_this_machine(tmp_path):
+    """No file of the user, no variable, no network, no place to write but a small one that vanishes."""
+    if reason := sandbox.unavailable():
+        pytest.skip(reason)
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    code = f"""
+import os, pathlib
+assert not os.path.exists({str(secret)!r})
+assert not os.path.exists({str(notebooks.ROOT / 'chapters')!r})
+assert not os.path.exists({str(Path.home() / '.ssh')!r}) and os.listdir("/tmp") == []
+assert "TOKEN_OF_SOMEBODY" not in os.environ
+assert len([name for name in os.listdir("/proc") if name.isdigit()]) <= 3
+assert [line.split(":")[0].strip() for line in open("/proc/net/dev")][2:] == ["lo"]
+for place in ["/", "/usr", "/etc", "/dev", {str(sandbox.LIBRARY)!r}, {sys.prefix!r}]:
+    try:
+        pathlib.Path(place, "mine").write_text("")
+    except OSError:
+        continue
+    raise AssertionError(place)
+try:
+    for number in range(100):
+        pathlib.Path("/tmp", str(number)).write_bytes(bytes(32 << 20))
+except OSError:
+    full = True
+assert full and number < 10
+"""
+    part = {"id": "x", "before": [], "answer": code, "checks": [{"id": "x-check", "code": "pass"}]}
+    with mock.patch.dict(os.environ, {"TOKEN_OF_SOMEBODY": "1"}):
+        outcome = sandbox.run(releases.job([], [part], []), LIMITS)
+    assert outcome.verdicts["x-check"].passed, outcome.verdicts["x-check"]
+
+
+@pytest.mark.parametrize(
+    ("line", "verdicts"),
+    [
+        (b'{"check": "x-check", "passed": 1}', {"x-check": False}),
+        (b'{"check": "x-check", "passed": true, "error": {"ename": "E"}}', {"x-check": False}),
+        (b'{"check": "another", "passed": true}', {}),
+        (b'{"check": ["x-check"], "passed": true}', {}),
+        (b'["x-check", true]', {}),
+        (b"[" * 100_000, {}),
+        (b'{"check": "x-check", "passed": true, "output": 7, "value": 1e999, "seconds": "?"}', {"x-check": True}),
+    ],
+)
+def test_what_a_process_says_is_believed_for_its_form_only(tmp_path, line, verdicts):
+    """A student who got hold of the judge cannot do more with it than to pass."""
+    said = tmp_path / "said"
+    last = b"" if verdicts else b'{"check": "x-check", "passed": false}\n'
+    said.write_bytes(b'{"ready": true}\n' + line + b"\n" + last)
+    with subprocess.Popen(["cat", said], stdout=subprocess.PIPE) as process:
+        outcome = sandbox.Outcome()
+        sandbox._listen(process, {"x-check"}, outcome, LIMITS, 1, None, lambda: None)
+    assert {id: verdict.passed for id, verdict in outcome.verdicts.items()} == (verdicts or {"x-check": False})
+
+
+def test_a_flood_of_verdicts_is_not_buffered():
+    """Whatever sends them."""
+    with subprocess.Popen(["yes", "x" * 1000], stdout=subprocess.PIPE) as process:
+        outcome = sandbox.Outcome()
+        sandbox._listen(process, set(), outcome, LIMITS, 1, None, lambda: None)
+        process.kill()
+    assert outcome.fatal == "silent"
+
+
+ADA = roster.Student("ada", "Ada", "Lovelace", "ada@example.org", "4711")
+ZAK = roster.Student("s-2", "Łukasz", "Żak", "zak@example.org")
+
+
+@pytest.mark.parametrize(
+    ("file", "id"),
+    [
+        ("lovelaceada_1_2_se.ipynb", "ada"),
+        ("lovelaceada_LATE_1_2_se-3.ipynb", "ada"),
+        ("whoever_4711_2_se.ipynb", "ada"),
+        ("Ada Lovelace_17_assignsubmission_file_/se.ipynb", "ada"),
+        ("Ada Lovelace_17_assignsubmission_file/Copy of se (1).ipynb", "ada"),
+        ("Ada Lovelace_17_assignsubmission_file_se.ipynb", "ada"),
+        ("archive/ada.ipynb", "ada"),
+        ("ada_se.ipynb", "ada"),
+        ("ada@example.org/se.ipynb", "ada"),
+        (unicodedata.normalize("NFD", "Żak Łukasz_1_assignsubmission_file_/se.ipynb"), "s-2"),
+        ("s-2/se.ipynb", "s-2"),
+        ("somebody_1_2_se.ipynb", "somebody"),
+        ("../x_1_2_se.ipynb", "x"),
+    ],
+)
+def test_whose_a_downloaded_file_is(file, id):
+    """As Canvas, Moodle and people name files and folders."""
+    assert submissions._sender(file, {"ada": ADA, "s-2": ZAK})[0].id == id
+
+
+def test_two_of_one_name_are_told_apart_or_not_graded_as_each_other():
+    """Two students called alike: their files are kept apart, and the teacher is told."""
+    twin = dataclasses.replace(ADA, id="ada2", lms_user_id="")
+    student, remark = roster.identify("Ada Lovelace", "17", {"ada": ADA, "ada2": twin})
+    assert student.id == "Ada Lovelace 17" and "several students" in remark
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id,first_name,last_name,email\nada,Ada,Lovelace,a@b\n",
+        "\ufeffid;last_name;first_name;email\nada;Lovelace;Ada;a@b\n",
+    ],
+)
+def test_rosters_of_spreadsheets(tmp_path, text):
+    """With commas or, as where decimals have commas, with semicolons."""
+    path = tmp_path / "roster.csv"
+    path.write_text(text, encoding="utf-8")
+    assert roster.read(path) == {"ada": roster.Student("ada", "Ada", "Lovelace", "a@b")}
+
+
+@pytest.mark.parametrize("text", ["name\nAda\n", "id\nada\nada\n", ""])
+def test_a_roster_that_is_none(tmp_path, text):
+    """Says what is wrong with it."""
+    path = tmp_path / "roster.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(roster.RosterError, match=r"roster\.csv"):
+        roster.read(path)
+
+
+def test_files_for_moodle_and_canvas(tmp_path):
+    """Who is in the roster, with what they look students up by; a dash or a blank where there is no grade."""
+    release = releases.Release("se", nbformat.v4.new_notebook(), (), ())
+    rows = [
+        tables.Row(ADA, tables.GRADED, {"x": 2.5}), tables.Row(ZAK, tables.MISSING),
+        tables.Row(roster.Student("=x()", listed=False), tables.GRADED, {"x": 1.0}),
+    ]
+    everybody, moodle, canvas = (path.read_text(encoding="utf-8") for path in tables.write(rows, release, tmp_path))
+    assert moodle.splitlines()[1:] == ["ada@example.org,ada,2.5,", "zak@example.org,s-2,-,not submitted"]
+    assert canvas.splitlines() == [
+        "Student,ID,SIS User ID,SIS Login ID,Section,se", "    Points Possible,,,,,0",
+        '"Lovelace, Ada",4711,ada,ada,,2.5', '"Żak, Łukasz",,s-2,s-2,,',
+    ]
+    assert "'=x()" in everybody
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("se", "There is no course"), ("", "Name a chapter"), ("nonsense", "has no assignment nonsense"),
+     ("mini", "Nothing was handed in")],
+)
+def test_errors_are_for_people(tmp_path, capsys, name, says):
+    """No traceback: what is missing and what to do."""
+    folder = tmp_path / "nothing" if name == "se" else Class(tmp_path).folder
+    assert grading.main(["--course", str(folder), "--unprotected", *filter(None, [name])]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_without_a_sandbox_it_says_what_is_open(tmp_path, capsys, monkeypatch):
+    """And goes on only if it is told to; then every line says so."""
+    class_ = Class(tmp_path)
+    class_.submit("ada", class_.notebook())
+    monkeypatch.setattr(sandbox, "unavailable", lambda: "the program bwrap is missing")
+    options = ["mini", "--course", str(class_.folder), "--seconds", "10"]
+    assert grading.main(options) == 1
+    said = capsys.readouterr().err
+    assert "bwrap is missing" in said and "could read the solutions" in said and "UNPROTECTED=1" in said
+    assert grading.main([*options, "--unprotected"]) == 0
+    assert "ran without a sandbox" in (class_.folder / "grades" / "mini.csv").read_text(encoding="utf-8")

@@ -12,13 +12,14 @@ was interrupted goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,14 @@ class Grading:
                                f"{self.course / 'downloaded' / self.release.name}/")
         self.prove()
         outcomes: dict[str, Outcome] = {}
-        for work, outcome, new in self.judge([work for work in class_.values() if work.handed]):
-            outcomes[work.student.id] = outcome
-            if new and _complete(work.handed[0], outcome, self.release):
-                book.save(work.student, work.handed[0], outcome.verdicts)
-                if not book.feedback(work.student):
-                    work.remarks.append("nbgrader could not write the feedback")
-                self.keep(work, outcome)
+        with contextlib.closing(self.judge([work for work in class_.values() if work.handed])) as judged:
+            for work, outcome, new in judged:
+                outcomes[work.student.id] = outcome
+                if new and _complete(work.handed[0], outcome, self.release):
+                    book.save(work.student, work.handed[0], outcome.verdicts)
+                    if not book.feedback(work.student):
+                        work.remarks.append("nbgrader could not write the feedback")
+                    self.keep(work, outcome)
         rows = []
         scores = book.scores()
         for id, work in sorted(class_.items()):
@@ -129,7 +131,7 @@ class Grading:
                     )
         _keep(path, {"digest": digest, "imports": self.imports})
 
-    def judge(self, class_: list[Work]) -> Iterator[tuple[Work, Outcome, bool]]:
+    def judge(self, class_: list[Work]) -> Generator[tuple[Work, Outcome, bool], None, None]:
         """Runs the answers of everybody whose result is not stored, several at once.
 
         Yields:

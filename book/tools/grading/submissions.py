@@ -234,14 +234,23 @@ def _needed(
         kind, source, meta, _ = cells[above]
         if not needed:
             break
-        if kind != "code" or meta.get("grade"):
+        if kind != "code":
             continue
         code = releases.plain(source)
+        if meta.get("grade"):  # of a check, what it imports is there for all cells below
+            code = _imports(code)
         gives, takes = releases.names(code)
         if gives & needed:
             kept.insert(0, (f"answer, cell {above + 1}", code))
             needed = (needed - gives) | (takes - release.given - BUILTINS)
     return tuple(kept)
+
+
+def _imports(code: str) -> str:
+    """The import statements of a cell."""
+    parsed = releases.tree(code)
+    lines = parsed.body if parsed else []
+    return "\n".join(ast.unparse(line) for line in lines if isinstance(line, ast.Import | ast.ImportFrom))
 
 
 def _versions(cells: list[tuple[str, str, dict[str, Any], str]], release: Release, handed: Handed) -> None:
@@ -288,7 +297,7 @@ def _cells(content: bytes) -> list[tuple[str, str, dict[str, Any], str]]:
     """Kind, text, nbgrader's metadata and a hint at the grade id of every cell.
 
     Editors move nbgrader's metadata about or lose them. Where they are lost, the cell's own id helps: in the book's
-    notebooks it is the grade id, and Colab keeps it, among the metadata.
+    notebooks it is the grade id, and Colab keeps it, in notebooks of an older format among the metadata.
     """
     if len(content) > MOST_BYTES:
         raise Unreadable(f"larger than {MOST_BYTES // 1_000_000} MB")
