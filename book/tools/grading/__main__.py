@@ -101,7 +101,7 @@ class Grading:
         scores = book.scores()
         for id, work in sorted(class_.items()):
             row = self.row(work, outcomes.get(id, Outcome()), scores.get(id, {}))
-            if not row.graded:
+            if row.status in (tables.UNREADABLE, tables.UNFINISHED):
                 book.forget(work.student)
             rows.append(row)
         return rows

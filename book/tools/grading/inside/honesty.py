@@ -30,6 +30,10 @@ CLOSELY = {
     "builtins", "math", "torch", "torch.testing", "torch.testing._comparison", "torch.nn", "torch.nn.functional",
     "torch.linalg", "attn_lib", "attn_lib.tap", "attn_lib.measure",
 }
+# Modules whose tables matter: torch's tolerances, and its hooks into every layer.
+TABLES = ("torch.testing", "torch.nn.modules.module")
+# By these torch lets Python take the place of any of its functions.
+TAKING_PART = ("__torch_function__", "__torch_dispatch__")
 COMPARING = (
     "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__bool__", "__abs__", "__sub__", "__rsub__",
     "__truediv__", "__rtruediv__", "__float__", "__int__", "__index__", "__len__", "__contains__", "__hash__",
@@ -95,7 +99,7 @@ def snapshot(modules: Iterable[str]) -> tuple[list[tuple[str, Names, dict[str, A
 
     Returns:
         For every module and class its name, its names as they are at any time, and as they are now; where a new name
-        would hide another one, the same with the forbidden names; and the classes.
+        would hide another one, the same with the forbidden names, or with None if any is; and the classes.
     """
     packages = {name.partition(".")[0] for name in modules} | WATCHED
     view = type.__dict__["__dict__"].__get__  # a class's names, whatever its metaclass says
@@ -110,9 +114,10 @@ def snapshot(modules: Iterable[str]) -> tuple[list[tuple[str, Names, dict[str, A
         entries.append((name, live, saved))
         if name != "builtins":
             additions.append((name, live, frozenset(live), hidden_by_module))
-        if name.startswith("torch.testing"):  # the tolerances
-            tables = {key: table for key, table in live.items() if type(table) is dict and not key.startswith("__")}
+        if name.startswith(TABLES):
+            tables = {key: table for key, table in live.items() if isinstance(table, dict) and not key.startswith("__")}
             entries += [(f"{name}.{key}", table, dict(table)) for key, table in tables.items()]
+            additions += [(f"{name}.{key}", table, frozenset(table), None) for key, table in tables.items()]
         for value in saved.values():
             if isinstance(value, type) and value.__module__.partition(".")[0] in packages:
                 classes[id(value)] = value
@@ -178,7 +183,7 @@ def watcher(
         look(entries)
         for name, live, known, forbidden in additions:
             for key in live:
-                if key not in known and key in forbidden:
+                if key not in known and (forbidden is None or key in forbidden):
                     faults.append(f"the answer added {name}.{key}, which is not its own")
         if faults:
             raise NotAllowed(faults[0])
@@ -213,7 +218,9 @@ def watcher(
             return
         busy[0] = True
         look(closely)
-        if name := judges_itself(value):
+        if frame.f_code.co_name in TAKING_PART:
+            faults.append(f"the answer took the place of torch's functions, by {frame.f_code.co_name}")
+        elif name := judges_itself(value):
             faults.append(f"the answer returns an object that compares itself, by {name}")
         busy[0] = False
 
