@@ -340,6 +340,11 @@ def honest(class_):
     answer(magic, TWO).source = "%%time\n%matplotlib inline\n" + class_.solutions[TWO]
     class_.submit("magic", magic)
 
+    half = notebooks.dumps(class_.notebook(mini_factors="def factors():\n    return 'HALF'"))
+    class_.submit("half", half.replace("HALF", "\\ud800"), lost=[TWO])
+    class_.submit("deep", class_.notebook(mini_factors="-" * 90_000 + "1"), lost=[TWO])
+    class_.submit("no-notebook", '{"cells": [7]}', status=tables.UNREADABLE, remark="no notebook", file="mini.ipynb")
+
     # Two files: the one with more answers counts, not the newest.
     class_.submit("two-files", class_.notebook(), file="mini/mini.ipynb")
     class_.submit("two-files", untouched, file="mini/mini (2).ipynb", remark="1 other file")

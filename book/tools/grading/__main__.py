@@ -65,7 +65,7 @@ class Grading:
         self, course: Path, name: str, *, limits: Limits, jobs: int, protected: bool, again: bool = False
     ) -> None:
         self.course, self.limits, self.jobs, self.protected, self.again = course, limits, jobs, protected, again
-        self.release = _release(course, name)
+        self.release = releases.load(course, _named(course, name))
         self.store = course / ".grading" / name
         self.stop = threading.Event()
         self.imports: list[str] = []
@@ -93,10 +93,7 @@ class Grading:
             for work, outcome, new in judged:
                 outcomes[work.student.id] = outcome
                 if new and _complete(work.handed[0], outcome, self.release):
-                    book.save(work.student, work.handed[0], outcome.verdicts)
-                    if not book.feedback(work.student):
-                        work.remarks.append("nbgrader could not write the feedback")
-                    self.keep(work, outcome)
+                    self.enter(book, work, outcome)
         rows = []
         scores = book.scores()
         for id, work in sorted(class_.items()):
@@ -105,6 +102,18 @@ class Grading:
                 book.forget(work.student)
             rows.append(row)
         return rows
+
+    def enter(self, book: Book, work: Work, outcome: Outcome) -> None:
+        """Enters a student's result into the gradebook. What nbgrader cannot take of one student stops nobody else."""
+        try:
+            book.save(work.student, work.handed[0], outcome.verdicts)
+        except Exception as error:
+            outcome.verdicts.clear()
+            outcome.fatal = f"the gradebook refused it: {type(error).__name__}: {error}"[:200]
+            return
+        if not book.feedback(work.student):
+            work.remarks.append("nbgrader could not write the feedback")
+        self.keep(work, outcome)
 
     def prove(self) -> None:
         """Grades the book's own solutions first: if they do not get full marks here, nobody's grade means anything.
@@ -165,12 +174,16 @@ class Grading:
             job = releases.job(self.release.setup, parts, imports)
             return sandbox.run(job, self.limits, protected=self.protected, stop=self.stop)
 
-        outcome = run(self.imports)
+        try:
+            outcome = run(self.imports)
+        except sandbox.SandboxError as error:  # the solutions ran, so it is no fault of the set-up
+            return Outcome(fatal=str(error))
         # Some packages exchange functions of others while they are imported. Where an answer imported one that the
         # solutions do not need, it is imported before the answer runs, and then a change is the answer's.
         more = {name for name in outcome.imported if name.replace(".", "").isidentifier()}
         if more and any(verdict.error == "NotAllowed" for verdict in outcome.verdicts.values()):
-            outcome = run({*self.imports, *more})
+            with contextlib.suppress(sandbox.SandboxError):
+                outcome = run({*self.imports, *more})
         return outcome
 
     def parts(self, handed: Handed) -> list[dict[str, object]]:
@@ -198,9 +211,9 @@ class Grading:
             return Row(work.student, tables.UNREADABLE, file=handed.file, remarks=[handed.problem, *remarks])
         if not self.protected:
             remarks.append("ran without a sandbox")
-        if not _complete(handed, outcome, self.release):
+        if outcome.fatal or not _complete(handed, outcome, self.release):
             return Row(work.student, tables.UNFINISHED, file=handed.file,
-                       remarks=["the process ended before all answers were judged", *remarks])
+                       remarks=[outcome.fatal or "the process ended before all answers were judged", *remarks])
         if not handed.answers:
             remarks.append("nothing was filled in")
         for exercise in self.release.exercises:
@@ -234,7 +247,8 @@ def _complete(handed: Handed, outcome: Outcome, release: Release) -> bool:
     return wanted <= outcome.verdicts.keys()
 
 
-def _release(course: Path, name: str) -> Release:
+def _named(course: Path, name: str) -> str:
+    """The assignment of the course that `name` means."""
     made = sorted(path.parent.name for path in course.glob("release/*/*.ipynb"))
     if not course.is_dir():
         raise GradingError(f"There is no course in {course}: make assignment CHAPTER={name or 'se'} makes one.")
@@ -244,7 +258,7 @@ def _release(course: Path, name: str) -> Release:
     if name not in made:
         raise GradingError(f"The course in {course} has no assignment {name}; it has: {', '.join(made) or 'none'}. "
                            f"make assignment CHAPTER={name} makes it.")
-    return releases.load(course, name)
+    return name
 
 
 def _kept(path: Path, digest: str) -> dict[str, Any] | None:
@@ -277,6 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     protected = True
     try:
+        _named(options.course, options.chapter)
         if (reason := sandbox.unavailable()) is not None:
             if not options.unprotected:
                 raise GradingError(f"Answers are run in a sandbox, and {reason}.\n{OPEN}\n"

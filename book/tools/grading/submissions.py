@@ -93,6 +93,9 @@ def collect(course: Path, release: Release, students: dict[str, Student]) -> dic
             read(content, release, handed)
         except Unreadable as problem:
             handed.problem = str(problem)
+        except Exception as error:  # a file made to be stumbled over stops nobody else
+            handed.answers.clear()
+            handed.problem = f"it cannot be read: {type(error).__name__}: {error}"[:200]
         work.handed.append(handed)
     for work in found.values():
         work.handed.sort(key=lambda one: (not one.problem, len(one.answers), one.when), reverse=True)
@@ -278,9 +281,12 @@ def is_stub(source: str, exercise: Exercise) -> bool:
     parsed, stub = releases.tree(releases.plain(source)), releases.tree(exercise.stub)
     if parsed is None:
         return source.split() == exercise.stub.split()
-    if not parsed.body or (stub is not None and ast.dump(parsed) == ast.dump(stub)):
-        return True
-    return all(_says_nothing(node) for node in parsed.body)
+    try:
+        if not parsed.body or (stub is not None and ast.dump(parsed) == ast.dump(stub)):
+            return True
+        return all(_says_nothing(node) for node in parsed.body)
+    except RecursionError:
+        return False
 
 
 def _says_nothing(node: ast.stmt) -> bool:
@@ -322,7 +328,8 @@ def _cell(cell: dict[str, Any]) -> tuple[str, str, dict[str, Any], str]:
         source = "".join(line for line in source if isinstance(line, str))
     metadata = cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {}
     hint = next((id for id in (cell.get("id"), metadata.get("id")) if isinstance(id, str)), "")
-    return str(cell.get("cell_type", "")), str(source), _nbgrader(metadata), hint
+    source = str(source).encode("utf-8", "replace").decode()  # half characters, which no file can hold
+    return str(cell.get("cell_type", "")), source, _nbgrader(metadata), hint
 
 
 def _nbgrader(metadata: dict[str, Any], depth: int = 3) -> dict[str, Any]:
