@@ -343,6 +343,7 @@ def honest(class_):
     half = notebooks.dumps(class_.notebook(mini_factors="def factors():\n    return 'HALF'"))
     class_.submit("half", half.replace("HALF", "\\ud800"), lost=[TWO])
     class_.submit("deep", class_.notebook(mini_factors="-" * 90_000 + "1"), lost=[TWO])
+    class_.submit("another", '{"cells": []}', status=tables.UNREADABLE, remark="nothing of this assignment")
     class_.submit("no-notebook", '{"cells": [7]}', status=tables.UNREADABLE, remark="no notebook", file="mini.ipynb")
 
     # Two files: the one with more answers counts, not the newest.

@@ -164,18 +164,18 @@ def _sender(label: str, students: dict[str, Student]) -> tuple[Student, str]:
 
 
 def _belongs(content: bytes, label: str, release: Release) -> bool:
-    """Whether a file is for this assignment: one of its grade ids or functions is in it, else by the names around."""
-    if any(f'"{id}"'.encode() in content for id in release.metadata):
+    """Whether a file is for this assignment: it lies where only that should, has its grade ids or functions, or, if it
+    says nothing of any assignment, is called like it.
+    """
+    parts = label.split("/")
+    if parts[0] == "downloaded" or parts[2] == release.name:
         return True
+    if any(f'"{id}"'.encode() in content for id in release.metadata) or f'"{release.name}-'.encode() in content:
+        return True
+    if b'"grade_id"' in content:
+        return False
     written = [f"def {name}(".encode() for exercise in release.exercises for name in exercise.defines]
-    if b'"grade_id"' not in content and any(text in content for text in written):
-        return True
-    try:
-        json.loads(content)
-    except (ValueError, RecursionError):
-        words = re.split(r"[^\w-]+|_(?=copy|\d)", label.lower())
-        return release.name in words or not content.strip() or f"downloaded/{release.name}/" in label
-    return f'"{release.name}-'.encode() in content
+    return any(text in content for text in written) or release.name in re.split(r"[^\w-]+|_(?=copy|\d)", label.lower())
 
 
 def read(content: bytes, release: Release, handed: Handed) -> None:
@@ -197,6 +197,8 @@ def read(content: bytes, release: Release, handed: Handed) -> None:
             for exercise in release.exercises:
                 if exercise.defines and exercise.defines <= releases.definitions(releases.plain(source)):
                     by_name.setdefault(exercise.id, []).append(index)
+    if not by_id and not by_name and not any(meta.get("grade_id") in release.metadata for _, _, meta, _ in cells):
+        raise Unreadable("nothing of this assignment is in it")
     for id, exercise in wanted.items():
         _choose(id, exercise, cells, by_id.get(id, []), by_name.get(id, []), release, handed)
     for id in ids - wanted.keys():
