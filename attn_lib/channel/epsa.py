@@ -45,7 +45,7 @@ from ..tap import tap
                 "Each branch sees all channels, and one SE is shared.",
                 "test_the_comparison_with_the_paper_notices"),
         Erratum("copies",
-                "A popular one writes the branches into its input, and once kept its layers in plain lists.",
+                "A popular one writes the branches into its input, and keeps its layers in plain lists.",
                 "The input is left alone, and every layer is registered.",
                 "test_the_input_stays_and_all_layers_are_parameters"),
     ],

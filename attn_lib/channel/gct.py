@@ -33,6 +33,10 @@ from ..tap import tap
         "constant gate": "a single channel, ε → 0: ŝ is the sign of α",
     },
     errata=[
+        Erratum("paper",
+                "The normalisation is √C s / √(∑ s² + ε): beside the mean of the squares stands a C-th of ε.",
+                "ε itself stands beside the mean, as in the release; they differ in the dark.",
+                "test_the_papers_second_epsilon_is_a_cth_of_the_releases"),
         Erratum("release",
                 "Squares are summed in the type of x: in float16 a sum above 65,504 is infinite, and the output NaN.",
                 "Sums are taken in float32 at least.",

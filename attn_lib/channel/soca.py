@@ -30,7 +30,7 @@ from ..tap import tap
     builds_on=("se",),
     reduces_to={"variance gate": "uncorrelated channels; with many iterations SE of their deviations over C"},
     errata=[
-        Erratum("paper",
+        Erratum("release",
                 "What five iterations give is called the square root.",
                 "With 64 channels five iterations stop a fifth short of it; more are an option.",
                 "test_five_iterations_are_not_the_root"),
@@ -75,8 +75,8 @@ class SOCAAttention(nn.Module):
 
     Args:
         channels: C, at least 1.
-        reduction: r, from 1 to C; 8 in the release.
-        iterations: N, at least 1; 5 in the paper. Where Σ is singular, Z grows with each, and with it what rounding
+        reduction: r, from 1 to C; 8 is the default of the release's class, to which its network passes 16.
+        iterations: N, at least 1; 5 in the release. Where Σ is singular, Z grows with each, and with it what rounding
             left there: from about 30 on, infinities and NaN.
 
     Shape:

@@ -163,6 +163,23 @@ def compare_timings(calls: Mapping[str, tuple[Callable[..., Any], Any]], *, back
     return Comparison(baseline, timings, ratios)
 
 
+UNLIKE = "Not on this machine, or not while it is as busy as now: "
+
+
+def claim(holds: bool, what: str) -> None:
+    """Hold a sentence on timings against the numbers that were just measured, and go on whatever comes of it.
+
+    An assertion would stop a notebook on a machine where the sentence does not hold, or that is busy. Here the reader
+    is told, and the cell's own output shows by how much. A claim that holds says nothing.
+
+    Args:
+        holds: whether it does, such as `race["CBAM"].median > 2`.
+        what: the sentence, such as "CBAM takes more than twice SE's time".
+    """
+    if not holds:
+        print(printable(f"{UNLIKE}{what}."))
+
+
 def device_name(device: torch.device) -> str:
     """What a reader calls the device: "CPU, 2 threads", or the GPU's name."""
     if device.type == "cuda":

@@ -28,6 +28,8 @@ MENDED = [(re.compile(pattern), replacement) for pattern, replacement in (
      '<div class="cell_input docutils container" role="group" aria-label="Code">'),
     (r'<div class="cell_output docutils container">',
      '<div class="cell_output docutils container" role="group" aria-label="Output">'),
+    # The mark of Colab or Binder on a button stands beside its name.
+    (r'<img alt="[^"]* logo" (?=src="[^"]*/logo_)', '<img alt="" '),
     # A heading is its words; links to places on the page stand in "On this page".
     (r'<a class="headerlink"(?! tabindex)', '<a class="headerlink" tabindex="-1" aria-hidden="true"'),
 )]

@@ -1,5 +1,7 @@
 """The book's public address: kept in `_config.yml` alone, written from there into everything that names it.
 
+What is installed from it is the version that names it: of a release its tag, between releases the branch.
+
     python -m book.tools.address --check     list the places that disagree; exit status 1 if there are any
     python -m book.tools.address --write     make them agree
 
@@ -16,6 +18,8 @@ from typing import NamedTuple
 
 import yaml
 
+from . import release
+
 ROOT = Path(__file__).resolve().parents[2]
 
 NAME = r"[\w.-]+"
@@ -27,6 +31,12 @@ class Address(NamedTuple):
 
     repository: str  # https://github.com/owner/name
     branch: str
+    version: str  # of attn_lib
+
+    @property
+    def source(self) -> str:
+        """What pip installs attn_lib from, behind `git+`: a release's chapters install that release, next year too."""
+        return f"{self.repository}@{self.branch if self.version.endswith('.dev0') else f'v{self.version}'}"
 
     @property
     def slug(self) -> str:
@@ -55,7 +65,8 @@ RULES: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("pyproject.toml",), rf'(?<=^Changelog = "){GITHUB}', "repository"),
     (("pyproject.toml",), r'(?<=^Homepage = ")[^"]+', "site"),
     (("CITATION.cff",), r'(?<=^repository-code: ")[^"]+', "repository"),
-    (TEXT, r"(?<=git\+)https?://[^\s\"'\\@]+", "repository"),
+    (TEXT, r"(?<=git\+)https?://[^\s\"'\\]+", "source"),
+    (("chapters/**/*.ipynb",), r'(?<=attn_lib\.__version__ != \\")[^\\"]+', "version"),
     (TEXT, r"(?<=git clone )https?://[^\s\"'\\]+", "repository"),
     (FRONT, rf"{GITHUB}(?=/(?:issues|discussions|releases|compare|commits|actions/workflows)\b)", "repository"),
     (TEXT, rf"https://colab\.research\.google\.com/github/{NAME}/{NAME}/blob/{NAME}", "colab"),
@@ -73,7 +84,7 @@ def read_address(root: Path = ROOT) -> Address:
     url = repository["url"].rstrip("/").removesuffix(".git")
     if not re.fullmatch(GITHUB, url):
         raise ValueError(f"repository.url={url!r} in _config.yml must have the form https://github.com/<owner>/<name>")
-    return Address(url, repository["branch"])
+    return Address(url, repository["branch"], release.version(root))
 
 
 def files(root: Path, patterns: tuple[str, ...]) -> Iterator[Path]:

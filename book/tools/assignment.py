@@ -14,18 +14,27 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
+import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
 from nbformat import NotebookNode
 from nbgrader.apps import NbGraderAPI
+from nbgrader.preprocessors import (
+    CheckCellMetadata,
+    ClearHiddenTests,
+    ClearMarkScheme,
+    ClearOutput,
+    ClearSolutions,
+    ComputeChecksums,
+    LockCells,
+)
 from traitlets.config import PyFileConfigLoader
 
-from . import address, notebooks
+from . import address, notebooks, plain_markdown
 
-LINK = re.compile(r"\]\((?P<file>[^)#\s:]+\.(?:ipynb|md))(?P<anchor>#[^)\s]*)?\)")
 CONFIG = """\
 import os
 
@@ -55,26 +64,50 @@ class AssignmentError(Exception):
 def source_version(path: Path) -> NotebookNode:
     """The instructor's version of the chapter at `path`.
 
-    It has no outputs, which would give answers away, and its links to other pages of the book lead to the published
-    site, because those pages do not lie beside a student's copy.
+    It has no outputs, which would give answers away; its answers lie open, since they are what a student writes in; and
+    its text needs neither the site nor the book's folders.
     """
-    notebook = notebooks.read(path)
+    notebook, here, source = notebooks.read(path), address.read_address(), source_of_copies()
     notebook.metadata.pop("executed", None)
     for cell in notebook.cells:
-        cell.metadata.pop("tags", None)
+        for key in ("tags", *notebooks.FOLDED):
+            cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-        elif cell.cell_type == "markdown":
-            cell.source = LINK.sub(lambda match: _published(match, path), cell.source)
+        if cell.id == "setup":
+            cell.source = notebooks.setup_cell(source, here.version)
+    plain_markdown.make_plain(notebook, path)
     return notebook
 
 
-def _published(link: re.Match[str], path: Path) -> str:
-    target = (path.parent / link["file"]).resolve()
-    if not target.is_file() or not target.is_relative_to(notebooks.ROOT):
-        return link[0]
-    page = target.relative_to(notebooks.ROOT).with_suffix(".html").as_posix()
-    return f"]({address.read_address().site}/{page}{link['anchor'] or ''})"
+@cache
+def source_of_copies() -> str:
+    """Where students' copies install the library from: a release's tag, else the commit that they are made of.
+
+    A commit that is on no server cannot be installed by anybody else: then it is the branch.
+    """
+    here = address.read_address()
+    if not here.version.endswith(".dev0"):
+        return here.source
+    commit = git("rev-parse", "HEAD")
+    return f"{here.repository}@{commit}" if git("branch", "--remotes", "--contains", "HEAD") else here.source
+
+
+def git(*arguments: str) -> str:
+    """What git says of the book's folder; nothing where that is no repository, or where there is no git."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=notebooks.ROOT, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
+
+
+def students_version(path: Path) -> NotebookNode:
+    """What students get of the chapter at `path`, made by nbgrader's own steps but without a course's database."""
+    notebook = source_version(path)
+    for step in (LockCells, ClearSolutions, ClearOutput, CheckCellMetadata, ComputeChecksums, ClearHiddenTests,
+                 ClearMarkScheme, ComputeChecksums, CheckCellMetadata):
+        notebook, _ = step().preprocess(notebook, {})
+    return notebook
 
 
 def points(notebook: NotebookNode) -> int:
@@ -139,6 +172,7 @@ def main() -> int:
         except AssignmentError as error:
             return notebooks.complain([str(error)])
         print(f"{copy}: {points(notebooks.read(copy))} points")
+    print(f"Their first cell installs attn_lib from {source_of_copies()}")
     return 0
 
 

@@ -112,13 +112,18 @@ def refuse_noise(notebook: NotebookNode, name: str) -> None:
     """Refuses outputs that no reader wants to see, or that no second run repeats.
 
     Raises:
-        ChapterError: if a cell wrote to stderr or shows an object's address in memory.
+        ChapterError: if a cell wrote to stderr, shows an object's address in memory, or found that a claim on timings
+            (`measure.claim`) does not hold: then the machine was busy, or the text is wrong.
     """
+    from attn_lib.measure.timing import UNLIKE  # with torch, which takes seconds
+
     for number, cell in enumerate(notebooks.code_cells(notebook), 1):
         for output in cell.outputs:
             text = output.get("text", "") or str(output.get("data", {}).get("text/plain", ""))
             if output.get("name") == "stderr":
                 raise ChapterError(f"{name}: code cell {number} writes to stderr:\n{text}")
+            if UNLIKE in text:
+                raise ChapterError(f"{name}: code cell {number} says what the times do not show:\n{text}")
             if ADDRESS_IN_MEMORY.search(text) and notebooks.IGNORED not in notebooks.tags(cell):
                 raise ChapterError(f"{name}: code cell {number} shows an address in memory:\n{text}")
 
@@ -152,9 +157,10 @@ def execute(path: Path, *, refresh: bool = False) -> str:
     """Runs the chapter at `path` and stores it if it changed; returns a line that says what happened."""
     old = notebooks.read(path)
     name = _name(path)
+    here = address.read_address()
     for cell in notebooks.code_cells(old):
         if "setup" in notebooks.tags(cell):
-            cell.source = notebooks.setup_cell(address.read_address().repository)
+            cell.source = notebooks.setup_cell(here.source, here.version)
     new, seconds = run(old, path.parent, name=name)
     refuse_noise(new, name)
     new.metadata["executed"] = notebooks.digest(new)

@@ -29,21 +29,37 @@ SETUP_CELL = """\
 try:
     import attn_lib
 except ModuleNotFoundError:  # on Colab or any machine without the library
-    %pip install --quiet "attn_lib[chapters] @ git+{address}"
-    import attn_lib
+    try:
+        %pip install --quiet "attn_lib[chapters] @ git+{source}"
+        import attn_lib
+    except Exception as error:
+        raise ModuleNotFoundError(
+            "attn_lib could not be installed. It needs the internet (on Kaggle: Settings, "
+            "Internet on) and PyTorch, which a notebook inside a browser does not have."
+        ) from error
+if attn_lib.__version__ != "{version}":
+    print(f"This chapter was written with another attn_lib than {{attn_lib.__version__}}. If a cell "
+          "fails, run the line of this cell that begins with %pip, and restart the kernel.")
 import torch
 from attn_lib import measure, plug, tasks, toys, viz"""
 
 IGNORED = "nbval-ignore-output"  # tag of a cell whose outputs differ between machines or from run to run
 KEPT_METADATA = frozenset({"tags", "nbgrader", "mystnb"})  # of a cell; the rest is one editor's noise
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # a cell that Jupyter, and Colab, show folded
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"  # names a model of a kernel that is gone
 
 
-def setup_cell(address: str) -> str:
-    """The set-up cell that every chapter starts with, for the book's public `address` (an https URL)."""
-    return SETUP_CELL.format(address=address)
+def setup_cell(source: str, version: str) -> str:
+    """The set-up cell that every chapter starts with.
+
+    Args:
+        source: where pip gets the library that the chapter was written with, an https URL with @ and a branch, tag or
+            commit at its end.
+        version: the version that the library says it is.
+    """
+    return SETUP_CELL.format(source=source, version=version)
 
 
 def chapters(root: Path = ROOT) -> list[Path]:
@@ -123,7 +139,8 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 def digest(notebook: NotebookNode) -> str:
     """A short hash of the code that produces the notebook's outputs.
 
-    The set-up cell is left out: it is the same in every chapter and holds the public address, which changes no output.
+    The set-up cell is left out: it is the same in every chapter and holds the public address and the version, which
+    change no output.
     """
     sources = [cell.source for cell in code_cells(notebook) if "setup" not in tags(cell)]
     return hashlib.sha256("\x00".join(sources).encode()).hexdigest()[:16]
@@ -147,8 +164,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     """The notebook as it is stored: nothing in it that depends on when, where or in which editor it ran.
 
     Cell ids come from the cell's content, so that an inserted cell changes no other cell's id. Execution counts run
-    from 1. Kernel, language and cell metadata are reduced to what the book uses; widget state (for which a page asks
-    two CDNs) and widget views are dropped; neighbouring pieces of the same stream are joined.
+    from 1. Kernel, language and cell metadata are reduced to what the book uses; solutions are folded; widgets' views
+    and states, for which a page asks two CDNs, are dropped; neighbouring pieces of the same stream are joined.
     """
     notebook = nbformat.from_dict(notebook)
     executed = {"executed": notebook.metadata["executed"]} if "executed" in notebook.metadata else {}
@@ -159,6 +176,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         cell.id = _cell_id(cell, taken)
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT_METADATA & cell.metadata.keys()})
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            cell.metadata.update(nbformat.from_dict(FOLDED))
         if cell.cell_type == "code":
             count += 1
             cell.outputs = _normalise_outputs(cell.outputs, count)

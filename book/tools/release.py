@@ -5,8 +5,9 @@
     python -m book.tools.release --notes v0.1.0     prints the changelog's section for a tag
 
 To release: take `.dev0` off the version in `attn_lib/__init__.py`, turn `[Unreleased]` in CHANGELOG.md into the version
-and the day, commit, and push the tag. Afterwards raise the version to the next one's `.dev0` and put an empty
-`[Unreleased]` on top. The workflow `release.yml` does the rest.
+and the day, run `make address`, after which chapters install the tag, commit, and push the tag. Afterwards raise the
+version to the next one's `.dev0`, put an empty `[Unreleased]` on top, and run `make address` again. The workflow
+`release.yml` does the rest.
 """
 
 from __future__ import annotations

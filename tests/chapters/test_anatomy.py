@@ -302,6 +302,20 @@ def cell_after_the_exercises(chapter):
     chapter.cells.append(cell)
 
 
+@damage(code.timings_stop_nothing, "use measure.claim")
+def asserted_timing(chapter):
+    first(chapter, lambda cell: cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", [])).source += (
+        "\nfor n in (1, 2):\n    took = measure.timing(torch.abs, torch.ones(n))\n    twice = 2 * took.median\n"
+        "assert twice < 1")
+
+
+@damage(exercises.stand_alone, "of the lesson")
+def check_of_what_the_lesson_defined(chapter):
+    lesson = first(chapter, lambda cell: cell.cell_type == "code" and "setup" not in cell.metadata.get("tags", []))
+    lesson.source += "\nlast_of_the_lesson = 1"
+    first(chapter, lambda cell: grade(cell, "grade")).source += "\nlast_of_the_lesson"
+
+
 @damage(outputs.size, "500 are allowed")
 def heavy(chapter):
     picture(chapter).data["image/png"] = "A" * 500_000

@@ -5,16 +5,19 @@ we could think of harm nobody else's. Of every chapter the exercises are run in 
 grades; nbgrader's own commands, which take seconds to start, run for one chapter of each kind.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from nbgrader.api import Gradebook
 from nbgrader.utils import determine_grade
 
-from book.tools import assignment, execute, notebooks
+import attn_lib
+from book.tools import address, assignment, execute, notebooks, plain_markdown
 from book.tools.anatomy import exercises
 from book.tools.grading.release import only_exercises
 
@@ -139,9 +142,16 @@ def test_student_copy_gives_nothing_away(chapter, course):
     assert [cell.source for cell in solutions(released)] == [
         exercises.student_copy(cell.source) for cell in solutions(notebooks.read(chapter))
     ]
-    assert "SOLUTION" not in "".join(cell.source for cell in released.cells)
     assert not any(cell.get("outputs") for cell in released.cells), "outputs give answers away"
-    assert "](../" not in "".join(cell.source for cell in released.cells), "a link that needs the book's folders"
+    assert not any({"jupyter", "cellView"} & cell.metadata.keys() for cell in released.cells), "a folded answer"
+    text = "".join(cell.source for cell in released.cells)
+    assert "SOLUTION" not in text
+    assert "](../" not in text, "a link that needs the book's folders"
+    assert not re.search(r"\{[a-z:]+\}`|^```\{|\$\$ *\(eq-", text, re.MULTILINE), "what only the site understands"
+    offered = assignment.students_version(chapter)  # on the site, made without nbgrader's database
+    assert [(cell.source, cell.metadata.get("nbgrader")) for cell in offered.cells] == [
+        (cell.source, cell.metadata.get("nbgrader")) for cell in released.cells
+    ]
 
 
 def graded(reference, folder):
@@ -261,3 +271,47 @@ def test_a_crash_harms_nobody_else(tmp_path):
             rest = {check: points for check, points in scores["aaron"].items() if check != first}
             assert {check: scores[student][check] for check in rest} == rest
     assert "for student 'kills'" in said
+
+
+def test_what_the_site_alone_understands_is_written_out(tmp_path):
+    """Citations, equations' numbers, names of the library; what is not known is an error and not left as it stands."""
+    path = tmp_path / "se.ipynb"
+    written = {
+        "See {cite}`hu2018squeeze,wang2020eca` and {cite:t}`hu2018squeeze`.":
+            "See (Hu et al., 2018; Wang et al., 2020) and Hu et al. (2018).",
+        "$$ a = b $$ (eq-x-one)\n\n$$\nc\n$$ (eq-x-two)\n\nBy {eq}`eq-x-two` and {eq}`eq-x-one`":
+            "$$ a = b \\tag{1}\n$$\n\n$$\nc \\tag{2}\n$$\n\nBy (2) and (1)",
+        "{py:mod}`attn_lib.tasks.cloakroom`": "[`attn_lib.tasks.cloakroom`]("
+            f"{address.read_address().site}/book/api/tasks.html#module-attn_lib.tasks.cloakroom)",
+    }
+    for source, wanted in written.items():
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)])
+        plain_markdown.make_plain(notebook, path)
+        assert notebook.cells[0].source == wanted
+    for source, told in (("{kbd}`Tab`", "is a role that"), ("{eq}`eq-x-one`", "eq-x-one"), ("{cite}`no`", "no")):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)])
+        with pytest.raises(ValueError, match=told):
+            plain_markdown.make_plain(notebook, path)
+
+
+def test_copies_install_the_commit_that_they_are_made_of(monkeypatch):
+    """If a server has it; a release's copies install its tag."""
+    here = address.read_address()
+    for said, version, wanted in (
+        ({"rev-parse": "abc1234", "branch": "origin/main"}, "0.3.0.dev0", "abc1234"),
+        ({"rev-parse": "abc1234", "branch": ""}, "0.3.0.dev0", here.branch),
+        ({"rev-parse": "", "branch": ""}, "0.3.0.dev0", here.branch),
+        ({"rev-parse": "abc1234", "branch": "origin/main"}, "0.3.0", "v0.3.0"),
+    ):
+        monkeypatch.setattr(assignment, "git", lambda command, *rest, said=said: said[command])
+        monkeypatch.setattr(address, "read_address", lambda version=version: here._replace(version=version))
+        assert assignment.source_of_copies.__wrapped__() == f"{here.repository}@{wanted}"
+
+
+def test_another_version_is_told(capsys):
+    """The set-up cell says what to do where the library is not the one that the chapter was written with."""
+    for version, told in ((attn_lib.__version__, ""), ("0.0.1", "another attn_lib than " + attn_lib.__version__)):
+        cell = TransformerManager().transform_cell(notebooks.setup_cell("https://nowhere", version))
+        exec(compile(cell, "set-up", "exec"), {})
+        said = capsys.readouterr().out
+        assert told in said and bool(said) == bool(told)

@@ -5,7 +5,8 @@ other versions than ours; the notebook alone in an empty folder; the book's publ
 clone of this working tree, so that what is installed is what is tested.
 
 The set-up cell is the same in every chapter (`anatomy` asks for it letter by letter), so a chapter of each kind runs
-here; with `--every-chapter`, as in the public weekly run, all of them.
+here, and of all the others the exercises, in one kernel; with `--every-chapter`, as in the public weekly run, all run
+whole. `COLAB_PYTHON` names the Python of the machine, which is else the book's own: the weekly run takes Colab's.
 """
 
 import os
@@ -19,14 +20,15 @@ import pytest
 
 from book.tools import address, execute, notebooks
 
-# Colab's own versions where this Python has them; older than ours in any case.
+PYTHON = os.environ.get("COLAB_PYTHON") or sys.executable
+# Colab's own versions, torch's where the Python is Colab's: no other part of the book's tests loads a second torch.
 BARE = [
-    "torch=={torch}",
-    "numpy==2.0.2; python_version < '3.13'",
-    "numpy==2.3.3; python_version >= '3.13'",
+    "torch=={torch}; python_version != '3.13'",
+    "torch==2.11.*; python_version == '3.13'",
+    "numpy==2.1.3",
     "matplotlib==3.10.0",
     "ipykernel==6.17.1",
-    "ipython==7.34.0; python_version < '3.13'",
+    "ipython==7.34.0",
     "ipywidgets==7.7.1",
 ]
 UNTOUCHED = ("torch", "numpy")  # to the last file: they are loaded, and reinstalling them breaks the session
@@ -50,10 +52,12 @@ def clone_of_working_tree(folder: Path) -> Path:
         if source.is_file():  # a deleted file is listed until its deletion is staged
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, folder / name)
-    run("git", "init", "--quiet", cwd=folder)
+    here = address.read_address()
+    run("git", "init", "--quiet", "--initial-branch", here.branch, cwd=folder)
     run("git", "add", "--all", cwd=folder)
     who = ("-c", "user.name=test", "-c", "user.email=test@example.org")
     run("git", *who, "commit", "--quiet", "--message", "working tree", cwd=folder)
+    run("git", "tag", f"v{here.version}", cwd=folder)  # from which a release's chapters install
     return folder
 
 
@@ -81,7 +85,7 @@ def bare_machine(tmp_path_factory):
     import torch
 
     home = tmp_path_factory.mktemp("colab")
-    run(sys.executable, "-m", "venv", home / "venv")
+    run(PYTHON, "-m", "venv", home / "venv")
     python = home / "venv" / "bin" / "python"
     torch_version = torch.__version__.split("+")[0]
     pip = [python, "-m", "pip", "install", "--quiet", *(spec.format(torch=torch_version) for spec in BARE)]
@@ -114,18 +118,44 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("chapters", shares, ids=[f"machine {number}" for number, _ in enumerate(shares, 1)])
 
 
+def said_without_network(python: Path, env: dict[str, str], folder: Path) -> str:
+    """The message in which the set-up cell ends where nothing can be fetched."""
+    here = address.read_address()
+    cell = nbformat.v4.new_code_cell(notebooks.setup_cell(here.source, here.version))
+    nowhere = {"GIT_CONFIG_KEY_0": f"url.{(folder / 'nothing').as_uri()}.insteadOf", "PIP_NO_INDEX": "1"}
+    ran, _ = execute.run(nbformat.v4.new_notebook(cells=[cell]), folder, python=str(python), env=env | nowhere,
+                         allow_errors=True)
+    error = ran.cells[0].outputs[-1]
+    assert (error.output_type, error.ename) == ("error", "ModuleNotFoundError")
+    return error.evalue
+
+
+def exercises_of(paths: list[Path]) -> list[nbformat.NotebookNode]:
+    """The cells of the chapters' exercises, which need the set-up cell alone."""
+    found = []
+    for path in paths:
+        for cell in notebooks.read(path).cells:
+            if "nbgrader" in cell.metadata:
+                cell.id = f"{path.stem}-{cell.id}"[:64]
+                found.append(cell)
+    return found
+
+
 def test_chapters_run_on_a_bare_machine(bare_machine, tmp_path, chapters):
-    """Each to its end, the first one installing the library."""
+    """Each to its end, the first one installing the library; behind the last, the exercises of all others."""
     python, env = bare_machine
     before, shipped = fingerprint(python), versions(python)
     assert any("numpy" in name for name in before)
     assert any("torch" in name for name in before)
     assert "attn_lib" not in run(python, "-m", "pip", "list", env=env)
+    assert "It needs the internet (on Kaggle: " in said_without_network(python, env, tmp_path)
     for path in chapters:
         alone = tmp_path / path.stem
         alone.mkdir()
         shutil.copy(path, alone)
         notebook = notebooks.read(alone / path.name)
+        if path == chapters[-1] and chapters == notebooks.specimens():
+            notebook.cells += exercises_of([other for other in notebooks.chapters() if other not in chapters])
         notebook.cells.append(nbformat.v4.new_code_cell(PROBE))
         ran, _ = execute.run(notebook, alone, name=path.stem, python=str(python), env=env)
         library = Path(ran.cells[-1].outputs[0].text.strip())

@@ -81,6 +81,7 @@ def test_an_inserted_cell_renames_no_other(tmp_path):
         ("import os\nos._exit(1)", "Kernel died"),
         ("import warnings\nwarnings.warn('careless')", "careless"),
         ("object()", "address in memory"),
+        ("from attn_lib import measure\nmeasure.claim(False, 'one is two')", "says what the times do not show"),
     ],
 )
 def test_a_bad_run_leaves_the_file(tmp_path, source, says):

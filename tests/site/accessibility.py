@@ -45,9 +45,10 @@ def prepare(page: Page) -> None:
 
 def settle(page: Page) -> None:
     """Let the page see its new size: what scrolls becomes a stop of the Tab key. What never does is left to axe."""
-    settled = """() => [...document.querySelectorAll("mjx-container[display=true], pre, .pst-scrollable-table-container")]
-        .every(node => node.scrollWidth <= node.clientWidth || node.tabIndex === 0 ||
-                       node.querySelector("a[href], button, input, select, summary, [tabindex='0']"))"""
+    settled = """() => [...document.querySelectorAll(
+        "mjx-container[display=true], pre, .pst-scrollable-table-container")].every(node =>
+            node.scrollWidth <= node.clientWidth || node.tabIndex === 0 ||
+            node.querySelector("a[href], button, input, select, summary, [tabindex='0']"))"""
     with suppress(TimeoutError):
         page.wait_for_function(settled, timeout=5_000)
 

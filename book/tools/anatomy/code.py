@@ -40,3 +40,50 @@ def code_is_short_and_plain(chapter: Chapter) -> list[str]:
                 if name.split(".")[0] in BANNED
             ]
     return found
+
+
+@check
+def timings_stop_nothing(chapter: Chapter) -> list[str]:
+    """No assertion stands on a timing, which would stop "Run all" on a busy machine: `measure.claim` goes on."""
+    found = []
+    timed: set[str] = set()
+    for number, cell in chapter.code:
+        try:
+            tree = python(cell.source)
+        except SyntaxError:
+            continue  # code_is_short_and_plain says so
+        for node in tree.body:
+            for inner in ast.walk(node):
+                for target, value in _assigned(inner):
+                    names = _given(target)
+                    timed = timed | names if _times(value, timed) else timed - names
+                if isinstance(inner, ast.Assert) and _times(inner.test, timed):
+                    found.append(f"cell {number} asserts a timing; use measure.claim: {ast.unparse(inner.test)}")
+    return found
+
+
+def _assigned(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
+    """What an assignment gives to what, `a, b = c, d` one by one."""
+    if isinstance(node, ast.AugAssign):
+        return [(node.target, node.value)]
+    if not isinstance(node, ast.Assign):
+        return []
+    target, value = node.targets[0], node.value
+    if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+        return list(zip(target.elts, value.elts, strict=False))
+    return [(target, value) for target in node.targets]
+
+
+def _given(target: ast.expr) -> set[str]:
+    """The names that an assignment changes: of `race[n]` it is `race`."""
+    while isinstance(target, ast.Subscript | ast.Attribute | ast.Starred):
+        target = target.value
+    return {target.id} if isinstance(target, ast.Name) else set().union(*map(_given, getattr(target, "elts", [])))
+
+
+def _times(node: ast.AST, timed: set[str]) -> bool:
+    """Whether an expression measures a time, or is made of one."""
+    parts = list(ast.walk(node))
+    return any(isinstance(part, ast.Name) and part.id in timed for part in parts) or any(
+        isinstance(part, ast.Attribute) and part.attr in ("timing", "compare_timings")
+        and isinstance(part.value, ast.Name) and part.value.id == "measure" for part in parts)

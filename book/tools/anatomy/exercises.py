@@ -124,8 +124,12 @@ def signatures(source: str) -> dict[str, str]:
 
 @check
 def stand_alone(chapter: Chapter) -> list[str]:
-    """No cell needs an exercise but its own: they can be done in any order, and an unsolved one breaks nothing."""
+    """No cell needs an exercise but its own, and an exercise nothing but the set-up cell.
+
+    So exercises can be done in any order, without the lesson, and an unsolved one breaks nothing.
+    """
     found: list[str] = []
+    setup: set[str] = set()
     own: set[str] = set()  # what the present exercise has defined
     above: set[str] = set()  # what other cells have defined
     solved: set[str] = set()  # what nothing but an exercise has defined
@@ -135,10 +139,14 @@ def stand_alone(chapter: Chapter) -> list[str]:
         except SyntaxError:
             continue  # code_is_short_and_plain says so
         meta = cell.metadata.get("nbgrader", {})
+        if "setup" in notebooks.tags(cell):
+            setup = defined
         if not meta or meta.get("solution"):
             own = set()
         found += [f"cell {number} needs {name!r} of another exercise" for name in sorted(used & solved - own)]
         if meta:
+            lesson = sorted(used & above - setup - own)
+            found += [f"cell {number} of an exercise needs {name!r} of the lesson" for name in lesson]
             own |= defined
             solved |= defined - above
         else:

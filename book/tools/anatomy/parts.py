@@ -73,7 +73,8 @@ def opening(chapter: Chapter) -> list[str]:
     elif len(lines) < 2:
         found.append("cell 1: under the H1 stands one sentence, what the mechanism does that the previous could not")
     found += [f"cell {number}: a chapter has one H1" for number, cell in chapter.prose[1:] if H1.search(cell.source)]
-    if setup.source != notebooks.setup_cell(address.read_address(chapter.root).repository):
+    here = address.read_address(chapter.root)
+    if setup.source != notebooks.setup_cell(here.source, here.version):
         found.append("cell 2 must be the set-up cell of book/tools/notebooks.py, letter by letter")
     if not {"setup", "hide-input"} <= set(notebooks.tags(setup)):
         found.append('cell 2 must have the tags "setup" and "hide-input"')

@@ -13,7 +13,7 @@ ROOT = address.ROOT
 @pytest.fixture
 def copy(tmp_path):
     """The files that may name the address, apart from everything else."""
-    for patterns in ("_config.yml",), ("pyproject.toml",), address.TEXT:
+    for patterns in ("_config.yml",), ("pyproject.toml",), ("attn_lib/__init__.py",), address.TEXT:
         for path in address.files(ROOT, patterns):
             target = tmp_path / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,3 +69,25 @@ def test_an_address_that_nothing_can_be_derived_from_is_refused(copy, url):
     move(copy, url)
     with pytest.raises(ValueError, match=r"repository\.url"):
         address.disagreements(copy)
+
+
+def test_a_release_is_what_its_chapters_install(copy):
+    """Tag and version reach the set-up cells, and the next version's `.dev0` takes them back to the branch."""
+    chapter = copy / "chapters" / "channel" / "se.ipynb"
+    init = copy / "attn_lib" / "__init__.py"
+    between = chapter.read_text(encoding="utf-8")
+    old = address.read_address(copy)
+    init.write_text(init.read_text(encoding="utf-8").replace(old.version, "7.1.0"), encoding="utf-8")
+    assert f"chapters/channel/se.ipynb:{line(between, old.source)}: is {old.source}, must be {old.repository}@v7.1.0" \
+        in address.disagreements(copy)
+    assert "chapters/channel/se.ipynb" in address.write(copy)
+    text = chapter.read_text(encoding="utf-8")
+    assert f"git+{old.repository}@v7.1.0" in text and '__version__ != \\"7.1.0\\"' in text
+    assert address.disagreements(copy) == []
+    init.write_text(init.read_text(encoding="utf-8").replace("7.1.0", old.version), encoding="utf-8")
+    address.write(copy)
+    assert chapter.read_text(encoding="utf-8") == between
+
+
+def line(text: str, what: str) -> int:
+    return text.count("\n", 0, text.index(what)) + 1

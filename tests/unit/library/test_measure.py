@@ -348,6 +348,12 @@ class TestTiming:
         compared = measure.compare_timings(calls, rounds=3)
         assert compared["slow"].median > 1
 
+    def test_a_claim_that_does_not_hold_is_told_and_stops_nothing(self, capsys):
+        measure.claim(True, "two calls take longer than one")
+        assert capsys.readouterr().out == ""
+        measure.claim(False, "two calls take less than one")
+        assert capsys.readouterr().out.endswith("while it is as busy as now: two calls take less than one.\n")
+
 
 class FakeCUDA:
     """A GPU's clock: events and buffers that write down in what order they were used."""

@@ -188,6 +188,26 @@ def test_a_smoothing_factor_of_zero_has_a_gradient():
     assert (encnet.s * distance / encnet.s).isnan().all()
 
 
+def test_the_codewords_have_the_gradient_of_the_formula():
+    """Through the distances and through the residuals. The release's operator for the CPU turns the first's sign."""
+    encnet, heap = make(C=3, K=4), randn(2, 7, 3)
+    s, weights = encnet.s, randn(2, 4, 3)
+
+    def gradient(encoders, sign=1.0):
+        c = encnet.c.detach().clone().requires_grad_(True)
+        (encoders(heap, c, sign) * weights).sum().backward()
+        return c.grad
+
+    def written_out(heap, c, sign):
+        turned = sign * c + (1 - sign) * c.detach()  # of the same value; its gradient has the sign
+        a = (-s * (heap[:, :, None] - turned).square().sum(3)).softmax(2)
+        return (a[..., None] * (heap[:, :, None] - c)).sum(1)
+
+    ours = gradient(lambda heap, c, _: encnet.encode(heap, c, s))
+    torch.testing.assert_close(ours, gradient(written_out))
+    assert (ours - gradient(written_out, -1.0)).abs().max() > 0.01
+
+
 def test_one_codeword_collects_the_sum_of_the_differences():
     encnet, x = make(6, 1), randn(2, 6, 5, 7)
     t = run(encnet, x)

@@ -34,7 +34,7 @@ def run(module, x):
 
 
 def from_the_paper(x, gct):
-    """Embedding, normalisation and gate in plain numbers, one channel and one pixel at a time."""
+    """Embedding, normalisation and gate in plain numbers, one channel and one pixel at a time; ε as in the release."""
     alpha, gamma, beta = gct.alpha.tolist(), gct.gamma.tolist(), gct.beta.tolist()
     C, epsilon = len(alpha), 1e-5
     out = []
@@ -151,6 +151,16 @@ def test_three_parameters_a_channel_that_start_at_the_papers_values():
 
 def test_defaults_are_the_releases():
     assert GCTAttention(64).epsilon == 1e-5 and GCTAttention(64).mode == "l2"
+
+
+def test_the_papers_second_epsilon_is_a_cth_of_the_releases():
+    """√C s / √(∑ s² + ε): the same numbers in the light, others where s² is no larger than ε."""
+    gct, x = make(), randn(2, 12, 5, 7)
+    for brightness, least, most in [(1, 0, 1e-6), (DIM, 1e-3, 1)]:
+        t = run(gct, brightness * x)
+        s_hat = math.sqrt(12) * t["s"] / (t["s"].square().sum(1, keepdim=True) + 1e-5).sqrt()
+        torch.testing.assert_close(s_hat, F.rms_norm(t["s"], (12,), eps=1e-5 / 12))
+        assert least < (t["s_hat"] - s_hat).abs().max() < most
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -264,7 +264,7 @@ def test_a_checkpoint_of_the_release_loads_by_names():
     assert torch.equal(soca(x), source(x))
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_those_of_the_releases_class():
     soca = SOCAAttention(64)
     assert soca.iterations == 5 and soca.W1.weight.shape == (8, 64) and soca.W1.bias is not None
     with pytest.raises(ValueError, match="reduction=8 must be at most channels=4"):

@@ -97,6 +97,19 @@ def test_a_palette_keeps_few_colours_exactly_and_many_nearly():
     assert np.abs(seen - ramp).max() < 24
 
 
+def test_a_chart_keeps_the_colours_of_its_lines():
+    """Each with its own soft edges, however short it is."""
+    chart = np.full((400, 600, 3), 255, dtype=np.uint8)
+    inks = np.array([(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233)])
+    for n, ink in enumerate(inks):
+        for edge in range(13):
+            chart[20 + 50 * n + edge, 30 : 90 - 8 * n] = (255 + (ink - 255) * min(edge, 12 - edge) / 6).round()
+        chart[26 + 50 * n, 30:560] = ink
+    seen = np.asarray(Image.open(io.BytesIO(encode_png(chart))).convert("RGB")).astype(int)
+    assert (seen[26:320:50, 30] == inks).all()
+    assert np.abs(seen - chart).max() <= 8
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
