@@ -6,6 +6,10 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 CHAPTER ?=
+COURSE ?= course
+JOBS ?=
+AGAIN ?=
+UNPROTECTED ?=
 ID ?=
 NETWORK ?=
 MODULES ?=
@@ -70,7 +74,12 @@ execute: $(READY)  ## re-run the chapters that changed, or CHAPTER=se; normalise
 
 .PHONY: assignment
 assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER=se
-	$(BIN)/python -m book.tools.assignment $(CHAPTER)
+	$(BIN)/python -m book.tools.assignment --course "$(COURSE)" $(CHAPTER)
+
+.PHONY: grade
+grade: $(READY)  ## grade what a class handed in: CHAPTER=se (JOBS=4, COURSE=course, AGAIN=1)
+	@$(BIN)/python -m book.tools.grading $(CHAPTER) --course "$(COURSE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(AGAIN),--again) \
+	    $(if $(UNPROTECTED),--unprotected)
 
 .PHONY: examination
 examination: $(READY)  ## put exercises into a notebook of your own: NOTEBOOK=course/midterm.ipynb EXERCISES="se/1 eca/3"

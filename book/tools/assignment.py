@@ -5,14 +5,16 @@
     python -m book.tools.assignment                        all chapters
 
 Each chapter becomes an assignment of its own name. The student copy lies in `release/se/se.ipynb` and can be handed
-out as it is; or go on with nbgrader's own commands in the course folder: `nbgrader release_assignment se`, `collect`,
-`autograde`, `generate_feedback`. Run again after the book has changed: students and grades are kept.
+out as it is; `python -m book.tools.grading se` grades what comes back. nbgrader's own commands work in the course
+folder, too: `nbgrader release_assignment se`, `collect`, `autograde`, `generate_feedback`. Run again after the book has
+changed: students and grades are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -35,12 +37,25 @@ from traitlets.config import PyFileConfigLoader
 from . import address, notebooks, plain_markdown
 
 CONFIG = """\
+import os
+
 c = get_config()  # noqa: F821
 
 c.CourseDirectory.course_id = {name!r}
 c.Execute.timeout = 120  # seconds a cell may take: chapters train small models
-c.Execute.interrupt_on_timeout = True  # an endless loop costs its own points only
+c.Execute.iopub_timeout = 30  # seconds to wait for a cell's output once it has ended
+c.Execute.interrupt_on_timeout = True
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads make small models slower, and a class much slower
+
+# `nbgrader zip_collect`: files as Canvas names them, lovelaceada_LATE_123_456_se.ipynb, and Moodle's folders,
+# "Ada Lovelace_123_assignsubmission_file_/se.ipynb".
+c.FileNameCollectorPlugin.named_regexp = r"{files}"
 """
+# What a learning platform calls the file or the folder of a student in a download.
+LMS_FILE = re.compile(
+    r".*[\\/](?P<student_id>[^\\/]+?)_(?:LATE_)?(?P<number>\d+)_(?:\d+|assignsubmission_file)_?[\\/]?"
+    r"(?P<file_id>[^\\/]+)\.ipynb$"
+)
 
 
 class AssignmentError(Exception):
@@ -117,15 +132,20 @@ def make(path: Path, course: Path) -> Path:
     source.parent.mkdir(parents=True, exist_ok=True)
     settings = course / "nbgrader_config.py"
     if not settings.exists():
-        settings.write_text(CONFIG.format(name=course.name), encoding="utf-8")
+        settings.write_text(CONFIG.format(name=course.name, files=LMS_FILE.pattern), encoding="utf-8")
     notebooks.write(source_version(path), source)
-    config = PyFileConfigLoader(settings.name, path=str(course)).load_config()
-    config.CourseDirectory.root = str(course)
     with mock.patch.dict(os.environ, environment()):
-        done = NbGraderAPI(config=config).generate_assignment(name)
+        done = nbgrader(course).generate_assignment(name)
     if not done["success"]:
         raise AssignmentError(f"{name}: nbgrader refused\n{done.get('log', '')}{done.get('error', '')}")
     return course / "release" / name / path.name
+
+
+def nbgrader(course: Path) -> NbGraderAPI:
+    """nbgrader, working in the folder `course` with its settings."""
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(course)).load_config()
+    config.CourseDirectory.root = str(course.resolve())
+    return NbGraderAPI(config=config)
 
 
 def environment() -> dict[str, str]:

@@ -107,7 +107,11 @@ def dumps(notebook: NotebookNode) -> str:
 
 def write(notebook: NotebookNode, path: Path) -> bool:
     """Writes a notebook in one step, so that an interruption leaves the old file; returns whether it changed."""
-    text = dumps(notebook)
+    return write_text(dumps(notebook), path)
+
+
+def write_text(text: str, path: Path) -> bool:
+    """Writes a file in one step, so that an interruption leaves the old one; returns whether it changed."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".tmp")

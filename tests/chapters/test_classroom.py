@@ -19,6 +19,7 @@ from nbgrader.utils import determine_grade
 import attn_lib
 from book.tools import address, assignment, execute, notebooks, plain_markdown
 from book.tools.anatomy import exercises
+from book.tools.grading.release import only_exercises
 
 PATIENCE = 90  # seconds a cell may take here; the tests share the machine
 
@@ -110,17 +111,6 @@ def checks(cells):
     """Those of the cells that give points, by their names."""
     metas = [(cell.metadata.get("nbgrader", {}), cell) for cell in cells]
     return {meta["grade_id"]: cell for meta, cell in metas if meta.get("grade")}
-
-
-def only_exercises(notebook):
-    """Keeps the exercises and the cells that define the names they use, as a student may: it runs in seconds."""
-    kept, needed = [], set()
-    for cell in reversed(notebooks.code_cells(notebook)):
-        defined, used = exercises.names(cell.source)
-        if "nbgrader" in cell.metadata or defined & needed:
-            kept.insert(0, cell)
-            needed = (needed - defined) | used
-    notebook.cells = kept
 
 
 def points(notebook):
