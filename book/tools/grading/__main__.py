@@ -276,6 +276,9 @@ def _keep(path: Path, content: dict[str, object]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
+    if os.name == "nt":
+        return notebooks.complain(["Windows has neither the sandbox that answers are run in nor what limits them: run "
+                                   "this in the Windows Subsystem for Linux (WSL)"])
     parser = argparse.ArgumentParser(
         prog="python -m book.tools.grading", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from book.tools import notebooks
+from book.tools.grading import __main__ as grading
 
 ROOT = Path(__file__).parents[3]
 ELSEWHERE = {"resource", "fcntl", "pwd", "grp", "termios", "pty"}  # Python's modules that Windows has not
@@ -31,3 +32,9 @@ def test_the_time_of_kernels_is_that_of_ended_processes(monkeypatch):
     monkeypatch.setattr(os, "name", "nt")
     with pytest.raises(OSError, match=r"Windows does not tell .* Linux \(WSL\)"):
         notebooks.seconds_of_kernels()
+
+
+def test_grading_says_where_it_works(monkeypatch, capsys):
+    monkeypatch.setattr(os, "name", "nt")
+    assert grading.main(["se"]) == 1
+    assert "(WSL)" in capsys.readouterr().err

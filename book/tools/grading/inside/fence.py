@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import struct
 import sys
 
@@ -45,6 +44,8 @@ _EPERM = 1
 
 def close(*, seconds: float, megabytes: int) -> None:
     """Fences this process in; `megabytes` come on top of what it has already."""
+    import resource  # Windows has none, and no process there comes to this
+
     limits = {
         "RLIMIT_CORE": 0,
         "RLIMIT_CPU": int(seconds) + 2,
@@ -70,7 +71,7 @@ def _address_space() -> int:
     """The bytes of addresses that this process has now: torch alone has a gigabyte, its CUDA build many."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 16 << 30
 
