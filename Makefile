@@ -10,6 +10,7 @@ COURSE ?= course
 JOBS ?=
 AGAIN ?=
 UNPROTECTED ?=
+SECONDS_EACH ?=
 ID ?=
 NETWORK ?=
 MODULES ?=
@@ -77,9 +78,9 @@ assignment: $(READY)  ## make the students' version of every chapter, or CHAPTER
 	$(BIN)/python -m book.tools.assignment --course "$(COURSE)" $(CHAPTER)
 
 .PHONY: grade
-grade: $(READY)  ## grade what a class handed in: CHAPTER=se (JOBS=4, COURSE=course, AGAIN=1)
+grade: $(READY)  ## grade what a class handed in: CHAPTER=se (JOBS=4, COURSE=course, SECONDS_EACH=60, AGAIN=1)
 	@$(BIN)/python -m book.tools.grading $(CHAPTER) --course "$(COURSE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(AGAIN),--again) \
-	    $(if $(UNPROTECTED),--unprotected)
+	    $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH)) $(if $(UNPROTECTED),--unprotected)
 
 .PHONY: examination
 examination: $(READY)  ## put exercises into a notebook of your own: NOTEBOOK=course/midterm.ipynb EXERCISES="se/1 eca/3"

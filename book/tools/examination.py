@@ -66,8 +66,10 @@ def main() -> int:
     parser.add_argument("notebook", type=Path, help="where to write it; it must not be there yet")
     parser.add_argument("exercises", nargs="+", help="chapter and number, such as se/1")
     options = parser.parse_args()
-    if options.notebook.suffix != ".ipynb" or options.notebook.exists():
-        return notebooks.complain([f"{options.notebook} must end in .ipynb and not be there yet"])
+    if options.notebook.suffix != ".ipynb":
+        return notebooks.complain([f"{options.notebook} must end in .ipynb"])
+    if options.notebook.exists():
+        return notebooks.complain([f"{options.notebook} is there already; choose another name"])
     chosen = []
     for wanted in options.exercises:
         chapter, _, number = wanted.rpartition("/")

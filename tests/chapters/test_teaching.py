@@ -160,7 +160,7 @@ def test_exercises_in_a_notebook_of_ones_own(tmp_path):
     copy = notebooks.read(assignment.make(file, tmp_path / "course"))
     assert assignment.points(copy) == 6 and "SOLUTION" not in nbformat.writes(copy)
     again = subprocess.run(command, cwd=notebooks.ROOT, capture_output=True, text=True)
-    assert again.returncode == 1 and "not be there yet" in again.stderr
+    assert again.returncode == 1 and "is there already" in again.stderr
 
 
 def test_an_exercise_that_is_not_there():

@@ -18,7 +18,9 @@ LOOK = """() => [...document.querySelectorAll(".slide")].map(slide => {
     return {
         title: slide.querySelector("h2").innerText,
         cut: slide.scrollHeight > slide.clientHeight + 1 || slide.scrollWidth > slide.clientWidth + 1 ||
-             shown.some(node => box(node).bottom > whole.bottom + 1 || box(node).right > whole.right + 1),
+             shown.some(node => box(node).bottom > whole.bottom + 1 || box(node).right > whole.right + 1) ||
+             [...slide.querySelectorAll(".formula mjx-math")].some(  // its number stands beside it
+                 node => box(node).width > box(node.closest(".formula > div")).width + 2),
         small: parseFloat(slide.style.fontSize) <= 60 || [...slide.querySelectorAll(".source pre")]
             .some(node => parseFloat(getComputedStyle(node).fontSize) < 14) ||
             shown.some(node => node.closest(".picture") && node.matches("img, svg, figure") && box(node).height < 150),

@@ -30,7 +30,7 @@ from .. import notebooks
 from . import release as releases
 from . import roster, sandbox, submissions, tables
 from .gradebook import Book
-from .release import Release
+from .release import Exercise, Release
 from .sandbox import Limits, Outcome, Verdict
 from .submissions import Handed, Work
 from .tables import Row
@@ -66,7 +66,7 @@ class Grading:
     ) -> None:
         self.course, self.limits, self.jobs, self.protected, self.again = course, limits, jobs, protected, again
         self.release = releases.load(course, _named(course, name))
-        self.store = course / ".grading" / name
+        self.store = course / ".grading" / self.release.name
         self.stop = threading.Event()
         self.imports: list[str] = []
         self.world = [*sandbox.fingerprint(), repr(limits), str(protected)]
@@ -94,6 +94,8 @@ class Grading:
                 outcomes[work.student.id] = outcome
                 if new and _complete(work.handed[0], outcome, self.release):
                     self.enter(book, work, outcome)
+                elif not new:
+                    self.renew(book, work)
         rows = []
         scores = book.scores()
         for id, work in sorted(class_.items()):
@@ -113,7 +115,14 @@ class Grading:
             return
         if not book.feedback(work.student):
             work.remarks.append("nbgrader could not write the feedback")
-        self.keep(work, outcome)
+        self.keep(work, outcome, book.given(work.student))
+
+    def renew(self, book: Book, work: Work) -> None:
+        """Writes the feedback again where somebody has since given points or a comment in formgrader."""
+        path = self.path(work)
+        kept, given = json.loads(path.read_text(encoding="utf-8")), book.given(work.student)
+        if kept.get("given") != given and book.feedback(work.student):
+            _keep(path, {**kept, "given": given})
 
     def prove(self) -> None:
         """Grades the book's own solutions first: if they do not get full marks here, nobody's grade means anything.
@@ -214,17 +223,14 @@ class Grading:
         if outcome.fatal or not _complete(handed, outcome, self.release):
             return Row(work.student, tables.UNFINISHED, file=handed.file,
                        remarks=[outcome.fatal or "the process ended before all answers were judged", *remarks])
-        if not handed.answers:
-            remarks.append("nothing was filled in")
-        for exercise in self.release.exercises:
-            for verdict in [outcome.verdicts[check.id] for check in exercise.checks if check.id in outcome.verdicts]:
-                if verdict.error in TELLING:
-                    remarks.append(f"{exercise.id}: {verdict.message or verdict.error}")
-                    break
+        told = [f"{exercise.id}: {said}" for exercise in self.release.exercises
+                if (said := _told(exercise, handed, outcome))] if handed.answers else ["nothing was filled in"]
+        remarks = [*told, *remarks]
         by_hand = [id for id, score in scores.items() if score is None]
         if by_hand:
-            return Row(work.student, tables.BY_HAND, scores, handed.file, [f"see {', '.join(by_hand)}", *remarks])
-        return Row(work.student, tables.OLDER if handed.older else tables.GRADED, scores, handed.file, remarks)
+            remarks = [f"see {', '.join(by_hand)}", *remarks]
+            return Row(work.student, tables.BY_HAND, scores, handed.file, remarks, told)
+        return Row(work.student, tables.OLDER if handed.older else tables.GRADED, scores, handed.file, remarks, told)
 
     def digest(self, parts: object) -> str:
         """A hash of all that a result depends on."""
@@ -235,10 +241,20 @@ class Grading:
         """Where a student's result is stored."""
         return self.store / f"{hashlib.sha256(work.student.id.encode()).hexdigest()[:24]}.json"
 
-    def keep(self, work: Work, outcome: Outcome) -> None:
+    def keep(self, work: Work, outcome: Outcome, given: list[list[str]]) -> None:
         """Stores a student's result once it stands in the gradebook."""
         verdicts = {id: verdict.as_dict() for id, verdict in outcome.verdicts.items()}
-        _keep(self.path(work), {"digest": self.digest(self.all(work)), "verdicts": verdicts})
+        _keep(self.path(work), {"digest": self.digest(self.all(work)), "verdicts": verdicts, "given": given})
+
+
+def _told(exercise: Exercise, handed: Handed, outcome: Outcome) -> str:
+    """Why an exercise did not get all its points, in a few words; nothing where it did."""
+    if exercise.id not in handed.answers:
+        return "not answered"
+    failed = [verdict for check in exercise.checks
+              if (verdict := outcome.verdicts.get(check.id)) is not None and not verdict.passed]
+    telling = [verdict.message or verdict.error for verdict in failed if verdict.error in TELLING]
+    return telling[0] if telling else "wrong" if failed else ""
 
 
 def _complete(handed: Handed, outcome: Outcome, release: Release) -> bool:

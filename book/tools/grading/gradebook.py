@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from .roster import Student
 from .sandbox import Verdict
 from .submissions import Handed
 
+FOREIGN = re.compile(r"""<script[^>]*\bsrc=["']https?://[^>]*>\s*</script>""")
 NOT_ANSWERED = Verdict(passed=False, error="NotAnswered", message="the answer was not filled in")
 
 
@@ -74,11 +76,39 @@ class Book:
         notebook = autograded(self.release, handed, verdicts)
         path = self.course / "autograded" / student.id / name / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
+        unchanged = path.exists() and _sources(notebooks.read(path)) == _sources(notebook)
         notebooks.write(notebook, path)
         resources = {
             "nbgrader": {"notebook": name, "assignment": name, "student": student.id, "db_url": self.url},
         }
+        by_hand = {} if not unchanged else self._by_hand(student)
         SaveAutoGrades().preprocess(copy.deepcopy(notebook), resources)
+        if by_hand:  # nbgrader wants them looked at again, but what they were given for is the same
+            with self.open() as book:
+                for grade in book.find_submission_notebook(name, name, student.id).grades:
+                    if grade.needs_manual_grade and by_hand.get(grade.name) == grade.auto_score:
+                        grade.needs_manual_grade = False
+                book.db.commit()
+
+    def _by_hand(self, student: Student) -> dict[str, float | None]:
+        """The automatic points of checks to which a person has given others, and has looked at them since."""
+        with self.open() as book:
+            try:
+                part = book.find_submission_notebook(self.release.name, self.release.name, student.id)
+            except MissingEntry:
+                return {}
+            return {grade.name: grade.auto_score for grade in part.grades
+                    if grade.manual_score is not None and not grade.needs_manual_grade}
+
+    def given(self, student: Student) -> list[list[str]]:
+        """What a student's feedback says beyond the checks: every check's points and every comment, as text."""
+        with self.open() as book:
+            try:
+                part = book.find_submission_notebook(self.release.name, self.release.name, student.id)
+            except MissingEntry:
+                return []
+            return sorted([[grade.name, str(grade.score), str(grade.extra_credit)] for grade in part.grades]
+                          + [[comment.name, str(comment.comment), ""] for comment in part.comments])
 
     def forget(self, student: Student) -> None:
         """Takes back what was entered for a student of whom nothing can be graded now."""
@@ -89,8 +119,13 @@ class Book:
                 return
 
     def feedback(self, student: Student) -> bool:
-        """Writes the student's page below `feedback/`; returns whether nbgrader could."""
+        """Writes the student's page below `feedback/`; returns whether nbgrader could.
+
+        It asks no other host for anything: without MathJax formulas stay as they are written.
+        """
         done = self.api.generate_feedback(self.release.name, student.id, force=True)
+        for page in (self.course / "feedback" / student.id / self.release.name).glob("*.html"):
+            notebooks.write_text(FOREIGN.sub("", page.read_text(encoding="utf-8")), page)
         return bool(done["success"])
 
     def scores(self) -> dict[str, dict[str, float | None]]:
@@ -103,6 +138,10 @@ class Book:
                 }
                 for submission in book.assignment_submissions(self.release.name)
             }
+
+
+def _sources(notebook: NotebookNode) -> list[str]:
+    return [cell.source for cell in notebook.cells]
 
 
 def autograded(release: Release, handed: Handed, verdicts: Mapping[str, Verdict]) -> NotebookNode:

@@ -29,6 +29,7 @@ class Row:
         scores: the points of each check, by its id.
         file: the notebook that was graded.
         remarks: what a teacher should know.
+        told: what came of the exercises that did not get all their points, which the student may know as well.
     """
 
     student: Student
@@ -36,6 +37,7 @@ class Row:
     scores: dict[str, float | None] = field(default_factory=dict)
     file: str = ""
     remarks: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     @property
     def graded(self) -> bool:
@@ -91,7 +93,7 @@ def moodle(rows: Iterable[Row], release: Release) -> list[list[str]]:
     lines = [["email", "id", f"{release.name} (of {number(release.points)})", "feedback"]]
     for row in rows:
         if row.student.listed:
-            feedback = row.status if row.status != GRADED else ""
+            feedback = "; ".join([row.status] * (row.status != GRADED) + row.told)
             lines.append([row.student.email, row.student.id, number(row.points) or "-", feedback])
     return lines
 

@@ -243,7 +243,8 @@ class Deck:
             for k in range(0, len(equations), some):
                 yield Slide(place + k / 100, "equations", self.heading(place), "".join(equations[k:k + some]), notes)
             if table := re.search(r"(?:^\|.*\|[ \t]*\n?){3,}", cell.source, re.MULTILINE):
-                yield Slide(place + 0.9, "symbols", "Symbols", self.text.html(table[0]), notes)
+                title = "Symbols" if table[0].startswith("| Symbol") else self.heading(place)
+                yield Slide(place + 0.9, "symbols", title, self.text.html(table[0]), notes)
         yield from self.pictures(part)
 
     def steps(self, part: str) -> Iterator[Slide]:

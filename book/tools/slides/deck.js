@@ -11,11 +11,14 @@
   for (let tries = 0; tries < 200 && starting(); tries++) await new Promise(done => setTimeout(done, 50));
   const tooLong = slide => slide.scrollHeight > slide.clientHeight || slide.scrollWidth > slide.clientWidth;
   const fit = slide => {
-    // A wide formula shrinks alone.
-    for (const math of slide.querySelectorAll(".formula > div")) {
-      const set = math.querySelector("mjx-math"), wide = set ? set.getBoundingClientRect().width / Reveal.getScale() : 0;
-      if (wide > math.clientWidth) math.style.fontSize = `${Math.floor(100 * math.clientWidth / wide)}%`;
-    }
+    // A wide formula shrinks alone, whatever the size of the text.
+    const shrink = () => {
+      for (const math of slide.querySelectorAll(".formula > div")) {
+        math.style.fontSize = "100%";
+        const set = math.querySelector("mjx-math"), wide = set ? set.getBoundingClientRect().width / Reveal.getScale() : 0;
+        if (wide > math.clientWidth) math.style.fontSize = `${Math.floor(100 * math.clientWidth / wide)}%`;
+      }
+    };
     // An explorer is made larger or smaller as a whole, with its words below or beside it.
     const explorer = slide.querySelector(".attn-explorer");
     if (explorer) {
@@ -36,6 +39,7 @@
     const most = slide.matches(".list, .equations, .question, .exercise") ? 132 : 100;
     for (let share = most; share >= 60; share -= 4) {
       slide.style.fontSize = `${share}%`;
+      shrink();
       if (!tooLong(slide)) break;
     }
   };
