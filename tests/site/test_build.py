@@ -18,7 +18,7 @@ ROOT = tool.ROOT
 @pytest.fixture
 def clone(tmp_path):
     """A clone whose pages can be changed."""
-    for name in ("attn_lib", "chapters"):
+    for name in (".binder", "attn_lib", "chapters"):
         (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)
     for name in ("_config.yml", "requirements.txt"):
         shutil.copyfile(ROOT / name, tmp_path / name)
