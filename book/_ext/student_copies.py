@@ -65,6 +65,7 @@ def write(app: Sphinx, exception: Exception | None) -> None:
         return
     here, folder = address.read_address(Path(app.srcdir)), Path(app.outdir, FOLDER)
     wanted = {Path(app.outdir, copy_of(page)): page for page in app.env.found_docs if is_chapter(app, page)}
+    folder.mkdir(exist_ok=True)
     for path, page in wanted.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         notebooks.write(assignment.students_version(Path(app.env.doc2path(page))), path)
