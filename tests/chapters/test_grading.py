@@ -611,7 +611,7 @@ assert not os.path.exists({str(Path.home() / '.ssh')!r}) and sorted(os.listdir("
 assert "TOKEN_OF_SOMEBODY" not in os.environ
 assert len([name for name in os.listdir("/proc") if name.isdigit()]) <= 3
 assert [line.split(":")[0].strip() for line in open("/proc/net/dev")][2:] == ["lo"]
-for place in ["/", "/usr", "/etc", "/dev", {str(sandbox.LIBRARY)!r}, {sys.prefix!r}]:
+for place in ["/", "/usr", "/etc", "/dev", {str(sandbox.LIBRARY)!r}, {sys.prefix + "/lib"!r}]:
     try:
         pathlib.Path(place, "mine").write_text("")
     except OSError:
