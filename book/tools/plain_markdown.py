@@ -34,8 +34,7 @@ def make_plain(notebook: NotebookNode, path: Path) -> None:
             is not in the bibliography.
     """
     cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
-    labels = [match["label"] for cell in cells for match in EQUATION.finditer(cell.source)]
-    numbers = {label: number for number, label in enumerate(labels, 1)}
+    numbers = equation_numbers(notebook)
     cited: set[str] = set()
 
     def role(match: re.Match[str]) -> str:
@@ -52,10 +51,17 @@ def make_plain(notebook: NotebookNode, path: Path) -> None:
 
     for cell in cells:
         text = EQUATION.sub(lambda match: f"$${match['formula']} \\tag{{{numbers[match['label']]}}}\n$$", cell.source)
-        text = LINK.sub(lambda match: _published(match, path), ROLE.sub(role, text))
+        text = LINK.sub(lambda match: _link(match, path), ROLE.sub(role, text))
         cell.source = text
     for cell in cells:  # once all citations are known
         cell.source = LIST.sub(lambda _: references(cited), cell.source)
+
+
+def equation_numbers(notebook: NotebookNode) -> dict[str, int]:
+    """The number of each labelled equation on the chapter's page, by its label."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+    labels = [match["label"] for cell in cells for match in EQUATION.finditer(cell.source)]
+    return {label: number for number, label in enumerate(labels, 1)}
 
 
 def parenthetical(keys: list[str], numbers: dict[str, int]) -> str:
@@ -77,7 +83,7 @@ def name_of_library(names: list[str], numbers: dict[str, int]) -> str:
     """The name of a class or function of the library, linked to its reference."""
     name, = names
     page = notebooks.ROOT / "book" / "api" / f"{name.split('.')[1]}.md"
-    return f"[`{name}`]({_address(page)}#{name})"
+    return f"[`{name}`]({published(page)}#{name})"
 
 
 def module_of_library(names: list[str], numbers: dict[str, int]) -> str:
@@ -118,12 +124,13 @@ def references(keys: Iterable[str]) -> str:
     return "\n".join("- " + " ".join(entry.text.render(Backend()).split()) for entry in formatted)
 
 
-def _address(page: Path) -> str:
+def published(page: Path) -> str:
+    """Where a page or chapter of the book lies on its site."""
     return f"{address.read_address().site}/{page.relative_to(notebooks.ROOT).with_suffix('.html').as_posix()}"
 
 
-def _published(link: re.Match[str], path: Path) -> str:
+def _link(link: re.Match[str], path: Path) -> str:
     target = (path.parent / link["file"]).resolve()
     if not target.is_file() or not target.is_relative_to(notebooks.ROOT):
         return link[0]
-    return f"]({_address(target)}{link['anchor'] or ''})"
+    return f"]({published(target)}{link['anchor'] or ''})"

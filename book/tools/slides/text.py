@@ -5,15 +5,13 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbformat import NotebookNode
-from pybtex.database import parse_file
 
-from .. import address, notebooks
+from .. import notebooks, plain_markdown
 from ..anatomy.chapter import CITATION, LINK
 from ..anatomy.prose import EQUATION, ROLE
 
@@ -23,24 +21,10 @@ ABBREVIATED = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|al|Fig|Eqs?|eqs?|Sec|No|pp?)|
 END = re.compile(r"(?<=[.?!])(?:\*\*|\*|\)|”|\")?\s+(?=[A-Z0-9“\"*(`$\[])")
 
 
-@cache
-def _bibliography():
-    return parse_file(str(notebooks.ROOT / "book" / "references.bib")).entries
-
-
-def cited(key: str) -> str:
-    """"Hu et al., 2018"."""
-    entry = _bibliography()[key]
-    names = [" ".join(person.last_names).strip("{}") for person in entry.persons["author"]]
-    who = names[0] if len(names) == 1 else " and ".join(names) if len(names) == 2 else f"{names[0]} et al."
-    return f"{who}, {entry.fields['year']}"
-
-
 def reference(key: str) -> str:
     """Authors, title and year of a paper, as HTML."""
-    entry = _bibliography()[key]
-    title = re.sub(r"[{}]", "", entry.fields["title"])
-    who, year = cited(key).rsplit(", ", 1)
+    title = re.sub(r"[{}]", "", plain_markdown.bibliography().entries[key].fields["title"])
+    who, year = plain_markdown.authors_and_year(key)
     return f"{html.escape(who)}, <i>{html.escape(title)}</i>, {year}"
 
 
@@ -55,9 +39,7 @@ class Text:
 
     def __init__(self, path: Path, notebook: NotebookNode, *, set_formulas: bool = True) -> None:
         self.path, self.set_formulas = path, set_formulas
-        labels = [found["label"] for cell in notebook.cells if cell.cell_type == "markdown"
-                  for found in EQUATION.finditer(cell.source) if found["label"]]
-        self.numbers = {label: number for number, label in enumerate(labels, 1)}
+        self.numbers = plain_markdown.equation_numbers(notebook)
         self._markdown = MarkdownIt("commonmark", {"typographer": True, "html": False}).enable(
             ["table", "smartquotes", "replacements"]).use(dollarmath_plugin, renderer=self._math, allow_digits=False)
 
@@ -72,7 +54,7 @@ class Text:
     def plain(self, markdown: str) -> str:
         """The same without what only the site understands."""
         markdown = FENCED.sub("", markdown)
-        markdown = CITATION.sub(lambda m: f"({'; '.join(cited(key.strip()) for key in m[1].split(','))})", markdown)
+        markdown = CITATION.sub(self._cited, markdown)
         markdown = ROLE.sub(self._role, markdown)
         markdown = re.sub(r"\{\w+\}`(?:([^`<]*?)\s*<[^`>]*>|([^`]*))`", lambda m: m[1] or m[2], markdown)
         return LINK.sub(self._published, markdown)
@@ -81,6 +63,9 @@ class Text:
         if not self.set_formulas:
             return html.escape(" ".join(source.split()))
         return html.escape(f"\\[{source}\\]" if options["display_mode"] else f"\\({source}\\)")
+
+    def _cited(self, found: re.Match[str]) -> str:
+        return plain_markdown.parenthetical([key.strip() for key in found[1].split(",")], self.numbers)
 
     def _role(self, found: re.Match[str]) -> str:
         if found["role"] == "eq":
@@ -96,8 +81,7 @@ class Text:
         file = (self.path.parent / target).resolve()
         if "://" in link["target"] or not target or not file.is_relative_to(notebooks.ROOT):
             return link[0] if "://" in link["target"] else link["text"]
-        page = file.relative_to(notebooks.ROOT).with_suffix(".html").as_posix()
-        return f"[{link['text']}]({address.read_address().site}/{page}{'#' * bool(anchor)}{anchor})"
+        return f"[{link['text']}]({plain_markdown.published(file)}{'#' * bool(anchor)}{anchor})"
 
 
 def headings(markdown: str) -> list[str]:
