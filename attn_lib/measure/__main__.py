@@ -12,8 +12,11 @@ import torch
 from .. import catalog
 from ..console import printable
 from . import suite
+from .case import Case, case_of
 from .counterparts import against
 from .records import Data, Row, destination, file_name, load_text, merge, stamp, write
+
+SECONDS = {"cuda": 0.1, "cpu": 0.3}  # a GPU's own clock is steadier, and there are more cases
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         rows = suite.run(planned, device, save=lambda run: write(merge(old, run, partial=partial), out),
-                         seconds=0.05 if options.quick else 0.3, budget=options.budget or math.inf,
+                         seconds=0.05 if options.quick else SECONDS[device.type], budget=options.budget or math.inf,
                          commit=options.commit)
     except KeyboardInterrupt:
         print(printable(f"\ninterrupted: modules measured to the end are in {out}"), file=sys.stderr)
@@ -73,14 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(row["error"] for row in rows))
 
 
-def measured_at(old: Data | None, now: Row) -> set[suite.Case]:
+def measured_at(old: Data | None, now: Row) -> set[Case]:
     """Cases that a file holds without an error from this device, this torch and this very state of the library."""
     same = ("device", "torch", "commit")
     runs = [run for run in old["runs"] if all(run["stamp"].get(key) == now[key] for key in same)] if old else []
     known = [row for run in runs if now["commit"] and not (run["stamp"].get("dirty") or now["dirty"])
              for row in run["rows"]]
-    failed = {suite.case_of(row) for row in known if row["error"] and row["shapes"]}
-    return {suite.case_of(row) for row in known if row["shapes"]} - failed
+    failed = {case_of(row) for row in known if row["error"] and row["shapes"]}
+    return {case_of(row) for row in known if row["shapes"]} - failed
 
 
 def keep_freed_memory() -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,11 @@ from attn_lib import measure
 from attn_lib.measure import __main__ as command
 from attn_lib.measure import call, progress, suite
 from attn_lib.measure.__main__ import beside_counterparts, main
+from attn_lib.measure.case import Case
+from attn_lib.measure.case import measure as measure_case
 from attn_lib.measure.counterparts import import_package
 from attn_lib.measure.records import SCHEMA, flatten, load_text, merge, write
+from attn_lib.measure.side_by_side import measure_compiled
 from tests.unit.cases import each_case
 
 REPO = Path(__file__).resolve().parents[3]
@@ -726,7 +730,11 @@ class TestCommand:
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(suite.time, "monotonic", lambda: clock[0])
+        def all_that_there_is_time_for(planned, *_, end, **__):
+            yield from (ten_seconds(case) for case in planned if clock[0] < end)
+
         monkeypatch.setattr(suite, "measure", ten_seconds)
+        monkeypatch.setattr(suite, "measure_compiled", all_that_there_is_time_for)
         monkeypatch.setattr(suite, "ceilings", lambda _: measure.Ceilings("fake", 1e10, {"float32": 1e11}))
         for module in (suite, command):
             monkeypatch.setattr(module, "stamp", lambda *_: now)
@@ -780,15 +788,39 @@ class TestCases:
     def test_compiled_and_in_half_precision(self, monkeypatch):
         """As on a GPU, but for the compiler's backend."""
         calls, compile = [], torch.compile
-        monkeypatch.setattr(torch, "compile", lambda m: calls.append(m) or compile(m, backend="aot_eager"))
-        case = suite.Case("se", (14, 14), 2, torch.bfloat16, compiled=True)
+        monkeypatch.setattr(torch, "compile", lambda m, **_: calls.append(m) or compile(m, backend="aot_eager"))
+        case = Case("se", (14, 14), 2, torch.bfloat16, compiled=True)
         limits = measure.Ceilings("fake", 1e10, {"bfloat16": 1e11})
-        forward, training = suite.measure(case, torch.device("cpu"), limits, seconds=0.01)
+        forward, training = measure_case(case, torch.device("cpu"), limits, seconds=0.01)
         for row in (forward, training):
             assert row["error"] is None and row["mode"] == "compiled" and row["dtype"] == "bfloat16"
         assert forward["min_bytes"] == 2 * (2 * 2 * 64 * 14 * 14 + 580)
         assert [m.training for m in calls] == [False, True]
         assert {p.dtype for m in calls for p in m.parameters()} == {torch.bfloat16}
+
+    def test_processes_that_compile_at_once_return_every_row_but_those_of_one_that_died(self, capsys, monkeypatch):
+        """Nothing is compiled here, so that it lasts seconds."""
+        class Deadly(str):
+            def __reduce__(self):
+                return os._exit, (1,)  # what the process does that receives it
+
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        cases = [Case(id, (14, 14), 2, dtype, compiled=False)
+                 for id in (Deadly("a"), "simam", "se") for dtype in (torch.float32, torch.bfloat16)]
+        limits = measure.Ceilings("fake", 1e10, {"float32": 1e11, "bfloat16": 1e11})
+        lists = list(measure_compiled(cases, torch.device("cpu"), limits, jobs=2, seconds=0.01))
+        expected = [(dtype, backward) for dtype in ("float32", "bfloat16") for backward in (False, True)]
+        assert {rows[0]["id"] for rows in lists} == {"se", "simam"}
+        for rows in lists:
+            assert [(r["dtype"], r["backward"]) for r in rows] == expected
+            assert all(r["id"] == rows[0]["id"] and r["median"] > 0 and r["error"] is None for r in rows)
+        assert "1 of 2 processes died" in capsys.readouterr().err
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+
+    def test_no_time_left_to_compile(self):
+        case = Case("se", (14, 14), 2, torch.float32, compiled=True)
+        limits = measure.Ceilings("fake", 1e10, {"float32": 1e11})
+        assert not list(measure_compiled([case], torch.device("cpu"), limits, jobs=1, end=time.monotonic()))
 
     @pytest.mark.parametrize(("layout", "expected"), [
         ("B C H W", (14, 14)), ("B N C", (196,)), ("B T N C", (14, 14)), ("B C T H W", (8, 14, 14)),

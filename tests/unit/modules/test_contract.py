@@ -13,6 +13,7 @@ from torch import nn
 
 import attn_lib
 from attn_lib import measure
+from attn_lib.measure.roofline import true_float32
 from tests.unit.cases import CASES, each_case, each_module
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -177,14 +178,35 @@ def test_copies_and_state_dict(id, variant):
     assert_same(fresh(*inputs), expected, rtol=0, atol=0)
 
 
+@on_each_device
 @each_case
-def test_compiles_whole(id, variant):
-    module, inputs = make(id, variant, "compile")
-    expected = module.eval()(*inputs)
+def test_compiles_whole(id, variant, device):
+    module, inputs = make(id, variant, "compile", device=device)
+    module.eval()
     # Inductor writes and compiles C++; once a module is enough, the capture is what a variant can break.
     backend = "inductor" if variant is None else "aot_eager"
     torch.compiler.reset()
-    assert_same(torch.compile(module, fullgraph=True, backend=backend)(*inputs), expected, rtol=1e-4, atol=1e-5)
+    with true_float32():
+        expected = module(*inputs)
+        assert_same(torch.compile(module, fullgraph=True, backend=backend)(*inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@each_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_a_gpu_gives_what_the_cpu_gives(id, variant, dtype):
+    """Outputs, and the gradients of inputs and parameters."""
+    tolerance = {torch.float64: 1e-9, torch.float32: 1e-3}[dtype]
+    found = []
+    for device in ("cpu", "cuda"):
+        module, inputs = make(id, variant, device=device, dtype=dtype)
+        leaves = [*(x.requires_grad_() for x in inputs), *module.parameters()]
+        with true_float32():
+            ys = outputs(module.eval()(*inputs))
+            grads = torch.autograd.grad(sum(y.square().mean() for y in ys), leaves)
+        found.append([t.cpu() for t in (*ys, *grads)])
+    for here, there in zip(*found, strict=True):
+        assert (there - here).abs().max() <= tolerance * max(1, here.abs().max())
 
 
 @pytest.mark.parametrize(("id", "variant"), [case for case in CASES if case[1]])
