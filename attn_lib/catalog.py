@@ -320,7 +320,8 @@ class Entry:
                     seed: int = 0) -> tuple[Tensor, ...]:
         """Seeded float32 inputs on the CPU; arguments as in `sizes`."""
         generator = torch.Generator().manual_seed(seed)
-        return tuple(torch.randn(shape, generator=generator) for shape in self.shapes(batch, size, variant))
+        shapes = self.shapes(batch, size, variant)
+        return tuple(torch.randn(shape, generator=generator, device="cpu") for shape in shapes)
 
 
 def register(id: str, **fields: Any) -> Callable[[type[M]], type[M]]:
@@ -490,7 +491,7 @@ def create(id: str, *arguments: Any, **options: Any) -> nn.Module:
 
 def example(id: str, variant: str | None = None, *, batch: int = 2, size: tuple[int, ...] | None = None,
             seed: int = 0, generic: bool = False) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A small runnable instance and its inputs; the global random state is left as it was.
+    """A small runnable instance and its inputs, on the CPU; the global random state is left as it was.
 
     Args:
         id: the module.
@@ -500,8 +501,8 @@ def example(id: str, variant: str | None = None, *, batch: int = 2, size: tuple[
         generic: draw every parameter anew at random, so that no zero initialisation hides anything.
     """
     e = entry(id)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: torch.manual_seed would seed every GPU as well
         module = e.cls(**e.options(variant, size))
         if generic:
             with torch.no_grad():

@@ -200,7 +200,7 @@ class trace:
         shape = tuple(theirs.shape)
         if tuple(mine.shape) != shape:
             raise AssertionError(printable(f"{name}: your shape is {tuple(mine.shape)}, the library's is {shape}"))
-        a, b = mine.detach().double().flatten(), theirs.double().flatten()
+        a, b = mine.detach().cpu().double().flatten(), theirs.cpu().double().flatten()
         a, b = a[a != b], b[a != b]  # an infinity equals itself, but does not differ from itself by 0
         finite = theirs[theirs.isfinite()]
         largest = finite.abs().max().item() if finite.numel() else 0.0

@@ -105,8 +105,8 @@ def _action(name: str, xs: list[Tensor], ins: list[Axes], seed: int) -> Action:
             raise Undefined
 
     def shuffled(n: int, device: torch.device) -> Tensor:
-        order = torch.randperm(n, generator=generator)
-        if torch.equal(order, torch.arange(n)):
+        order = torch.randperm(n, generator=generator, device="cpu")
+        if torch.equal(order, torch.arange(n, device="cpu")):
             order = order.roll(1)  # the identity would prove nothing
         return order.to(device)
 

@@ -63,6 +63,6 @@ def split(
         raise ValueError(f"tensors must share their first dimension, got lengths {lengths}")
     if not 0 < test < 1:
         raise ValueError(f"test={test} must lie strictly between 0 and 1")
-    order = torch.randperm(lengths[0], generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(lengths[0], generator=torch.Generator().manual_seed(seed), device="cpu")
     held_out = round(lengths[0] * test)
     return tuple(t[order[held_out:]] for t in tensors), tuple(t[order[:held_out]] for t in tensors)

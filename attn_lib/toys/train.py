@@ -203,10 +203,14 @@ def seeded(seed: int) -> Iterator[None]:
         model = build()
     ```
     """
-    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        yield
+    started = torch.cuda.is_initialized()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        if not started:  # a GPU at rest has no state to put back: it starts from the seed that it would have had
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def _batches(data: Sequence[Tensor]) -> Callable[[int, torch.Generator], list[Tensor]]:
@@ -215,7 +219,7 @@ def _batches(data: Sequence[Tensor]) -> Callable[[int, torch.Generator], list[Te
         raise ValueError(f"data must share their first dimension, got lengths {lengths}")
 
     def draw(batch: int, generator: torch.Generator) -> list[Tensor]:
-        rows = torch.randperm(lengths[0], generator=generator)[:batch]
+        rows = torch.randperm(lengths[0], generator=generator, device="cpu")[:batch]
         return [t[rows] for t in data]
 
     return draw

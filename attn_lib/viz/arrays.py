@@ -26,7 +26,7 @@ def to_array(value: Any, name: str, ndim: int | tuple[int, ...] | None = None) -
         ValueError: `value` is empty, not numeric, or has another number of dimensions.
     """
     try:
-        array = np.array(_off_the_device(value), dtype=np.float64)
+        array = np.array(off_the_device(value), dtype=np.float64)
     except (TypeError, ValueError) as error:
         kind = type(value).__name__
         raise ValueError(f"{name} must be a tensor, an array or a list of numbers, not {kind}") from error
@@ -50,10 +50,11 @@ def finite(array: Floats, name: str) -> Floats:
     return array
 
 
-def _off_the_device(value: Any) -> Any:
+def off_the_device(value: Any) -> Any:
+    """Tensors as float64 arrays on the CPU, within lists and tuples too; anything else as it is."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().double().numpy()
-    return [_off_the_device(v) for v in value] if isinstance(value, list | tuple) else value
+    return [off_the_device(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def to_image(value: Any, name: str) -> Floats:

@@ -175,7 +175,7 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     if len(palette) > size:
         rgb, weight = torch.from_numpy(palette).float(), torch.from_numpy(counts).float() ** (1 / 3)
         exact = size // 4
-        chosen = torch.empty(size, 3)
+        chosen = rgb.new_empty(size, 3)
         chosen[:exact] = rgb[np.argsort(-counts, kind="stable")[:exact].copy()]
         away = torch.cdist(rgb, chosen[:exact]).amin(1)  # from the nearest that is chosen
         for k in range(exact, size):
@@ -183,8 +183,8 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
             away = torch.minimum(away, (rgb - chosen[k]).norm(dim=1))
         for _ in range(3):
             nearest = torch.cdist(rgb, chosen).argmin(1)
-            total = torch.zeros(size).index_add_(0, nearest, weight)
-            mean = torch.zeros(size, 3).index_add_(0, nearest, rgb * weight[:, None]) / total[:, None]
+            total = rgb.new_zeros(size).index_add_(0, nearest, weight)
+            mean = rgb.new_zeros(size, 3).index_add_(0, nearest, rgb * weight[:, None]) / total[:, None]
             chosen[exact:] = torch.where(total[:, None] > 0, mean, chosen)[exact:]
         chosen = chosen.round()
         index = torch.cdist(rgb, chosen).argmin(1).numpy()[index]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...tap import trace as Trace
 from .. import style
-from ..arrays import Floats, Numbers, finite, to_array
+from ..arrays import Floats, Numbers, finite, off_the_device, to_array
 from ..words import printed
 from .shapes import NOTE, NUMBER, Box, Disc, Line, Objects, Outline, Picture, Rect, Shape, Words, base, wide
 from .writing import HEADING, decimals, heading, heading_width, number
@@ -180,11 +180,11 @@ def _texts(grid: Grid, values: Floats) -> Objects:
 def _tints(grid: Grid, values: Floats, shape: tuple[int, ...]) -> tuple[NDArray[np.int_], Floats]:
     """Series colour (-1 for none) and strength for each cell, in the shape that is drawn."""
     if grid.shade:
-        first = 0 if grid.colours is None else int(np.asarray(grid.colours).item())
+        first = 0 if grid.colours is None else int(np.asarray(off_the_device(grid.colours)).item())
         colours = np.where(values < 0, first + 1, first)
         strengths = 0.06 + 0.5 * np.abs(values) / (np.abs(values).max() or 1.0)
     else:
-        given = np.asarray(-1 if grid.colours is None else grid.colours)
+        given = np.asarray(-1 if grid.colours is None else off_the_device(grid.colours), dtype=int)
         try:
             colours = np.broadcast_to(given, values.shape)
         except ValueError as error:

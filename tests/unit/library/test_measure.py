@@ -401,6 +401,17 @@ class FakeCUDA:
         monkeypatch.setattr(torch, "empty", empty)
 
 
+def test_timing_a_cpu_neither_waits_for_a_gpu_nor_starts_it(monkeypatch):
+    def touched(*_):
+        raise AssertionError("the GPU was touched")
+
+    for module in filter(None, (torch.cuda, getattr(torch, "accelerator", None))):
+        monkeypatch.setattr(module, "is_available", lambda: True)
+        monkeypatch.setattr(module, "synchronize", touched)
+    measure.timing(torch.relu, torch.ones(4), seconds=1e-3)
+    measure.compare_timings({"a": (torch.relu, torch.ones(4))}, rounds=3)
+
+
 class TestTimingOnAGPU:
     """The order of things, on a GPU that is not there."""
 

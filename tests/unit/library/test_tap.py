@@ -289,3 +289,14 @@ def test_compiles_and_exports_within_a_trace(whole):
         assert t.names()[-1] == ("0.y" if whole else "y")
     torch.testing.assert_close(compiled(x), expected)
     torch.testing.assert_close(exported(x), expected)
+
+
+def test_check_compares_across_devices(monkeypatch, capsys):
+    """A formula that was computed on the CPU beside a module on a GPU, which "meta" plays here."""
+    x = torch.arange(6.0)
+    with attn_lib.trace() as t:
+        tap("y", x)
+    mine = torch.empty(6, device="meta")
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: x.clone() if self.is_meta else self)
+    t.check("y", mine)
+    assert "equals the library's" in capsys.readouterr().out

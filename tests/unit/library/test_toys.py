@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import attn_lib
 from attn_lib import toys
 from attn_lib.toys.train import answers
 
@@ -352,3 +353,36 @@ def test_a_digit_is_found_by_its_class_at_its_place():
     assert changed(0, 5, 0) == changed(1, 4, 0.01) == 0.5  # another class; less sure than the third, which is wrong
     assert changed(0, 2, 16.1) == 1 and changed(0, 2, 15.9) == 0.5  # a little more and less than half of the box
     assert toys.share_found(right.flip(1), boxes, 64) == 1
+
+
+# ---- where a GPU is there --------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_has_not_started_gets_the_seed_it_would_have_had(monkeypatch):
+    """Torch keeps its seeds for later: what was seeded last counts when the GPU starts."""
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with toys.seeded(0):  # around the test, so that the session's own state comes back
+        torch.manual_seed(5)
+        with toys.seeded(1):
+            assert seeds[-1] == 1
+        assert seeds[-1] == 5
+
+
+def test_another_default_device_draws_the_same():
+    """What names no device lands on "meta" here, as it would on "cuda", and cannot be mixed with the data."""
+    data, model = toys.digits(), mlp()
+    (train, _), module = toys.split(*data), attn_lib.example("se")[0]
+    with torch.device("meta"):
+        assert torch.equal(toys.split(*data)[0][0], train[0])
+        assert len(toys.fit(model, data, steps=2, optimizer="sgd").loss) == 2
+        again, (x,) = attn_lib.example("se")
+        assert again(x).device.type == "cpu" and torch.equal(again.W1.weight, module.W1.weight)
+
+
+def test_an_example_seeds_no_gpu(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    attn_lib.example("se")
+    assert not seeds

@@ -239,6 +239,13 @@ def test_colours_belong_to_cells():
     assert shaded[1].strength > shaded[0].strength > shaded[2].strength
 
 
+def test_colours_may_lie_on_a_gpu(monkeypatch):
+    colours = torch.empty(2, dtype=torch.long, device="meta")  # plays it: numpy cannot read it where it lies
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: torch.tensor([1, 0]) if t.is_meta else t)
+    drawn = boxes(picture(viz.Grid("x", torch.ones(2), colours=colours), None, PAGE))
+    assert [b.colour for b in drawn] == [1, 0]
+
+
 def test_an_index_stands_below_its_letter():
     assert pieces("W_H x") == [("W", False), ("H", True), (" x", False)] and pieces("√d_k: ½")[-1] == (": ½", False)
     assert pieces("a_b_c")[1] == ("b_c", True) and pieces("2_a") == [("2_a", False)]

@@ -95,6 +95,9 @@ def test_a_palette_keeps_few_colours_exactly_and_many_nearly():
     seen = np.asarray(Image.open(io.BytesIO(encode_png(ramp))).convert("RGB")).astype(int)
     assert (seen[:128] == 255).all()
     assert np.abs(seen - ramp).max() < 24
+    file = encode_png(ramp)
+    with torch.device("meta"):  # whatever torch's default device is
+        assert encode_png(ramp) == file
 
 
 def test_a_chart_keeps_the_colours_of_its_lines():
