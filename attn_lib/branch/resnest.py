@@ -118,7 +118,7 @@ class SplitAttention(nn.Module):
         s = tap("s", U_m.sum(1).mean((2, 3)), "B O")                               # eq. 1
         z = tap("z", F.relu(self.bn1(self.fc1(s[:, :, None, None]))).flatten(1), "B Cr")
         a = tap("a", self.r_softmax(self.fc2(z[:, :, None, None])), "B M O")       # eq. 3
-        return tap("V", (a[..., None, None] * U_m).sum(1), "B O Ho Wo")            # eq. 2
+        return tap("V", (a[..., None, None] * U_m).sum(1).to(U_m.dtype), "B O Ho Wo")  # eq. 2
 
     def r_softmax(self, logits: Tensor) -> Tensor:
         """a (B, M, O) of logits (B, G·M·O/G, 1, 1): over the splits, or a sigmoid of the only one."""

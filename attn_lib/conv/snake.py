@@ -159,7 +159,7 @@ class DynamicSnakeConv(nn.Module):
         x_p = tap("x_p", bilinear_sample(x, rows, cols), "B C K H W")            # eqs. 5 and 6
         u = F.conv2d(x_p.flatten(1, 2), self.weight.flatten(1)[..., None, None], self.bias)
         u = tap("u", u, "B O H W")                                               # over all taps of all channels
-        return tap("y", F.relu(self.norm(u)), "B O H W")
+        return tap("y", F.relu(self.norm(u)).to(u.dtype), "B O H W")
 
     def _outward(self, delta: Tensor) -> Tensor:
         """Sums from the centre, which is 0, to either end: (B, K − 1, H, W) → (B, K, H, W).

@@ -78,6 +78,8 @@ def _workers(count: int, *arguments: Any) -> Iterator[list[Connection]]:
             workers.append(worker)
             pipes.append(ours)
         yield pipes
+        for worker in workers:
+            worker.join(10)  # one that has had its turn ends by itself
     finally:
         for worker in workers:
             worker.terminate()
@@ -97,12 +99,13 @@ def _work(pipe: Connection, device: torch.device, limits: Ceilings, seconds: flo
     """What one process does: compile until there is nothing left, and time it when it is told."""
     held = []
     pipe.send("what is there to compile?")
-    while share := pipe.recv():
+    while share := _received(pipe):
         passes = itertools.product(share, (False, True))
         held.append([(case, backward, prepare(case, device, backward)) for case, backward in passes])
         tidy(device)
         pipe.send("and now?")
-    pipe.recv()
+    if not _received(pipe):
+        return
     for prepared_share in held:
         rows = []
         for case, backward, prepared in prepared_share:

@@ -1,11 +1,14 @@
 """Softmax attention."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.backends import cuda
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..checks import check_divisible
 from ..tap import recording, tap, tracing
@@ -90,11 +93,28 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention`, whose gradient can be differentiated again."""
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    """`F.scaled_dot_product_attention`, whose gradient is finite and can be differentiated again."""
+    with _finite_backward(q, k, v, bias):
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     if not torch.compiler.is_compiling() and y.grad_fn is not None and y.grad_fn.name().startswith("ScaledDotProduct"):
         y.grad_fn.register_hook(_differentiable)
     return y
+
+
+def _finite_backward(q: Tensor, *others: Tensor | None) -> AbstractContextManager[None]:
+    """Within it, what will be differentiated on a GPU is left to the kernels that are not cuDNN's.
+
+    Of 64 keys beyond a multiple of 128 (a map of 56 × 56), cuDNN's backward pass makes the gradient of a query NaN
+    whose logits are all below −89: github.com/pytorch/pytorch/issues/196678, there with a mask, and without one too.
+    """
+    asked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, *others))
+    if not asked or q.device.type != "cuda":
+        return nullcontext()
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    if not torch.compiler.is_compiling():  # the compiler cannot ask what the caller allows
+        allowed = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
+        kernels = [kernel for kernel, is_allowed in zip(kernels, allowed, strict=True) if is_allowed]
+    return sdpa_kernel(kernels) if kernels else nullcontext()
 
 
 def _differentiable(gradients: tuple[Tensor | None, ...], incoming: tuple[Tensor, ...]) -> Any:

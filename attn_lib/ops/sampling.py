@@ -47,9 +47,11 @@ def resize(x: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor
 
     Pixels are squares and positions are those of their centres (`align_corners=False`), so that the borders of the
     image stay where they are. "bilinear" reads four pixels at any scale, also where it shrinks the map; "nearest"
-    repeats or drops pixels: row i reads row ⌊i · H / height⌋.
+    repeats or drops pixels: row i reads row ⌊i · H / height⌋. The type is that of x, also under autocast, which on a
+    GPU interpolates in float32.
     """
-    return F.interpolate(x, (height, width), mode=mode, align_corners=None if mode == "nearest" else False)
+    y = F.interpolate(x, (height, width), mode=mode, align_corners=None if mode == "nearest" else False)
+    return y.to(x.dtype)
 
 
 def _power_of_two(n: int) -> int:

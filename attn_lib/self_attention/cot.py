@@ -137,7 +137,7 @@ class CoTAttention(nn.Module):
         V = tap("V", self.norm_v(self.Wv(x)), "B C H W")
         K2 = tap("K2", F.silu(self.norm_d(self.aggregate(V, A))), "B C H W")           # dynamic context
         z = F.relu(self.norm_z(self.Wz((K1 + K2).mean((2, 3)))))
-        a = tap("a", self.Wa(z).unflatten(1, (self.channels, 2)).softmax(2), "B C 2")
+        a = tap("a", self.Wa(z).unflatten(1, (self.channels, 2)).softmax(2).to(K1.dtype), "B C 2")
         a_2, a_1 = a[:, :, None, None].unbind(-1)
         return tap("y", a_1 * K1 + a_2 * K2, "B C H W")
 

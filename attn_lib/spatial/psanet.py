@@ -182,4 +182,4 @@ def _resize(x: Tensor, H: int, W: int) -> Tensor:
     """Bilinear with the corner pixels on each other, as the release has it, where the size differs at all."""
     if not open_size(*x.shape[2:], H, W) and x.shape[2:] == (H, W):
         return x
-    return F.interpolate(x, (H, W), mode="bilinear", align_corners=True)
+    return F.interpolate(x, (H, W), mode="bilinear", align_corners=True).to(x.dtype)

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -571,3 +573,42 @@ def test_second_derivatives_of_attention_are_those_of_the_products(biased):
         with sdpa_kernel(SDPBackend.MATH):
             expected, _ = penalty(*given)
         torch.testing.assert_close(found, expected)
+
+
+def test_attention_that_will_be_differentiated_on_a_gpu_goes_round_cudnn(monkeypatch):
+    """And takes no kernel that the caller has forbidden."""
+    attention, asked = sys.modules[ops.attend.__module__], []
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda kernels: asked.append(set(kernels)))
+    there = {grad: SimpleNamespace(device=torch.device("cuda"), requires_grad=grad) for grad in (False, True)}
+    attention._finite_backward(there[False], there[True], None)
+    assert asked == [{SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH}]
+    with sdpa_kernel(SDPBackend.MATH):
+        attention._finite_backward(there[True], None)
+    assert asked.pop() == {SDPBackend.MATH}
+    with torch.no_grad():
+        attention._finite_backward(there[True])
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        attention._finite_backward(there[True])
+    attention._finite_backward(there[False], there[False])
+    attention._finite_backward(torch.ones(2, requires_grad=True))
+    assert len(asked) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("N", [64, 192, 256, 56 * 56])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_a_query_that_is_far_from_every_key_has_a_finite_gradient(dtype, N, compiled):
+    """Its logits are all about −120."""
+    d = 32
+    q, k, v = 0.1 * torch.randn(3, 2, 4, N, d, device="cuda")
+    q[..., 0], k[..., 0] = 1, -120 * d**0.5
+    leaves = [t.to(dtype).requires_grad_() for t in (q, k, 10 * v)]
+    attend = torch.compile(ops.attend, fullgraph=True) if compiled else ops.attend
+    y = attend(*leaves)
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    z = ((exact[0] @ exact[1].mT) * d**-0.5).softmax(-1) @ exact[2]
+    incoming = torch.randn_like(y)
+    found, expected = torch.autograd.grad(y, leaves, incoming), torch.autograd.grad(z, exact, incoming.double())
+    for g, e in zip(found, expected, strict=True):
+        assert (g.double() - e).abs().max() <= 0.03 * e.abs().max()
