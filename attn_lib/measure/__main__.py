@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                              "at the same commit goes on where this one ended")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cuda or cpu")
-    parser.add_argument("--commit", metavar="HASH", help="to stamp a copy that lies in no repository with")
+    parser.add_argument("--commit", metavar="HASH", help="to stamp a copy with that was sent without its repository")
     options = parser.parse_args(arguments)
     try:
         device = torch.device(options.device)

@@ -72,7 +72,7 @@ def prepare(case: Case, device: torch.device, backward: bool) -> Prepared:
             }
             if not case.compiled:
                 return Prepared(row, module, inputs)
-            compiled = torch.compile(module, dynamic=False)  # for this very size
+            compiled = torch.compile(module, dynamic=False, fullgraph=True)  # for this very size; an error otherwise
             timing(compiled, inputs, backward=backward, seconds=1e-9)  # the first call is the one that compiles
             return Prepared(row, compiled, inputs)
     except Exception as error:  # whatever one module does, the others are measured

@@ -123,19 +123,22 @@ def stamp(device: torch.device, commit: str | None = None) -> dict[str, Any]:
     """What a measurement depends on besides the module.
 
     Args:
-        commit: what to write where this copy of the library lies in no repository, and cannot tell.
+        commit: what to write in place of what the repository says that this copy of the library lies in: it may have
+            been sent without it, or with an older state of it.
     """
     name = device_name(device)
     if device.type == "cpu":
         name = f"{_cpu_model()}, {name.partition(', ')[2]}"
     found, dirty = _commit()
+    if commit not in (None, found):
+        found, dirty = commit, None
     return {
         "kind": device.type,
         "device": name,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": found or commit,
+        "commit": found,
         "dirty": dirty,
     }
 

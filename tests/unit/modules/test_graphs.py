@@ -253,6 +253,14 @@ def test_fx_does_not_take_a_subclass_for_what_it_calls():
         torch.fx.symbolic_trace(nn.Sequential(module))
 
 
+def test_many_modules_compiled_one_by_one_are_all_compiled():
+    """The compiler keeps eight graphs for a piece of code; one that all modules shared would be run eagerly then."""
+    torch.compiler.reset()
+    for id in ("se", "eca", "simam", "gct", "srm", "nam", "fca", "scse", "bam", "cbam"):
+        module, inputs = make(id)
+        torch.compile(module, backend="eager", fullgraph=True)(*inputs)  # an error, where it would be run eagerly
+
+
 def test_features_are_taken_at_a_module_by_its_name():
     create = reference("torchvision.models.feature_extraction").create_feature_extractor
     module = attn_lib.create("se", channels=8, reduction=2)
