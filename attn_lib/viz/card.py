@@ -14,7 +14,7 @@ from ..layout import Layout
 from ..measure import cost, records, saved_bytes
 from ..measure.suite import sizes
 from . import style
-from .timing import latest
+from .timing import latest, why_not
 from .words import SYMMETRIES_SAID, at_limits
 
 SIDE = 56  # of the feature map that FLOPs, memory and times are given for
@@ -174,19 +174,21 @@ def recorded_time(id: str) -> Row:
 
 def _time(entry: catalog.Entry) -> str:
     (size,) = sizes(entry.layout, [SIDE])
-    rows = [
+    tried = [
         row
         for row in latest(records(entry.id))
         if (row["size"], row["dtype"], row["mode"], row["backward"]) == ([*size], "float32", "eager", False)
-        and row["median"] is not None
     ]
+    failed = [f"{why_not(row)} on {style.times(row['shapes'][0])} ({row['device']})" for row in tried if row["error"]]
+    rows = [row for row in tried if row["median"] is not None]
     if not rows:
-        return "none yet"
+        return "; ".join(failed) or "none yet"
     row = rows[0]  # a GPU's where there is one
     # A CPU's cache outruns the memory bandwidth that its ceiling was measured with; a GPU's is emptied before.
     limit = f", {row['roofline']:.0%} of what the device could do" if row["kind"] == "cuda" else ""
-    where = row["device"] if row["kind"] == "cuda" else f"no GPU recorded; {row['device']}"
-    return f"{style.si(row['median'], 's')} forward on {style.times(row['shapes'][0])}, float32 ({where}){limit}"
+    where = row["device"] if row["kind"] == "cuda" or failed else f"no GPU recorded; {row['device']}"
+    time = f"{style.si(row['median'], 's')} forward on {style.times(row['shapes'][0])}, float32 ({where}){limit}"
+    return "; ".join([*failed, time])
 
 
 def _symmetries(entry: catalog.Entry) -> str:

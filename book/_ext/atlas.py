@@ -18,9 +18,10 @@ from sphinx.util.docutils import SphinxDirective
 import attn_lib
 from attn_lib.catalog import FAMILIES, MEASURED, SYMMETRIES, Entry
 from attn_lib.measure import records
+from attn_lib.measure.records import Row
 from attn_lib.measure.suite import SIDES, sizes
 from attn_lib.viz import style
-from attn_lib.viz.timing import latest
+from attn_lib.viz.timing import latest, why_not
 from attn_lib.viz.words import SYMMETRIES_SAID, at_limits
 
 SIDE = 56  # of the map that numbers are given for
@@ -48,21 +49,16 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was recorded of a module in float32, per item of the batch, by side of the map.
+class Counted:
+    """What was counted of a module in float32, per item of the batch.
 
     Attributes:
-        device: where; the same for all modules.
-        forward, training: side -> seconds of a forward pass, and of a forward and backward pass.
         flops, bytes: at `SIDE`: of the forward pass, and kept for the backward pass.
         flops_exponent, bytes_exponent: in the number of positions, between half of `SIDE` and `SIDE`; None where there
             are none at all.
         growth: one of `GROWTHS`: that of FLOPs or of bytes kept, whichever grows faster.
     """
 
-    device: str
-    forward: dict[int, float]
-    training: dict[int, float]
     flops: int
     bytes: int
     flops_exponent: float | None
@@ -70,39 +66,79 @@ class Measured:
     growth: str
 
 
-def device_of_the_atlas() -> tuple[str, str] | None:
-    """(kind, device) whose times are shown: a GPU that all modules were measured on, else a CPU, else none."""
+@dataclass(frozen=True)
+class Footing:
+    """Where and how times were recorded; a reader of the atlas chooses one."""
+
+    kind: str
+    dtype: str
+    mode: str
+    device: str
+    torch: str
+    batch: int
+
+    @property
+    def key(self) -> str:
+        """In the page's address."""
+        return f"{self.kind}-{self.dtype}-{self.mode}"
+
+    @property
+    def name(self) -> str:
+        return f"{'GPU' if self.kind == 'cuda' else 'CPU'}, {self.dtype}" + ", compiled" * (self.mode == "compiled")
+
+    @property
+    def where(self) -> str:
+        """For the note under the charts."""
+        exact = " without TF32" if (self.kind, self.dtype) == ("cuda", "float32") else ""
+        own = "; the GPU's own time, without Python's, which for small maps may be longer" * (self.kind == "cuda")
+        return (f"{self.device}, torch {self.torch.partition('+')[0]}, {self.dtype}{exact}, {self.mode}, "
+                f"{self.batch} at once and the time divided by {self.batch}{own}")
+
+    def rows(self, rows: list[Row]) -> list[Row]:
+        """Those of this footing."""
+        return [r for r in rows if (r["kind"], r["dtype"], r["mode"]) == (self.kind, self.dtype, self.mode)]
+
+
+def footings(rows: list[Row]) -> list[Footing]:
+    """Those that rows were recorded on, a GPU's first if it came to every module, else a CPU's."""
     ids = set(attn_lib.list_modules())
-    shown = [row for row in records() if row["median"] is not None]
-    for kind in ("cuda", "cpu"):
-        rows = latest([row for row in shown if row["kind"] == kind])
-        if rows and (kind == "cpu" or {row["id"] for row in rows} == ids):
-            return kind, rows[0]["device"]
+    whole = {row["id"] for row in rows if row["kind"] == "cuda"} == ids
+    found = {}
+    for row in rows:
+        if row["shapes"]:
+            footing = Footing(*(row[key] for key in ("kind", "dtype", "mode", "device", "torch")), row["shapes"][0][0])
+            found.setdefault(footing.key, footing)
+    return sorted(found.values(), key=lambda f: ((f.kind == "cuda") != whole, f.mode != "eager", f.dtype != "float32"))
+
+
+def times(id: str, footing: Footing, rows: list[Row], *, backward: bool = False) -> dict[int, float | str]:
+    """Side of the map -> seconds for an item of the batch, or why there is no time."""
+    layout = attn_lib.entry(id).layout
+    side_of = {sizes(layout, [side])[0]: side for side in SIDES[footing.kind]}
+    found = {side_of[tuple(r["size"])]: r for r in footing.rows(rows)
+             if r["backward"] == backward and tuple(r["size"]) in side_of}
+    return {side: why_not(r) if r["error"] else r["median"] / r["shapes"][0][0] for side, r in sorted(found.items())}
+
+
+def counted(id: str, rows: list[Row]) -> Counted | None:
+    """Counted on any device, a CPU if there is one: what does not fit into a GPU has counts all the same."""
+    layout = attn_lib.entry(id).layout
+    for kind in ("cpu", "cuda"):
+        by_size = {tuple(r["size"]): r for r in rows if not r["error"] and not r["backward"]
+                   and (r["kind"], r["dtype"], r["mode"]) == (kind, "float32", "eager")}
+        found = [by_size.get(size) for size in sizes(layout, (SIDE // 4, SIDE // 2, SIDE))]
+        if all(found):
+            least, small, large = found
+            return Counted(
+                flops=large["flops"] // large["shapes"][0][0], bytes=large["saved_bytes"] // large["shapes"][0][0],
+                flops_exponent=_exponent(small, large, "flops"), bytes_exponent=_exponent(small, large, "saved_bytes"),
+                growth=max((_growth(least, small, large, what) for what in ("flops", "saved_bytes")),
+                           key=[*GROWTHS].index),
+            )
     return None
 
 
-def measured(id: str, device: tuple[str, str] | None) -> Measured | None:
-    """What the atlas's device has of a module, or None."""
-    rows = [r for r in latest(records(id)) if (r["kind"], r["device"]) == device and r["median"] is not None
-            and (r["dtype"], r["mode"]) == ("float32", "eager")]
-    layout = attn_lib.entry(id).layout
-    side_of = {sizes(layout, [side])[0]: side for side in SIDES[device[0]]} if device else {}
-    by_side = {(side_of[tuple(r["size"])], r["backward"]): r for r in rows if tuple(r["size"]) in side_of}
-    if any((side, False) not in by_side for side in (SIDE // 4, SIDE // 2, SIDE)):
-        return None
-    least, small, large = (by_side[side, False] for side in (SIDE // 4, SIDE // 2, SIDE))
-    return Measured(
-        device=device[1],
-        forward={side: r["median"] / r["shapes"][0][0] for (side, back), r in by_side.items() if not back},
-        training={side: r["median"] / r["shapes"][0][0] for (side, back), r in by_side.items() if back},
-        flops=large["flops"] // large["shapes"][0][0],
-        bytes=large["saved_bytes"] // large["shapes"][0][0],
-        flops_exponent=_exponent(small, large, "flops"), bytes_exponent=_exponent(small, large, "saved_bytes"),
-        growth=max((_growth(least, small, large, what) for what in ("flops", "saved_bytes")), key=[*GROWTHS].index),
-    )
-
-
-def _growth(least: dict, small: dict, large: dict, what: str) -> str:
+def _growth(least: Row, small: Row, large: Row, what: str) -> str:
     """One of `GROWTHS`, of FLOPs or bytes over three sizes.
 
     A sum of a linear and a steeper part has an exponent just above 1 that rises with the size; a linear one whose
@@ -114,7 +150,7 @@ def _growth(least: dict, small: dict, large: dict, what: str) -> str:
     return "between" if exponent < 1.75 else "quadratic"
 
 
-def _exponent(small: dict, large: dict, what: str) -> float | None:
+def _exponent(small: Row, large: Row, what: str) -> float | None:
     """Of growth in the number of positions."""
     if not small[what] or not large[what]:
         return None
@@ -135,29 +171,33 @@ def input_of(entry: Entry) -> str:
 
 def atlas(has_chapter: set[str]) -> str:
     """The page's table with its controls; `has_chapter` holds the ids whose chapter is on the site."""
-    device = device_of_the_atlas()
-    found = {id: measured(id, device) for id in attn_lib.list_modules()}
-    slowest = max((m.forward[SIDE] for m in found.values() if m), default=1.0)
-    rows = "".join(_row(attn_lib.entry(id), m, id in has_chapter, slowest) for id, m in found.items())
+    recorded = latest(records())
+    on = footings(recorded)
+    own = {id: [row for row in recorded if row["id"] == id] for id in attn_lib.list_modules()}
+    rows = "".join(_row(attn_lib.entry(id), mine, on, id in has_chapter) for id, mine in own.items())
     heads = (("name", "Module"), ("year", "Year"), ("action", "It"), ("input", "Input"), ("params", "Parameters"),
              ("flops", "FLOPs"), ("bytes", "Kept for backward"), ("time", "Time"), ("fresh", "Fresh"),
              ("chapter", "Read"), ("training", "Time to train"), ("same", "Commutes with"), ("limits", "At its limits"),
              ("paper", "Paper"))
     header = "".join(f'<th scope="col" data-k="{key}"><button type="button">{title}</button></th>'
                      for key, title in heads)
-    where = (f"on {html.escape(device[1])}" if device else "not recorded yet")
+    where = html.escape(on[0].where) if on else "not recorded yet"
     return (
-        f'<div class="attn-atlas">{_controls()}<div class="atlas-side" hidden></div>'
-        f'<p class="atlas-note">One item of {SIDE} × {SIDE} positions in float32, 64 channels or the nearest number '
-        f"that fits, otherwise the paper's defaults. Times: {where}. FLOPs count matrix products and convolutions "
-        "only, so that a module without any has 0: sort by time. Small numbers are exponents in the number of "
-        "positions.</p>"
+        f'<div class="attn-atlas">{_controls(on)}<div class="atlas-side" hidden></div>'
+        f'<p class="atlas-note">One item of {SIDE} × {SIDE} positions, 64 channels or the nearest number that fits, '
+        f'otherwise the paper\'s defaults. Times: <span class="atlas-where">{where}</span>. FLOPs and bytes are '
+        "counted in float32, FLOPs of matrix products and convolutions only, so that a module without any has 0: sort "
+        "by time. Small numbers are exponents in the number of positions.</p>"
         f'<div class="atlas-scroll"><table class="atlas-table"><thead><tr>{header}</tr></thead><tbody>{rows}</tbody>'
         f'</table></div></div>'
     )
 
 
-def _row(entry: Entry, m: Measured | None, chapter: bool, slowest: float) -> str:
+def _row(entry: Entry, rows: list[Row], on: list[Footing], chapter: bool) -> str:
+    """A module's row, with the times of the first footing; those of all stand in its `data-t`, for the script."""
+    m = counted(entry.id, rows)
+    forward = [times(entry.id, footing, rows) for footing in on]
+    training = [times(entry.id, footing, rows, backward=True) for footing in on]
     alias = entry.aliases[0]
     also = [name for name in entry.aliases[1:] if name.lower() not in (entry.name.lower(), entry.id)]
     reference = f"api/{entry.family}.html#{entry.cls.__module__}.{entry.cls.__qualname__}"
@@ -173,7 +213,8 @@ def _row(entry: Entry, m: Measured | None, chapter: bool, slowest: float) -> str
         "same": " ".join(name for name in SYMMETRIES if name in entry.commutes_with), "notices": " ".join(broken),
         "runs": " ".join(rule for rule in SHORT if rule not in entry.forbids),
         "chapter": "yes" if chapter else "no", "q": search,
-        "t": " ".join(f"{side}:{_figures(t)}" for side, t in sorted(m.forward.items())) if m else "",
+        "t": "|".join(";".join(f"{side}:{_figures(t)}" for side, t in [*f.items(), *([("train", b[SIDE])] if SIDE in b
+                      else [])]) for f, b in zip(forward, training, strict=True)),
     }
     attributes = "".join(f' data-{name}="{html.escape(str(value))}"' for name, value in data.items() if value)
     read = (f'<a href="{way}">chapter</a>' if chapter else f'<a href="{reference}">reference</a>')
@@ -183,17 +224,15 @@ def _row(entry: Entry, m: Measured | None, chapter: bool, slowest: float) -> str
         number = html.escape(entry.paper.arxiv)
         paper += f', <a href="https://arxiv.org/abs/{number}">{number}</a>'
     limits = html.escape(at_limits(entry))
-    bar = (f'<i style="width:{max(2, round(46 * _log_share(m.forward[SIDE], slowest)))}px"></i>' if m else "")
     cells = [
         ("year", entry.paper.year, str(entry.paper.year)), ("action", "", ACTIONS[entry.action]),
         ("input", "", INPUTS[input_of(entry)]), ("params", params, f"{params:,}"),
         ("flops", m.flops if m else "", _grown(style.si(m.flops) if m.flops else "0", m.flops_exponent) if m else "–"),
         ("bytes", m.bytes if m else "", _grown(style.si(m.bytes, "B") if m.bytes else "0", m.bytes_exponent)
          if m else "–"),
-        ("time", _figures(m.forward[SIDE]) if m else "", f"{bar}{style.si(m.forward[SIDE], 's')}" if m else "–"),
+        ("time", *_time(forward)),
         ("fresh", "", "identity" if entry.identity_at_init else "changes x"), ("chapter", "", read),
-        ("training", _figures(m.training[SIDE]) if m and SIDE in m.training else "",
-         style.si(m.training[SIDE], "s") if m and SIDE in m.training else "–"),
+        ("training", *_time(training)),
         ("same", len(entry.commutes_with), same), ("limits", "", limits), ("paper", "", paper),
     ]
     body = "\n".join(f'<td data-k="{key}"' + (f' data-v="{value}"' if value != "" else "") + f">{text}</td>"
@@ -212,20 +251,22 @@ def _grown(text: str, exponent: float | None) -> str:
     return text if exponent is None else f"{text} <sup>{exponent:.1f}</sup>".replace(" <sup>0.0</sup>", " <sup>0</sup>")
 
 
-def _figures(value: float) -> str:
-    return f"{value:.3g}"
+def _time(found: list[dict[int, float | str]]) -> tuple[str, str]:
+    """A cell's value and text, on the first footing."""
+    time = found[0].get(SIDE, "–") if found else "–"
+    return ("", time) if isinstance(time, str) else (_figures(time), style.si(time, "s"))
 
 
-def _log_share(value: float, most: float) -> float:
-    """Where a time stands between a ten-thousandth of the longest and the longest."""
-    return min(1.0, max(0.0, 1 + math.log10(value / most) / 4))
+def _figures(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 # --- the controls -----------------------------------------------------------------------------------------------------
 
 
-def _controls() -> str:
+def _controls(on: list[Footing]) -> str:
     """Hidden until the script is there: without it they would do nothing."""
+    choices = "".join(f'<option value="{f.key}" data-where="{html.escape(f.where)}">{f.name}</option>' for f in on)
     presets = "".join(f'<button type="button" data-state="{html.escape(state)}">{question}</button>'
                       for question, state in PRESETS.items())
     entries = [attn_lib.entry(id) for id in attn_lib.list_modules()]
@@ -261,6 +302,7 @@ def _controls() -> str:
         f"<fieldset><legend>Further columns</legend>{shown}</fieldset></div></details>"
         '<p class="atlas-count" aria-live="polite"><output></output> '
         '<label class="atlas-sort">sorted by <select name="sort" aria-label="Sort by"></select></label> '
+        f'<label class="atlas-sort">times on <select name="on" aria-label="Times on">{choices}</select></label> '
         '<button type="button" name="all">Show all</button> '
         '<button type="button" name="csv">Download as CSV</button></p>'
         '<div class="atlas-charts"><figure><div class="atlas-chart" data-chart="cost"></div>'

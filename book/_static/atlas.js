@@ -15,7 +15,34 @@
   const name = row => row.querySelector("th b").textContent;
   const CHOICES = ["family", "action", "input", "growth", "fresh", "size", "chapter", "notices", "same", "runs"];
   const EVERY = new Set(["notices", "same", "runs"]);  // all that are ticked must hold; elsewhere one is enough
+  const SIDE = "56";  // of the map that the table gives numbers for
   const EXTRA = ["training", "same", "limits", "paper"];
+
+  // Where times were recorded: the first is what the page shows without this script.
+  const footings = $("[name=on]", controls), keys = [...footings.options].map(option => option.value);
+  // Side of the map, or "train", -> seconds, or in words why there is no time.
+  function times(row) {
+    const mine = (row.dataset.t || "").split("|")[keys.indexOf(state.on)];
+    return new Map((mine || "").split(";").filter(Boolean).map(pair => pair.split(":")).map(([key, t]) => [key, isNaN(t) ? t : +t]));
+  }
+  let filled;
+  function fillTimes() {
+    const chosen = footings.options[keys.indexOf(state.on)];
+    if (!chosen || chosen === filled) return;
+    filled = chosen;
+    $(".atlas-where").textContent = chosen.dataset.where;
+    const found = rows.map(row => [row, times(row)]), slowest = Math.max(...found.map(([, t]) => +t.get(SIDE) || 0));
+    for (const [row, t] of found) for (const [key, column] of [[SIDE, "time"], ["train", "training"]]) {
+      const c = cell(row, column), v = t.get(key);
+      c.textContent = v > 0 ? si(v, "s") : v || "–";
+      if (v > 0) c.dataset.v = v; else delete c.dataset.v;
+      if (v > 0 && column === "time") {
+        const bar = document.createElement("i");  // from a ten-thousandth of the longest
+        bar.style.width = `${Math.max(2, Math.round(46 * (1 + Math.log10(v / slowest) / 4)))}px`;
+        c.prepend(bar);
+      }
+    }
+  }
 
   let state = { picked: [], column: [], sort: "name", down: false, q: "" };
 
@@ -23,14 +50,14 @@
   function read() {
     const given = new URLSearchParams(location.hash.slice(1));
     const list = key => (given.get(key) || "").split(",").filter(Boolean);
-    const sort = given.get("sort") || "name";
+    const sort = given.get("sort") || "name", on = given.get("on");
     state = { q: given.get("q") || "", from: given.get("from") || "", to: given.get("to") || "",
-              sort: heads.has(sort) ? sort : "name", down: given.get("down") === "1",
+              on: keys.includes(on) ? on : keys[0], sort: heads.has(sort) ? sort : "name", down: given.get("down") === "1",
               column: list("column").filter(key => EXTRA.includes(key)),
               picked: list("picked").filter(id => byId.has(id)) };
     for (const key of CHOICES) state[key] = list(key);
     $$("input[type=checkbox][name]", controls).forEach(box => { box.checked = state[box.name].includes(box.value); });
-    for (const key of ["q", "from", "to", "sort"]) $(`[name="${key}"]`, controls).value = state[key];
+    for (const key of ["q", "from", "to", "sort", "on"]) $(`[name="${key}"]`, controls).value = state[key];
     draw();
   }
   function write() {
@@ -39,9 +66,13 @@
     for (const key of ["q", "from", "to"]) if (state[key]) said.set(key, state[key]);
     if (state.sort !== "name") said.set("sort", state.sort);
     if (state.down) said.set("down", "1");
+    if (state.on !== keys[0]) said.set("on", state.on);
     history.replaceState(null, "", "#" + said.toString().replace(/%2C/g, ","));
     draw();
   }
+
+  // A question's view; what the times were recorded on stays.
+  const view = said => "#" + [said, state.on === keys[0] ? "" : `on=${state.on}`].filter(Boolean).join("&");
 
   // ---- which rows, in which order ----
   const words = row => (row.dataset.q + " " + cell(row, "name").textContent).toLowerCase();
@@ -56,11 +87,12 @@
   }
   function compare(a, b) {
     const [x, y] = [value(a, state.sort), value(b, state.sort)], [m, n] = [parseFloat(x), parseFloat(y)];
-    const numeric = cell(a, state.sort).dataset.v !== undefined && state.sort !== "name";
+    const numeric = state.sort !== "name" && [a, b].some(row => cell(row, state.sort).dataset.v !== undefined);
     if (numeric && (isNaN(m) || isNaN(n))) return isNaN(m) - isNaN(n);  // what was not measured comes last
     return (numeric ? m - n : x.localeCompare(y)) * (state.down ? -1 : 1);
   }
   function draw() {
+    fillTimes();
     body.append(...rows.slice().sort(compare));
     let shown = 0;
     for (const row of rows) {
@@ -76,7 +108,7 @@
         else c.removeAttribute("aria-sort");
       }
     });
-    $$(".atlas-presets button").forEach(b => b.setAttribute("aria-pressed", "#" + b.dataset.state === location.hash));
+    $$(".atlas-presets button").forEach(b => b.setAttribute("aria-pressed", view(b.dataset.state) === location.hash));
     chartOfCost(rows.filter(row => !row.hidden));
     chartOfScaling(state.picked.map(id => byId.get(id)));
     sideBySide(state.picked.map(id => byId.get(id)));
@@ -96,7 +128,7 @@
     const k = Math.max(-4, Math.min(4, Math.floor(Math.log10(v) / 3 + 1e-9)));
     return `${parseFloat((v / 1000 ** k).toPrecision(3))} ${["p", "n", "µ", "m", "", "k", "M", "G", "T"][k + 4]}${unit}`.trim();
   }
-  // Logarithmic axes with a line for each power of ten, or for each of the given values.
+  // Logarithmic axes with a line for each power of ten, on a short one for 1, 2 and 5 of each, or for each given value.
   function axes(chart, label, xs, ys, units, ticks) {
     chart.replaceChildren();
     const svg = element(chart, "svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "group", "aria-label": label });
@@ -104,7 +136,11 @@
     const [x0, x1] = range(xs), [y0, y1] = range(ys);
     const X = v => LEFT + (Math.log10(v) - x0) / (x1 - x0) * (WIDE - LEFT - 14);
     const Y = v => HIGH - LOW - (Math.log10(v) - y0) / (y1 - y0) * (HIGH - LOW - 12);
-    const tens = (a, b) => { const all = []; for (let k = Math.ceil(a); k <= b; k++) all.push(10 ** k); return all; };
+    const tens = (a, b) => {
+      const all = [];
+      for (let k = Math.floor(a); k <= b; k++) for (const m of b - a < 2 ? [1, 2, 5] : [1]) all.push(m * 10 ** k);
+      return all.filter(v => a <= Math.log10(v) && Math.log10(v) <= b);
+    };
     for (const v of ticks || tens(x0, x1)) {
       element(svg, "line", { x1: X(v), x2: X(v), y1: 12, y2: HIGH - LOW });
       element(svg, "text", { x: X(v), y: HIGH - LOW + 15, "text-anchor": "middle" }, ticks ? `${v}²` : si(v, units[0]));
@@ -144,7 +180,8 @@
   }
   function chartOfScaling(picked) {
     const chart = $('[data-chart="scaling"]');
-    const lines = picked.filter(row => row.dataset.t).map(row => [row, row.dataset.t.split(" ").map(pair => pair.split(":").map(Number))]);
+    const lines = picked.map(row => [row, [...times(row)].filter(([key, t]) => key !== "train" && t > 0)
+      .map(([side, t]) => [+side, t])]).filter(([, t]) => t.length);
     if (!lines.length) { chart.replaceChildren("Tick rows of the table to see how their time grows."); return; }
     const sides = [...new Set(lines.flatMap(([, t]) => t.map(p => p[0])))].sort((a, b) => a - b);
     const { svg, X, Y } = axes(chart, "Time over the side of the map, both logarithmic", [...sides, sides.at(-1) * 1.35],
@@ -154,7 +191,8 @@
       const style = `stroke:${colour(row)}`, dash = ["", "6 3", "2 3", "8 3 2 3"][k % 4];
       element(svg, "polyline", { points: t.map(([s, v]) => `${X(s)},${Y(v)}`).join(" "), style, "stroke-dasharray": dash });
       for (const [s, v] of t) element(svg, "circle", { cx: X(s), cy: Y(v), r: 4, style: `fill:${colour(row)}` });
-      labels.push([Y(t.at(-1)[1]), X(t.at(-1)[0]) + 8, name(row)]);
+      const [side, why] = [...times(row)].find(([key, v]) => key !== "train" && isNaN(v)) || [];
+      labels.push([Y(t.at(-1)[1]), X(t.at(-1)[0]) + 8, why ? `${name(row)}, ${why} at ${side}²` : name(row)]);
     });
     labels.sort((a, b) => a[0] - b[0]);
     labels.forEach((label, k) => { if (k && label[0] < labels[k - 1][0] + 13) label[0] = labels[k - 1][0] + 13; });
@@ -195,12 +233,13 @@
 
   // ---- CSV ----
   function csv() {
-    const keys = [...heads.keys()].filter(key => key !== "chapter");
+    const columns = [...heads.keys()].filter(key => key !== "chapter");
     const quoted = text => `"${String(text).replace(/"/g, '""')}"`;
+    const where = $(".atlas-where").textContent;
     const seen = $$("tr", body).filter(row => !row.hidden);
-    const lines = seen.map(row => [row.dataset.id, row.dataset.family, ...keys.map(key => key === "name" || cell(row, key).dataset.v === undefined || key === "same"
-      ? (key === "name" ? $("a", cell(row, key)) : cell(row, key)).textContent : value(row, key))].map(quoted).join(","));
-    const head = ["id", "family", ...keys.map(key => ({ bytes: "bytes kept", time: "seconds", training: "seconds to train" })[key] || heads.get(key).toLowerCase())];
+    const lines = seen.map(row => [row.dataset.id, row.dataset.family, ...columns.map(key => key === "name" || cell(row, key).dataset.v === undefined || key === "same"
+      ? (key === "name" ? $("a", cell(row, key)) : cell(row, key)).textContent : value(row, key)), where].map(quoted).join(","));
+    const head = ["id", "family", ...columns.map(key => ({ bytes: "bytes kept", time: "seconds", training: "seconds to train" })[key] || heads.get(key).toLowerCase()), "times on"];
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([[head.map(quoted).join(","), ...lines].join("\r\n") + "\r\n"], { type: "text/csv" }));
     link.download = "attention-modules.csv";
@@ -226,6 +265,7 @@
     const key = button.parentElement.dataset.k;
     button.onclick = () => { state.down = state.sort === key && !state.down; state.sort = key; sort.value = key; write(); };
   });
+  footings.onchange = () => { state.on = footings.value; write(); };
   sort.onchange = () => { state.sort = sort.value; state.down = false; write(); };
   controls.addEventListener("input", event => {
     const { name: key, value: v, type } = event.target;
@@ -235,9 +275,9 @@
     write();
   });
   $$(".atlas-presets button").forEach(b => {
-    b.onclick = () => { history.replaceState(null, "", "#" + b.dataset.state); read(); };
+    b.onclick = () => { history.replaceState(null, "", view(b.dataset.state)); read(); };
   });
-  $("[name=all]").onclick = () => { history.replaceState(null, "", "#"); read(); };
+  $("[name=all]").onclick = () => { history.replaceState(null, "", view("")); read(); };
   $("[name=csv]").onclick = csv;
   $('[data-chart="cost"]').addEventListener("click", event => {
     const link = event.target.closest("a");

@@ -54,7 +54,7 @@ class Facts:
         reading: minutes, as its head says.
         exercises: in their order.
         tasks: ids of the tasks that it trains on or shows.
-        times: whether it measures times, which it does on a GPU where there is one.
+        times: whether it measures times.
         packages: what some of its cells need that `attn_lib[chapters]` does not bring.
         size: of the notebook in bytes, outputs included.
     """

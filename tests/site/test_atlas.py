@@ -9,6 +9,9 @@ import pytest
 from playwright.sync_api import expect
 
 import attn_lib
+from attn_lib import measure
+from attn_lib.viz import style
+from book._ext import atlas as pages
 from book.tools import notebooks
 from tests.site import browser as browsers
 
@@ -92,6 +95,82 @@ def test_ticked_rows_stand_side_by_side_and_grow_in_the_chart(atlas):
     assert atlas.locator("[data-chart=scaling] polyline").count() == 2
     side.get_by_role("button", name="Untick all").click()
     expect(side).to_be_hidden()
+
+
+GPU = {"kind": "cuda", "device": "Some GPU", "torch": "2.11.0+cu130"}
+
+
+def with_a_gpu(without=()):
+    """The recorded rows of CPUs, and a GPU's made of them, ten times as fast, of which some modules are missing.
+
+    In float32 at 56 × 56 ccnet does not fit, coord was not reached, and nothing fits at 112 × 112 but se.
+    """
+    cpu = [row for row in measure.records() if row["kind"] == "cpu"]
+    rows = [{**row, **GPU, "dtype": dtype, "median": row["median"] / {"float32": 10, "bfloat16": 20}[dtype]}
+            for row in cpu for dtype in ("float32", "bfloat16") if row["id"] not in without]
+    failed = {"median": None, "error": "OutOfMemoryError: CUDA out of memory."}
+    rows = [row | failed if (row["id"], row["dtype"], row["size"]) == ("ccnet", "float32", [56, 56]) else row
+            for row in rows if (row["id"], row["dtype"], row["size"]) != ("coord", "float32", [56, 56])]
+    rows += [row | {"size": [112, 112]} | (failed if row["id"] != "se" else {}) for row in rows
+             if row["size"] == [56, 56] and row["dtype"] == "float32"]
+    return [*rows, *cpu]
+
+
+@pytest.fixture
+def with_gpu(browser, tmp_path, monkeypatch):
+    """The atlas as it is once a GPU is recorded."""
+    monkeypatch.setattr(pages, "records", with_a_gpu)
+    script = (notebooks.ROOT / "book" / "_static" / "atlas.js").as_uri()
+    page = tmp_path / "atlas.html"
+    page.write_text('<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">'
+                    f'{pages.atlas(set())}<script src="{script}"></script>', encoding="utf-8")
+    problems = []
+    with browsers.opened(browser, page.as_uri(), problems) as opened:
+        yield opened
+    assert problems == []
+
+
+def test_times_are_those_of_the_chosen_footing(with_gpu):
+    """A GPU's at first; what was chosen stands in the address and survives a question."""
+    cell = with_gpu.locator("#m-se td[data-k=time]")
+    (row,) = (r for r in measure.records("se") if (r["kind"], r["size"], r["backward"]) == ("cpu", [56, 56], False))
+    choice = with_gpu.get_by_label("Times on")
+    assert choice.locator("option").all_inner_texts() == ["GPU, float32", "GPU, bfloat16", "CPU, float32"]
+    for name, factor, where in (("GPU, bfloat16", 20, "Some GPU, torch 2.11.0, bfloat16, eager, 2 at once"),
+                                ("CPU, float32", 1, row["device"]), ("GPU, float32", 10, "float32 without TF32")):
+        choice.select_option(name)
+        assert float(cell.get_attribute("data-v")) == pytest.approx(row["median"] / 2 / factor, rel=1e-2)
+        assert cell.inner_text() == style.si(float(cell.get_attribute("data-v")), "s"), "as Python writes it"
+        assert where in with_gpu.locator(".atlas-note").inner_text()
+    choice.select_option("CPU, float32")
+    with_gpu.get_by_role("button", name="A channel gate").click()
+    assert "on=cpu-float32-eager" in with_gpu.url and choice.input_value() == "cpu-float32-eager"
+    expect(with_gpu.get_by_role("button", name="A channel gate")).to_have_attribute("aria-pressed", "true")
+    with_gpu.reload()
+    assert choice.input_value() == "cpu-float32-eager" and float(cell.get_attribute("data-v")) > 0
+
+
+def test_what_failed_and_what_is_missing(with_gpu):
+    """Both come last in the order, whichever way; what was counted is there all the same."""
+    row = with_gpu.locator("#m-ccnet")
+    assert row.locator("td[data-k=time]").inner_text() == "out of memory"
+    assert with_gpu.locator("#m-coord td[data-k=time]").inner_text() == "–"
+    assert row.get_attribute("data-growth") == "between" and row.locator("td[data-k=flops]").inner_text()
+    for _ in range(2):
+        with_gpu.locator("th[data-k=time] button").click()
+        assert {*shown(with_gpu)[-2:]} == {"ccnet", "coord"}
+    for name in ("SE", "CCA", "CA"):
+        with_gpu.get_by_label(f"Compare {name}", exact=True).check()
+    chart = with_gpu.locator("[data-chart=scaling]")
+    assert chart.locator("text", has_text="out of memory at 56²").count() == 1
+    assert chart.locator("circle").count() == 4 + 2 + 2
+
+
+def test_a_gpu_that_did_not_come_to_every_module_stands_behind_the_cpu(monkeypatch):
+    names = {kind: [f.name for f in pages.footings(with_a_gpu(without))]
+             for kind, without in (("whole", ()), ("part", ("se",)))}
+    assert names["whole"] == ["GPU, float32", "GPU, bfloat16", "CPU, float32"]
+    assert names["part"] == ["CPU, float32", "GPU, float32", "GPU, bfloat16"]
 
 
 def test_growth_is_that_of_the_mechanism(atlas):

@@ -47,7 +47,8 @@ def test_a_figure_shows_itself_the_same_on_every_run(name):
     figure = DRAW[name](**SAY)
     data, metadata = figure._repr_mimebundle_()
     assert data["text/plain"] == "Figure: What is drawn?"
-    assert metadata["image/png"] == {"alt": SAY["alt"], "width": figure.width, "height": figure.height}
+    assert metadata["image/png"] == {"alt": figure.alt, "width": figure.width, "height": figure.height}
+    assert figure.alt.startswith(SAY["alt"]) and (name == "timing" or figure.alt == SAY["alt"])
     with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as picture:
         assert picture.mode == "P" and not picture.info.keys() & {"Software", "date", "transparency"}
         assert abs(picture.width / figure.width - 1.5) < 0.01
