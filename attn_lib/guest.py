@@ -32,7 +32,7 @@ def as_leaf(cls: type[nn.Module]) -> None:
         return tracer.create_proxy("call_module", _path(tracer, self), args, kwargs)
 
     # Code of its own for each class: the compiler keeps at most eight graphs a piece of code, and then runs it eagerly.
-    leaf.__code__ = leaf.__code__.replace(co_name=f"{cls.__name__}_forward")
+    leaf.__code__ = leaf.__code__.replace(co_name=f"{cls.__name__}_forward")  # type: ignore[attr-defined]
     cls.forward = leaf
 
 

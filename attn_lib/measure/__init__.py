@@ -5,6 +5,7 @@
     saved_bytes      bytes that autograd keeps for the backward pass
     timing           median and spread of one call's time
     compare_timings  several calls timed in turns, as ratios from one run
+    best_device      a GPU where there is one, else the CPU
     claim            a sentence on timings, held against what was measured without stopping anything
     fit_exponent     the power with which a cost grows
     symmetries       how far a module is from commuting with each of `catalog.SYMMETRIES`
@@ -18,7 +19,7 @@ from .cost import Cost, cost, fit_exponent, flops, saved_bytes
 from .records import records
 from .roofline import Ceilings, ceilings
 from .symmetry import symmetries
-from .timing import Comparison, Ratio, Timing, claim, compare_timings, timing
+from .timing import Comparison, Ratio, Timing, best_device, claim, compare_timings, timing
 
 __all__ = [
     "Ceilings",
@@ -26,6 +27,7 @@ __all__ = [
     "Cost",
     "Ratio",
     "Timing",
+    "best_device",
     "ceilings",
     "claim",
     "compare_timings",

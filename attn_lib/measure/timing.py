@@ -6,6 +6,7 @@ come from memory, as in a large network, and while the device is busy with that 
 that the number is the device's time and not Python's. Python's share is reported beside it.
 """
 
+import copy
 import math
 import statistics
 import time
@@ -15,10 +16,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.benchmark import Timer
 
 from ..console import printable
-from .call import Arguments, Inputs, as_inputs, device_of, has_numbers, one_step, state, tensors, unchanged
+from .call import (
+    Arguments,
+    Inputs,
+    as_inputs,
+    device_of,
+    has_numbers,
+    map_tensors,
+    one_step,
+    state,
+    tensors,
+    unchanged,
+)
 
 FEWEST = 7  # samples behind every median
 
@@ -84,8 +97,13 @@ class Comparison:
         return printable("\n".join(rows))
 
 
-def timing(fn: Callable[..., Any], inputs: Inputs = (), *, backward: bool = False,
-           seconds: float = 0.3) -> Timing:
+def best_device() -> torch.device:
+    """A GPU where torch has one, else the CPU: where a reader wants to know how long something takes."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def timing(fn: Callable[..., Any], inputs: Inputs = (), *, backward: bool = False, seconds: float = 0.3,
+           device: torch.device | None = None) -> Timing:
     """Median and spread of the time of `fn(*inputs)`.
 
     Args:
@@ -95,11 +113,12 @@ def timing(fn: Callable[..., Any], inputs: Inputs = (), *, backward: bool = Fals
         backward: time a forward and a backward pass (to inputs and parameters) rather than a forward pass
             without gradients.
         seconds: how long to measure, warm-up not counted; a few samples are taken however long they last.
+        device: where to; copies of module and inputs are made there. By default, where they lie.
 
     Raises:
         ValueError: if inputs and parameters are not real tensors on a CPU or a CUDA device, or nothing has a gradient.
     """
-    inputs = as_inputs(inputs)
+    fn, inputs = _placed(fn, as_inputs(inputs), device)
     taken, host = samples(fn, inputs, backward=backward, seconds=seconds)
     return _summary(taken, device_of(fn, inputs), host)
 
@@ -123,14 +142,15 @@ def samples(fn: Callable[..., Any], inputs: Arguments, *, backward: bool = False
         return taken, watch.host
 
 
-def compare_timings(calls: Mapping[str, tuple[Callable[..., Any], Any]], *, backward: bool = False,
-                    rounds: int = 15) -> Comparison:
+def compare_timings(calls: Mapping[str, tuple[Callable[..., Any], Any]], *, backward: bool = False, rounds: int = 15,
+                    device: torch.device | None = None) -> Comparison:
     """Time several calls in turns, so that whatever slows the machine down slows all of them.
 
     Args:
         calls: label -> (function or module, its inputs). The first is the baseline.
         backward: as for `timing`.
         rounds: how often each call has its turn; every other round goes through them backwards.
+        device: as for `timing`.
 
     Returns:
         Timings, and ratios to the baseline formed round by round.
@@ -142,13 +162,13 @@ def compare_timings(calls: Mapping[str, tuple[Callable[..., Any], Any]], *, back
         raise ValueError("calls={} must hold at least one call")
     if rounds < 3:
         raise ValueError(f"rounds={rounds} must be at least 3")
+    placed = {label: _placed(fn, as_inputs(inputs), device) for label, (fn, inputs) in calls.items()}
     with ExitStack() as stack:
         # One entry per module: the state to return to is the one before anything ran.
-        stack.enter_context(unchanged(*dict.fromkeys(fn for fn, _ in calls.values())))
+        stack.enter_context(unchanged(*dict.fromkeys(fn for fn, _ in placed.values())))
         stack.enter_context(torch.set_grad_enabled(backward))
         devices, watches = {}, {}
-        for label, (fn, inputs) in calls.items():
-            inputs = as_inputs(inputs)
+        for label, (fn, inputs) in placed.items():
             devices[label] = _timed_device(fn, inputs)
             watches[label] = _stopwatch(one_step(fn, inputs, backward), devices[label])
         rows: dict[str, list[float]] = {label: [] for label in calls}
@@ -178,6 +198,16 @@ def claim(holds: bool, what: str) -> None:
     """
     if not holds:
         print(printable(f"{UNLIKE}{what}."))
+
+
+def _placed(fn: Callable[..., Any], inputs: Arguments, device: torch.device | None
+            ) -> tuple[Callable[..., Any], Arguments]:
+    """The call on a device: itself where it lies there, else copies of its module and inputs."""
+    if device is None:
+        return fn, inputs
+    if isinstance(fn, nn.Module) and any(t.device.type != device.type for t in state(fn)):
+        fn = copy.deepcopy(fn).to(device)
+    return fn, map_tensors(lambda t: t.detach().to(device).requires_grad_(t.requires_grad), inputs)
 
 
 def device_name(device: torch.device) -> str:

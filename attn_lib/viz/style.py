@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import matplotlib.style
 import numpy as np
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .arrays import Floats
@@ -93,8 +93,6 @@ _RC = {
 }
 
 
-_RENDERER = RendererAgg(1, 1, 72)  # measures text; draws nothing
-
 
 @contextmanager
 def house_style() -> Iterator[None]:
@@ -114,9 +112,9 @@ def series_marker(index: int) -> str:
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Width of one line of text in inches; `size` in points."""
+    """Width of one line of text in inches; `size` in points. By its outlines: a renderer's hints vary by version."""
     font = FontProperties(family=FONT, size=size, weight=weight)
-    width: float = _RENDERER.get_text_width_height_descent(text, font, ismath=False)[0]
+    width: float = text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
     return width / 72
 
 

@@ -97,7 +97,7 @@ class Chapters(Teaching):
         tasks = self.env.app.builder.get_relative_uri(self.env.docname, "book/api/tasks")
         trains = ", ".join(f'<a href="{tasks}#{nodes.make_id(f"task-{id}")}">{id.replace("_", " ")}</a>'
                            for id in chapter.tasks)
-        machine = "CPU, timed" if chapter.times else "CPU"
+        machine = "CPU, GPU timed" if chapter.times else "CPU"
         machine += "".join(f"; {html.escape(name)}" for name in chapter.packages)
         family = FAMILIES.get(chapter.family, "foundations")
         return (

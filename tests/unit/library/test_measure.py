@@ -401,6 +401,22 @@ class FakeCUDA:
         monkeypatch.setattr(torch, "empty", empty)
 
 
+def test_a_call_is_timed_where_the_caller_wants_it():
+    """By copies; "meta" stands for a device that is elsewhere, and cannot be timed."""
+    timing = sys.modules[measure.timing.__module__]
+    se, x = attn_lib.create("se", 8, reduction=2), rand(1, 8, 2, 2).requires_grad_()
+    there, (u,) = timing._placed(se, (x,), torch.device("meta"))
+    assert {t.device.type for t in (u, *there.parameters())} == {"meta"} and u.requires_grad
+    assert {t.device.type for t in (x, *se.parameters())} == {"cpu"}
+    assert timing._placed(se, (x,), torch.device("cpu"))[0] is se, "nothing is copied where it lies there"
+    here = measure.best_device()
+    assert here.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert measure.timing(se, x, seconds=1e-3, device=here).device == timing.device_name(here)
+    for measured in (measure.timing, lambda *one, **where: measure.compare_timings({"se": one}, **where)):
+        with pytest.raises(ValueError, match="device=meta must be a CPU or a CUDA device"):
+            measured(se, x, device=torch.device("meta"))
+
+
 def test_timing_a_cpu_neither_waits_for_a_gpu_nor_starts_it(monkeypatch):
     def touched(*_):
         raise AssertionError("the GPU was touched")
