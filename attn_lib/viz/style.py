@@ -93,7 +93,6 @@ _RC = {
 }
 
 
-
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the book's style, whatever style the reader has set; theirs is back afterwards."""
