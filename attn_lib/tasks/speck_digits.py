@@ -22,7 +22,7 @@ def _strewn(photographs: Tensor, first: Tensor, generator: torch.Generator) -> T
     backgrounds = level(photographs)
     material = MEAN + DEPTH * MATERIALS[(~first).long()]  # n, 16
     room = around().flatten().nonzero()[:, 0]
-    places = room[torch.rand(len(first), len(room), generator=generator).argsort(1)[:, :SPECKS]]  # n, 4
+    places = room[torch.rand(len(first), len(room), generator=generator).topk(SPECKS, largest=False).indices]  # n, 4
     flat = backgrounds.flatten(2)
     index = places[:, None].expand(-1, flat.shape[1], -1)
     flat = flat.scatter(2, index, material[..., None].expand_as(index))

@@ -6,13 +6,13 @@ the files are read from the package's folder rather than through `skimage.data`,
 
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from importlib.metadata import version
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+
+from .packaged import packaged
 
 # name -> file in skimage/data. Grey pictures are returned with three equal channels.
 PHOTOGRAPHS = {
@@ -85,14 +85,11 @@ def cut(photographs: Iterable[Tensor], size: tuple[int, int], step: int) -> Tens
 
 @cache
 def _read(name: str) -> Tensor:
-    import skimage
-    from skimage import io
+    import numpy as np
+    from PIL import Image
 
-    path = Path(skimage.__file__).parent / "data" / PHOTOGRAPHS[name]
-    if not path.exists():
-        here = version("scikit-image")
-        raise FileNotFoundError(f"scikit-image {here} does not package {path.name}; version 0.25 does")
-    pixels = torch.from_numpy(io.imread(path)).float() / 255
+    with Image.open(packaged("skimage", f"data/{PHOTOGRAPHS[name]}", "scikit-image", known="0.25")) as photograph:
+        pixels = torch.from_numpy(np.array(photograph)).float() / 255
     if pixels.dim() == 2:
         pixels = pixels[:, :, None].expand(-1, -1, 3)
     return pixels[:, :, :3].permute(2, 0, 1).contiguous()

@@ -1,5 +1,6 @@
 """A short training loop for experiments that last seconds: seeded, silent, the same in every chapter."""
 
+import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -104,32 +105,8 @@ def fit(
     Raises:
         ValueError: for a non-positive `steps`, `batch` or `lr`, an unknown optimizer, or tensors of different length.
     """
-    for name, number in (("steps", steps), ("batch", batch), ("lr", lr)):
-        if number <= 0:
-            raise ValueError(f"{name}={number} must be positive")
-    makers: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
-        "adamw": lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=weight_decay),
-        "sgd": lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=weight_decay),
-    }
-    if optimizer not in makers:
-        raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(makers)}")
-    optim = makers[optimizer]([p for p in model.parameters() if p.requires_grad])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optim, steps)
-    generator = torch.Generator().manual_seed(seed)
-    draw = data if callable(data) else _batches(data)
-    device = next(model.parameters()).device
-    history, start = History(), time.perf_counter()
-    with same_modes(model), seeded(seed):
-        model.train()
-        for _ in _progress(range(steps)):
-            *inputs, target = (t.to(device) for t in draw(batch, generator))
-            value = loss(model(*inputs), target)
-            optim.zero_grad(set_to_none=True)
-            value.backward()
-            optim.step()
-            schedule.step()
-            history.loss.append(value.item())
-    history.seconds = time.perf_counter() - start
+    (history,) = _by_turns([model], data, steps=steps, batch=batch, lr=lr, seed=seed, loss=loss, optimizer=optimizer,
+                           weight_decay=weight_decay)
     return history
 
 
@@ -170,6 +147,8 @@ def compare(
 ) -> Scores:
     """Train several models on the same batches, once a seed, and score them on the same test data.
 
+    Each learns exactly what `fit` would teach it alone. But a batch is drawn once, and the models take turns on it.
+
     Args:
         builders: label -> function that makes a freshly initialised model.
         train: what `fit` takes.
@@ -183,13 +162,18 @@ def compare(
     """
     start = time.perf_counter()
     result = Scores({label: [] for label in builders}, {label: [] for label in builders}, {}, 0.0)
-    runs = [(seed, label) for seed in seeds for label in builders]
-    for seed, label in _progress(runs):
-        with seeded(seed):
-            model = builders[label]()
-        result.loss[label].append(fit(model, train, seed=seed, **options).loss)
-        result.scores[label].append(metric(model, test))
-        result.models.setdefault(label, model)
+    recipe = inspect.signature(fit).bind(None, train, seed=0, **options)  # refuses what `fit` does not take
+    recipe.apply_defaults()
+    for seed in _progress(list(seeds)):
+        models = {}
+        for label, build in builders.items():
+            with seeded(seed):
+                models[label] = build()
+        histories = _by_turns([*models.values()], train, **{**recipe.kwargs, "seed": seed})
+        for (label, model), history in zip(models.items(), histories, strict=True):
+            result.loss[label].append(history.loss)
+            result.scores[label].append(metric(model, test))
+            result.models.setdefault(label, model)
     result.seconds = time.perf_counter() - start
     return result
 
@@ -203,14 +187,110 @@ def seeded(seed: int) -> Iterator[None]:
         model = build()
     ```
     """
-    started = torch.cuda.is_initialized()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if started else []):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        if not started:  # a GPU at rest has no state to put back: it starts from the seed that it would have had
+    with _Stream(seed):
+        yield
+
+
+def _by_turns(
+    models: Sequence[nn.Module],
+    data: Data,
+    *,
+    steps: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    optimizer: str,
+    weight_decay: float,
+) -> list[History]:
+    """What `fit` does, for several models that take turns on each batch."""
+    for name, number in (("steps", steps), ("batch", batch), ("lr", lr)):
+        if number <= 0:
+            raise ValueError(f"{name}={number} must be positive")
+    makers: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+        "adamw": lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=weight_decay),
+        "sgd": lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=weight_decay),
+    }
+    if optimizer not in makers:
+        raise ValueError(f"optimizer={optimizer!r} must be one of {', '.join(makers)}")
+    learners = [_Learner(model, makers[optimizer], steps, loss, seed) for model in models]
+    draw = data if callable(data) else _batches(data)
+    generator, drawing = torch.Generator().manual_seed(seed), _Stream(seed)
+    together, start = nn.ModuleList(models), time.perf_counter()
+    with same_modes(together):
+        together.train()
+        for _ in _progress(range(steps)):
+            with drawing:
+                drawn = draw(batch, generator)
+            for learner in learners:
+                learner.step(drawn)
+    return [History(learner.losses, time.perf_counter() - start) for learner in learners]
+
+
+class _Learner:
+    """A model in training, which takes a step whenever it is given a batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        steps: int,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        seed: int,
+    ):
+        self.model, self.loss, self.dropout = model, loss, _Stream(seed)
+        self.optimizer = optimizer([p for p in model.parameters() if p.requires_grad])
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        self.device = next(model.parameters()).device
+        self.losses: list[float] = []
+
+    def step(self, drawn: Sequence[Tensor]) -> None:
+        # copies: a model may write on its inputs, and the others get the same batch
+        *inputs, target = (t.to(self.device, copy=True) for t in drawn)
+        with self.dropout:
+            value = self.loss(self.model(*inputs), target)
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            self.optimizer.step()
+        self.schedule.step()
+        self.losses.append(value.item())
+
+
+class _Stream:
+    """A context in which torch's global random numbers follow a seed; entered again, it goes on where it ended.
+
+    So whoever takes turns with others draws the same numbers as alone.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.state: list[Tensor] | None = None
+
+    def __enter__(self) -> None:
+        self.outside = _random_state()
+        if self.state is None:
+            torch.manual_seed(self.seed)
+        else:
+            _set_random_state(self.state)
+
+    def __exit__(self, *error: object) -> None:
+        seeded_anew, self.state = self.state is None, _random_state()
+        _set_random_state(self.outside)
+        if seeded_anew and not torch.cuda.is_initialized():
+            # a GPU at rest has no state to put back: it starts from the seed that it would have had
             torch.cuda.manual_seed_all(torch.initial_seed())
+
+
+def _random_state() -> list[Tensor]:
+    """Of the CPU and, if they are in use, of the GPUs."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def _set_random_state(state: list[Tensor]) -> None:
+    cpu, *gpus = state
+    torch.set_rng_state(cpu)
+    if gpus:
+        torch.cuda.set_rng_state_all(gpus)
 
 
 def _batches(data: Sequence[Tensor]) -> Callable[[int, torch.Generator], list[Tensor]]:

@@ -2,8 +2,13 @@
 
 import contextlib
 import io
+import math
 import socket
+import subprocess
 import sys
+import weakref
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +17,11 @@ from torch import nn
 
 import attn_lib
 from attn_lib import toys
+from attn_lib.toys.images import PHOTOGRAPHS
+from attn_lib.toys.packaged import packaged
 from attn_lib.toys.train import answers
+
+ROOT = Path(__file__).parents[3]
 
 # ---- photographs -----------------------------------------------------------------------------------------------------
 
@@ -65,6 +74,37 @@ def test_image_is_fresh_at_every_call():
 def test_image_arguments(name, size, message):
     with pytest.raises(ValueError, match=message):
         toys.image(name, size)
+
+
+def test_photographs_and_digits_are_what_the_packages_that_carry_them_read():
+    from skimage import io
+    from sklearn.datasets import load_digits
+
+    for name, file in PHOTOGRAPHS.items():
+        pixels = torch.from_numpy(io.imread(packaged("skimage", f"data/{file}", "scikit-image", "0.25"))) / 255
+        assert torch.equal(toys.image(name).permute(1, 2, 0), pixels.view(*pixels.shape[:2], -1).expand(-1, -1, 3))
+    theirs = load_digits()
+    x, y = toys.digits()
+    assert torch.equal(x[:, 0], torch.from_numpy(theirs.images).float() / 16)
+    assert torch.equal(y, torch.from_numpy(theirs.target))
+
+
+def test_photographs_and_digits_are_read_without_these_packages_which_take_a_second():
+    code = """
+import sys
+from attn_lib import toys
+toys.image("cat"), toys.digits()
+print({"skimage", "sklearn", "scipy", "pandas"} & sys.modules.keys())
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout == "set()\n", run.stdout + run.stderr
+
+
+def test_a_file_that_no_package_carries():
+    with pytest.raises(ModuleNotFoundError, match="No module named 'skimoge'"):
+        packaged("skimoge", "data/cat.png", "scikit-imoge", "0.25")
+    with pytest.raises(FileNotFoundError, match=r"scikit-image [\d.]+ does not package lena\.png; version 0\.1 does"):
+        packaged("skimage", "data/lena.png", "scikit-image", "0.1")
 
 
 # ---- digits and split ------------------------------------------------------------------------------------------------
@@ -207,6 +247,85 @@ def test_compare_gives_every_model_the_same_batches():
     assert result.mean("a") == sum(result.scores["a"]) / 2
     assert result.scores["a"][0] == toys.accuracy(result.models["a"], test)
     assert str(result).splitlines()[1].startswith("b  0.")
+
+
+class Careless(nn.Module):
+    """Draws random numbers of its own while it trains, keeps statistics, and writes on its inputs."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(rate), nn.Linear(64, 10))
+
+    def forward(self, x):
+        return self.net(x.mul_(0.9))
+
+
+def from_the_generator(batch, generator):
+    return torch.randn(batch, 64, generator=generator), torch.randint(10, (batch,), generator=generator)
+
+
+def from_the_global_one(batch, generator):
+    return torch.randn(batch, 64), torch.randint(10, (batch,))
+
+
+@pytest.mark.parametrize("data", [from_the_generator, toys.digits()])
+def test_fit_is_a_plain_loop(data):
+    with toys.seeded(1):
+        model, fitted = Careless(0.3), Careless(0.3)
+    fitted.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    generator, losses = torch.Generator().manual_seed(6), []
+    with toys.seeded(6):
+        for k in range(10):
+            optimizer.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * k / 10)) / 2
+            if callable(data):
+                x, y = data(8, generator)
+            else:
+                rows = torch.randperm(len(data[0]), generator=generator)[:8]
+                x, y = (t[rows] for t in data)
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert toys.fit(fitted, data, steps=10, batch=8, lr=1e-2, seed=6).loss == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(fitted.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(("data", "options"), [
+    (toys.digits(), dict(steps=9)), (toys.digits(), dict(steps=9, batch=5, lr=1e-2, optimizer="sgd", weight_decay=0.1)),
+    (from_the_generator, dict(steps=9)), (from_the_global_one, dict(steps=9)),
+])
+def test_compare_teaches_each_model_exactly_what_fit_teaches_it_alone(data, options):
+    builders = {"a": lambda: Careless(0.2), "b": lambda: Careless(0.5), "c": mlp}
+    scored = []
+    result = toys.compare(builders, data, (), seeds=(4, 2), metric=lambda model, test: scored.append(model), **options)
+    for number, (seed, label) in enumerate(product((4, 2), builders)):
+        with toys.seeded(seed):
+            alone = builders[label]()
+        assert result.loss[label][number // 3] == toys.fit(alone, data, seed=seed, **options).loss
+        taught = scored[number].state_dict()
+        assert all(torch.equal(taught[name], value) for name, value in alone.state_dict().items())
+    assert [*result.models.values()] == scored[:3]
+
+
+def test_compare_draws_a_batch_once_for_all_models_and_keeps_none():
+    drawn = []
+
+    def draw(batch, generator):
+        x, y = from_the_generator(batch, generator)
+        drawn.append(weakref.ref(x))
+        assert sum(one() is not None for one in drawn) <= 2  # this one, and that of the step before
+        return x, y
+
+    toys.compare({"a": mlp, "b": mlp, "c": mlp}, draw, (), seeds=(0, 1), steps=7, metric=lambda model, test: 0.0)
+    assert len(drawn) == 2 * 7
+
+
+@pytest.mark.parametrize("options", [dict(step=3), dict(seed=3)])
+def test_compare_refuses_options_before_anything_is_built(options):
+    with pytest.raises(TypeError, match=next(iter(options))):
+        toys.compare({"a": lambda: pytest.fail("built")}, toys.digits(), toys.digits(), **options)
 
 
 def test_progress_shows_only_where_somebody_watches(monkeypatch):
