@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true",
                         help="the smallest size only, eager, in float32, little repeated")
     parser.add_argument("--budget", type=float, metavar="SECONDS",
-                        help="begin no case after so many seconds: the most telling ones come first, and a second run "
-                             "at the same commit goes on where this one ended")
+                        help="begin no case after so many seconds: what the file lacks comes first, of that the most "
+                             "telling; a second run at the same commit goes on where this one ended")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         help="cuda or cpu")
     parser.add_argument("--commit", metavar="HASH", help="to stamp a copy with that was sent without its repository")
@@ -53,8 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     old = load_text(out.read_text(encoding="utf-8")) if out.exists() else None
     partial, planned = options.budget is not None, suite.cases(ids, device.type, quick=options.quick)
     if partial:
-        done = measured_at(old, stamp(device, options.commit))
+        now = stamp(device, options.commit)
+        done, known = measured_at(old, now), measured_at(old, now, any_state=True)
         planned = suite.most_telling_first([case for case in planned if case not in done])
+        planned.sort(key=lambda case: case in known)  # what is not recorded at all comes first
     keep_freed_memory()
     try:
         rows = suite.run(planned, device, save=lambda run: write(merge(old, run, partial=partial), out),
@@ -76,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(any(row["error"] for row in rows))
 
 
-def measured_at(old: Data | None, now: Row) -> set[Case]:
-    """Cases that a file holds without an error from this device, this torch and this very state of the library."""
-    same = ("device", "torch", "commit")
+def measured_at(old: Data | None, now: Row, *, any_state: bool = False) -> set[Case]:
+    """Cases that a file holds without an error, from this device and torch, at this state of the library or any."""
+    same = ("device", "torch") if any_state else ("device", "torch", "commit")
     runs = [run for run in old["runs"] if all(run["stamp"].get(key) == now[key] for key in same)] if old else []
-    known = [row for run in runs if now["commit"] and not (run["stamp"].get("dirty") or now["dirty"])
-             for row in run["rows"]]
+    known = [row for run in runs
+             if any_state or (now["commit"] and not (run["stamp"].get("dirty") or now["dirty"])) for row in run["rows"]]
     failed = {case_of(row) for row in known if row["error"] and row["shapes"]}
     return {case_of(row) for row in known if row["shapes"]} - failed
 

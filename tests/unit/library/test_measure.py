@@ -782,6 +782,14 @@ class TestCommand:
         measured.clear()
         command.main([*arguments, "--budget", "15"])
         assert measured == eager[:2] and len(flatten(load_text(out.read_text()))) == len(rows), "another library"
+        data = load_text(out.read_text())
+        for run in data["runs"]:
+            run["rows"] = [row for row in run["rows"] if (row["id"], row["mode"]) != ("se", "compiled")]
+        write(data, out)
+        measured.clear()
+        command.main([*arguments, "--budget", "35"])
+        compiled = [("se", 56, f"torch.{dtype}", True) for dtype in ("float32", "bfloat16")]
+        assert measured == [*compiled, *eager[2:4]], "what is not recorded at all comes first"
 
     @pytest.mark.parametrize(("arguments", "message"), [
         (["--budget", "-3"], "must be a positive number of seconds"),

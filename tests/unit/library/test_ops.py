@@ -598,7 +598,7 @@ def test_attention_that_will_be_differentiated_on_a_gpu_goes_round_cudnn(monkeyp
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("N", [64, 192, 256, 56 * 56])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_a_query_that_is_far_from_every_key_has_a_finite_gradient(dtype, N, compiled):
+def test_on_a_gpu_a_query_far_from_every_key_has_a_finite_gradient(dtype, N, compiled):
     """Its logits are all about −120."""
     d = 32
     q, k, v = 0.1 * torch.randn(3, 2, 4, N, d, device="cuda")
