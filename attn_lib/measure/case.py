@@ -40,8 +40,6 @@ def measure(case: Case, device: torch.device, limits: Ceilings, seconds: float =
     """Two rows: the forward pass, and the forward and backward pass. A failure is a row too."""
     rows = []
     for backward in (False, True):
-        if case.compiled:
-            torch.compiler.reset()  # nothing that another case compiled is in the way
         rows.append(timed(prepare(case, device, backward), limits, seconds))
         tidy(device)
     return rows
